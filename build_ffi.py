@@ -1,0 +1,195 @@
+"""Makes ``llama_state._llama_cffi`` out of ``include/llama.h``.
+
+Nothing is linked: which libllama is called is decided at run time, library by library. So
+every prototype of the header becomes
+
+* a member of ``struct llama_api``, the function table that ``_library.py`` fills by name, and
+* a static C function of the same name that takes such a table first and calls through it.
+
+``python build_ffi.py --stub`` prints the type stub of the compiled module, made from the
+same header.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from cffi import FFI
+
+INCLUDE = Path(__file__).resolve().parent / "include"
+PROTOTYPE = re.compile(
+    r"^LLAMA_API (?P<result>.*?[ *])(?P<name>\w+)\((?P<args>.*)\);$", re.MULTILINE
+)
+PARAMETER = re.compile(r"^(?P<type>.*?[ *])(?P<name>\w+)$")
+SINK_FUNCTION = re.compile(r"^SINK_API (.*\))$", re.MULTILINE)
+TABLE = "const struct llama_api *api"
+
+
+class Prototype(NamedTuple):
+    """One function of the header; ``args`` as written there, ``"void"`` for none."""
+
+    result: str
+    name: str
+    args: str
+
+    @property
+    def parameters(self) -> list[tuple[str, str]]:
+        """(type, name) of each parameter."""
+        if self.args == "void":
+            return []
+        matches = [PARAMETER.match(part.strip()) for part in self.args.split(",")]
+        return [(m["type"].strip(), m["name"]) for m in matches if m]
+
+
+def prototypes(header: str) -> list[Prototype]:
+    """The functions that *header* declares, in its order."""
+    return [
+        Prototype(m["result"].strip(), m["name"], m["args"]) for m in PROTOTYPE.finditer(header)
+    ]
+
+
+def types(header: str) -> str:
+    """*header* without comments, preprocessor lines and functions: what declares its types."""
+    lines = (line.split("//")[0].rstrip() for line in header.splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith(("#", "LLAMA_API")))
+
+
+def table(functions: list[Prototype]) -> str:
+    """The function table: one pointer a function."""
+    members = (f"    {f.result} (*{f.name})({f.args});" for f in functions)
+    return "\n".join(["struct llama_api {", *members, "};"])
+
+
+def signature(function: Prototype) -> str:
+    """The wrapper's C signature: the table first, then the function's own parameters."""
+    args = TABLE if function.args == "void" else f"{TABLE}, {function.args}"
+    return f"{function.result} {function.name}({args})"
+
+
+def wrapper(function: Prototype) -> str:
+    """The wrapper's C definition."""
+    call = f"api->{function.name}({', '.join(name for _, name in function.parameters)});"
+    body = call if function.result == "void" else f"return {call}"
+    return f"static {signature(function)} {{ {body} }}"
+
+
+def cdef(header: str, sink: str) -> str:
+    """Everything that Python sees, as cffi takes it."""
+    functions = prototypes(header)
+    chain = "struct log_chain { ggml_log_callback next; void *next_data; };"
+    signatures = [signature(f) for f in functions] + SINK_FUNCTION.findall(sink)
+    return "\n".join([types(header), table(functions), chain, *(s + ";" for s in signatures)])
+
+
+def source(header: str) -> str:
+    """The C text in front of cffi's own."""
+    functions = prototypes(header)
+    return "\n".join(
+        [
+            "#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>",
+            types(header),
+            table(functions),
+            "#define SINK_API static",
+            '#include "log_sink.h"',
+            *map(wrapper, functions),
+        ]
+    )
+
+
+SCALARS = {
+    "bool": "bool",
+    "float": "float",
+    "int": "int",
+    "int32_t": "int",
+    "uint32_t": "int",
+    "size_t": "int",
+    "void": "None",
+}
+
+
+def python_type(c_type: str) -> str:
+    """The stub's name for a C type: distinct for every pointer, so that mixing them is an error."""
+    if c_type in SCALARS:
+        return SCALARS[c_type]
+    if c_type == "const char *":
+        return "bytes | CharPtr"
+    words = re.sub(r"\b(const|struct)\b|_t\b", "", c_type).replace("*", " Ptr").split()
+    return "".join(word[0].upper() + word[1:] for name in words for word in name.split("_") if word)
+
+
+def stub(header: str, sink: str) -> str:
+    """The text of ``_llama_cffi.pyi``."""
+    functions = [
+        Prototype(f.result, f.name, TABLE if f.args == "void" else f"{TABLE}, {f.args}")
+        for f in prototypes(header)
+    ]
+    sinks = prototypes("\n".join(f"LLAMA_API {s};" for s in SINK_FUNCTION.findall(sink)))
+    methods = []
+    names: set[str] = set()
+    for f in functions + sinks:
+        kinds = [(name, python_type(kind)) for kind, name in f.parameters]
+        names.update(name for _, kind in kinds for name in kind.split(" | "))
+        names.update(python_type(f.result).split(" | "))
+        args = ", ".join(["self", *(f"{name}: {kind}" for name, kind in kinds), "/"])
+        methods.append(f"    def {f.name}({args}) -> {python_type(f.result)}: ...")
+    classes = [f"class {name}(CData): ..." for name in sorted(names - {*SCALARS.values(), "bytes"})]
+    return "\n".join(
+        [
+            "# Made by `python build_ffi.py --stub` from include/llama.h.",
+            "# ruff: noqa: E501",
+            "from typing import Any",
+            "",
+            "class CData:",
+            "    def __getattr__(self, name: str) -> Any: ...",
+            "    def __setattr__(self, name: str, value: Any) -> None: ...",
+            "    def __getitem__(self, index: Any) -> Any: ...",
+            "    def __setitem__(self, index: Any, value: Any) -> None: ...",
+            "    def __len__(self) -> int: ...",
+            "    def __int__(self) -> int: ...",
+            "",
+            *classes,
+            "",
+            "class _FFI:",
+            "    NULL: Any",
+            "    CData: type[CData]",
+            "    error: type[Exception]",
+            "    def new(self, cdecl: str, init: Any = ...) -> Any: ...",
+            "    def addressof(self, cdata: Any) -> Any: ...",
+            "    def cast(self, cdecl: Any, source: Any) -> Any: ...",
+            "    def typeof(self, cdecl: Any) -> Any: ...",
+            "    def sizeof(self, cdecl: Any) -> int: ...",
+            "    def string(self, cdata: Any, maxlen: int = ...) -> bytes: ...",
+            "    def buffer(self, cdata: Any, size: int = ...) -> Any: ...",
+            "    def from_buffer(",
+            "        self, cdecl: str, python_buffer: Any, require_writable: bool = ...",
+            "    ) -> Any: ...",
+            "    def memmove(self, dest: Any, src: Any, n: int) -> None: ...",
+            "",
+            "class _Lib:",
+            *methods,
+            "",
+            "ffi: _FFI",
+            "lib: _Lib",
+            "",
+        ]
+    )
+
+
+HEADER, SINK = ((INCLUDE / name).read_text() for name in ("llama.h", "log_sink.h"))
+ffibuilder = FFI()
+ffibuilder.cdef(cdef(HEADER, SINK))
+ffibuilder.set_source(
+    "llama_state._llama_cffi",
+    source(HEADER),
+    include_dirs=[str(INCLUDE)],
+    depends=[str(INCLUDE / "llama.h"), str(INCLUDE / "log_sink.h")],
+)
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--stub"]:
+        print(stub(HEADER, SINK), end="")
+    else:
+        ffibuilder.compile(verbose=True)

@@ -1,0 +1,210 @@
+"""Every error that llama_state raises, with its facts in fields.
+
+Each class also derives from the built-in exception that a caller would catch
+without knowing this package, so ``except ValueError`` around a restore works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = [
+    "CapacityError",
+    "ChecksumError",
+    "ClosedError",
+    "DecodeError",
+    "Difference",
+    "FormatError",
+    "LibraryNotFoundError",
+    "MismatchError",
+    "ModelLoadError",
+    "RestoreError",
+    "SaveError",
+    "SequenceIdError",
+    "StaleError",
+    "StateError",
+    "TruncatedError",
+    "UnsupportedError",
+    "VersionError",
+]
+
+
+class Difference(NamedTuple):
+    """One property in which a saved state and a context disagree."""
+
+    name: str
+    saved: object
+    current: object
+
+    def __str__(self) -> str:
+        return f"{self.name}: saved {self.saved}, this context {self.current}"
+
+
+class StateError(Exception):
+    """Base of every error raised by llama_state."""
+
+
+class FormatError(StateError, ValueError):
+    """The bytes are not a llama.cpp state, or are damaged.
+
+    Attributes:
+        reason: What is wrong, without the offset.
+        offset: Byte offset at which it was found, or None where no single byte is to blame.
+    """
+
+    def __init__(self, reason: str, *, offset: int | None = None) -> None:
+        super().__init__(reason if offset is None else f"{reason} (at byte {offset})")
+        self.reason = reason
+        self.offset = offset
+
+
+class TruncatedError(FormatError):
+    """Fewer bytes than the format promises.
+
+    Attributes:
+        need: Bytes that the part needs, counted from the start of the data.
+        have: Bytes that are there.
+    """
+
+    def __init__(self, what: str, *, need: int, have: int, offset: int | None = None) -> None:
+        super().__init__(f"{what}: need {need} bytes, have {have}", offset=offset)
+        self.need = need
+        self.have = have
+
+
+class ChecksumError(FormatError):
+    """The bytes are not the bytes that were written."""
+
+
+class VersionError(FormatError):
+    """A state format version that this library does not write or read.
+
+    Attributes:
+        found: The version in the data.
+        expected: The version, or versions, that would have been accepted.
+    """
+
+    def __init__(
+        self, what: str, *, found: int, expected: int | Sequence[int], offset: int | None = None
+    ) -> None:
+        wanted = expected if isinstance(expected, int) else " or ".join(map(str, expected))
+        super().__init__(f"{what}: version {found}, expected {wanted}", offset=offset)
+        self.found = found
+        self.expected = expected
+
+
+class MismatchError(StateError, ValueError):
+    """A sound state that does not fit this context.
+
+    Attributes:
+        differences: One :class:`Difference` (name, saved, current) a property.
+    """
+
+    def __init__(self, differences: Sequence[Difference]) -> None:
+        super().__init__("the state does not fit: " + "; ".join(map(str, differences)))
+        self.differences = tuple(differences)
+
+
+class CapacityError(StateError, ValueError):
+    """Something does not fit: cells of a cache, sequences, bytes of a buffer.
+
+    Attributes:
+        need: How many are needed.
+        have: How many there are.
+    """
+
+    def __init__(self, what: str, *, need: int, have: int, hint: str = "") -> None:
+        super().__init__(f"{what}: need {need}, have {have}" + (f"; {hint}" if hint else ""))
+        self.need = need
+        self.have = have
+
+
+class SequenceIdError(StateError, IndexError):
+    """A sequence id outside ``0 .. n_seq_max - 1``.
+
+    Attributes:
+        seq_id: The id that was given.
+        limit: The context's ``n_seq_max``.
+    """
+
+    def __init__(self, seq_id: int, *, limit: int) -> None:
+        super().__init__(f"sequence id {seq_id} is outside 0 .. {limit - 1} (n_seq_max is {limit})")
+        self.seq_id = seq_id
+        self.limit = limit
+
+
+class SaveError(StateError, OSError):
+    """A file could not be written; what stood at the path before is still there."""
+
+
+class RestoreError(StateError, RuntimeError):
+    """llama.cpp refused a state that had passed our checks.
+
+    Attributes:
+        log: The lines that llama.cpp logged during the call.
+        rolled_back: True when the destination holds what it held before the call,
+            False when it had to be emptied.
+    """
+
+    def __init__(self, reason: str, *, log: Sequence[str] = (), rolled_back: bool = False) -> None:
+        after = "the destination is as it was" if rolled_back else "the destination was emptied"
+        super().__init__(_with_log(f"{reason}; {after}", log))
+        self.log = tuple(log)
+        self.rolled_back = rolled_back
+
+
+class DecodeError(StateError, RuntimeError):
+    """``llama_decode`` failed.
+
+    Attributes:
+        code: Its return value.
+        log: The lines that llama.cpp logged during the call.
+    """
+
+    def __init__(self, reason: str, *, code: int, log: Sequence[str] = ()) -> None:
+        super().__init__(_with_log(f"{reason} (llama_decode returned {code})", log))
+        self.code = code
+        self.log = tuple(log)
+
+
+class ModelLoadError(StateError, RuntimeError):
+    """A model could not be loaded, or a context could not be made of it.
+
+    Attributes:
+        path: The model file.
+        log: The lines that llama.cpp logged during the call.
+    """
+
+    def __init__(self, reason: str, *, path: str, log: Sequence[str] = ()) -> None:
+        super().__init__(_with_log(f"{path}: {reason}", log))
+        self.path = path
+        self.log = tuple(log)
+
+
+class ClosedError(StateError, RuntimeError):
+    """The model or context was closed."""
+
+
+class LibraryNotFoundError(StateError, ImportError):
+    """No usable libllama.
+
+    Attributes:
+        tried: One (place, reason) pair for every place that was looked at, in order.
+    """
+
+    def __init__(self, reason: str, *, tried: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__("\n  ".join([reason, *(f"{place}: {why}" for place, why in tried)]))
+        self.tried = tuple(tried)
+
+
+class StaleError(StateError, RuntimeError):
+    """A snapshot on the device whose data a later one of the same sequence has replaced."""
+
+
+class UnsupportedError(StateError, NotImplementedError):
+    """This llama.cpp, this kind of memory or this format cannot do that."""
+
+
+def _with_log(message: str, log: Sequence[str]) -> str:
+    return "\n  llama.cpp: ".join([message, *log])
