@@ -1,0 +1,66 @@
+"""The byte layout of llama.cpp states: parse, describe, compare and cut them, without llama.cpp.
+
+Everything here is pure: bytes in, frozen descriptions out. Little-endian hosts only.
+"""
+
+from __future__ import annotations
+
+from .architectures import is_known, model_traits
+from .blocks import (
+    UNKNOWN_ID,
+    Block,
+    Cache,
+    Cells,
+    Compressed,
+    Compressor,
+    KVCache,
+    RecurrentCache,
+    Stream,
+)
+from .cut import sequence_from_whole
+from .files import FileHeader, Kind, pack_file_header, parse_file_header, unpack_tokens
+from .formats import MAX_SEQUENCES, SEQUENCE_MAGIC, SEQUENCE_VERSION, TYPES, TensorType
+from .geometry import CacheGeometry, Geometry, differences, merge
+from .layout import Layout
+from .parse import SEQUENCE_HEAD, has_sequence_head, parse_sequence, parse_whole
+from .spans import Span
+from .traits import Module, Traits, Window, has_partial
+
+__all__ = [
+    "MAX_SEQUENCES",
+    "SEQUENCE_HEAD",
+    "SEQUENCE_MAGIC",
+    "SEQUENCE_VERSION",
+    "TYPES",
+    "UNKNOWN_ID",
+    "Block",
+    "Cache",
+    "CacheGeometry",
+    "Cells",
+    "Compressed",
+    "Compressor",
+    "FileHeader",
+    "Geometry",
+    "KVCache",
+    "Kind",
+    "Layout",
+    "Module",
+    "RecurrentCache",
+    "Span",
+    "Stream",
+    "TensorType",
+    "Traits",
+    "Window",
+    "differences",
+    "has_partial",
+    "has_sequence_head",
+    "is_known",
+    "merge",
+    "model_traits",
+    "pack_file_header",
+    "parse_file_header",
+    "parse_sequence",
+    "parse_whole",
+    "sequence_from_whole",
+    "unpack_tokens",
+]

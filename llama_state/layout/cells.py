@@ -1,0 +1,122 @@
+"""Cell lists: decoded in bulk when each cell has one owner, one by one when cells are shared."""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import FormatError, TruncatedError
+from .blocks import Cells
+from .cursor import Cursor
+from .formats import MAX_POSITION, MAX_SEQUENCES
+
+Decoded = tuple["array[int]", Mapping[int, Sequence[int]], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose cells a payload holds.
+
+    Attributes:
+        whole: True when those of all sequences.
+        source: The one sequence whose cells they are; None where that is not known (yet).
+    """
+
+    whole: bool
+    source: int | None = None
+
+
+def read_cells(cursor: Cursor, n_cell: int, ext_words: int, owner: int | None) -> Cells:
+    """Read the *n_cell* cells of a KV stream (one at least).
+
+    Args:
+        ext_words: See :class:`Cells`.
+        owner: The only sequence id that may occur; None allows any, and shared cells.
+
+    Raises:
+        FormatError: A position, a sequence count or a sequence id that no cache can have.
+    """
+    start, stride = cursor.at, 3 + ext_words
+    cursor.require(4 * stride * n_cell, f"{n_cell} cells")
+    words = array("i")
+    words.frombytes(cursor.view[start : start + 4 * stride * n_cell])
+    if words[1::stride] == array("i", [1]) * n_cell:
+        cursor.at += 4 * stride * n_cell
+        owners = _owners(words[stride - 1 :: stride])
+        decoded: Decoded = words[0::stride], owners, range(start, cursor.at, 4 * stride)
+    else:
+        decoded = _shared_cells(cursor, n_cell, ext_words, alone=owner is not None)
+    cells = Cells(*decoded, ext_words)
+    check_positions(cells)
+    _check_owners(cells, owner)
+    return cells
+
+
+def check_positions(cells: Cells) -> None:
+    """Raise FormatError unless each position can be one of a token."""
+    if min(cells.positions) >= 0 and max(cells.positions) <= MAX_POSITION:
+        return
+    for position, start in zip(cells.positions, cells.starts, strict=True):
+        if not 0 <= position <= MAX_POSITION:
+            raise FormatError(f"a cell at position {position}", offset=start)
+
+
+def _owners(ids: array[int]) -> dict[int, Sequence[int]]:
+    """Group the cells of which each has the one owner in *ids*."""
+    if ids == array("i", ids[:1]) * len(ids):
+        return {ids[0]: range(len(ids))}
+    owners: defaultdict[int, array[int]] = defaultdict(lambda: array("i"))
+    for index, seq_id in enumerate(ids):
+        owners[seq_id].append(index)
+    return dict(owners)
+
+
+def _shared_cells(cursor: Cursor, n_cell: int, ext_words: int, *, alone: bool) -> Decoded:
+    """Read cells of which some have several owners; *alone* says that none may."""
+    start = cursor.at
+    words = cursor.view[start : start + (cursor.end - start) // 4 * 4].cast("i")
+    positions, starts = array("i"), array("q")
+    owners: defaultdict[int, array[int]] = defaultdict(lambda: array("i"))
+    at = 0
+    for index in range(n_cell):
+        first = at + 2 + ext_words
+        if first > len(words):
+            raise _cut_off(cursor, start + 4 * first)
+        count = words[at + 1]
+        offset = start + 4 * at
+        if not 1 <= count <= (1 if alone else MAX_SEQUENCES):
+            raise FormatError(f"a cell of {count} sequences", offset=offset)
+        positions.append(words[at])
+        starts.append(offset)
+        at = first + count
+        if at > len(words):
+            raise _cut_off(cursor, start + 4 * at)
+        last = -1
+        for seq_id in words[first:at]:
+            if seq_id <= last:
+                raise FormatError("sequence ids of a cell do not increase", offset=offset)
+            owners[seq_id].append(index)
+            last = seq_id
+    cursor.at = start + 4 * at
+    return positions, _ranges(owners, n_cell), starts
+
+
+def _ranges(owners: Mapping[int, array[int]], n_cell: int) -> dict[int, Sequence[int]]:
+    """Return *owners* with a range for each owner of all cells."""
+    everything = range(n_cell)
+    return {i: everything if len(own) == n_cell else own for i, own in owners.items()}
+
+
+def _check_owners(cells: Cells, owner: int | None) -> None:
+    for seq_id, indices in cells.owners.items():
+        if owner is not None and seq_id != owner:
+            reason = f"a cell of sequence {seq_id} among those of sequence {owner}"
+            raise FormatError(reason, offset=cells.starts[indices[0]])
+        if not 0 <= seq_id < MAX_SEQUENCES:
+            raise FormatError(f"a cell of sequence {seq_id}", offset=cells.starts[indices[0]])
+
+
+def _cut_off(cursor: Cursor, need: int) -> TruncatedError:
+    return TruncatedError("cells", need=need, have=cursor.end, offset=cursor.at)

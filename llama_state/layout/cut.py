@@ -1,0 +1,165 @@
+"""Cut the state of one sequence out of the state of a whole context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, TypeAlias
+
+from ..errors import SequenceIdError
+from .blocks import Block, Cache, Compressed, Compressor, KVCache, RecurrentCache, Stream
+from .cursor import U32, open_view
+from .dsv4 import COMPRESSED_HEAD, COMPRESSOR_HEAD, HEAD, TENSOR_HEAD
+from .formats import DSV4_MAGIC, TYPES
+from .layout import Layout
+
+if TYPE_CHECKING:
+    from .._types import Buffer
+
+Pieces: TypeAlias = "Iterator[memoryview | bytes]"
+Runs: TypeAlias = "Sequence[tuple[int, int]]"
+
+
+def sequence_from_whole(data: Buffer, layout: Layout, seq_id: int) -> bytes:
+    """Return the payload of *seq_id*, without head, as a sequence save would have written it.
+
+    There is one difference: a sequence save leaves out of a sliding-window cache the cells
+    outside the window; here they stay.
+
+    Args:
+        data: The state of a whole context.
+        layout: What :func:`parse_whole` said of *data*.
+        seq_id: Its sequence. Without cells, its payload is that of an empty sequence.
+
+    Raises:
+        SequenceIdError: A deepseek4 context that has no such sequence.
+    """
+    return b"".join(_pieces(open_view(data), layout, seq_id))
+
+
+def _pieces(view: memoryview, layout: Layout, seq_id: int) -> Pieces:
+    if layout.module == "dsv4":
+        yield HEAD.pack(DSV4_MAGIC, 1, 0)
+    for cache in layout.caches:
+        if isinstance(cache, KVCache):
+            yield U32.pack(len(cache.streams))
+            for stream in cache.streams:
+                yield from _stream(view, stream, seq_id)
+        elif isinstance(cache, RecurrentCache):
+            yield from _recurrent(view, cache, seq_id)
+        elif isinstance(cache, Compressed):
+            n_past = layout.base_spans.get(seq_id, (-1, -1))[1] + 1
+            yield from _compressed(view, cache, seq_id, n_past // _ratio(layout.caches, cache))
+        else:
+            yield from _compressor(view, cache, seq_id)
+
+
+def _stream(view: memoryview, stream: Stream, seq_id: int) -> Pieces:
+    cells, end = stream.cells, stream.offset + stream.nbytes
+    if list(cells.owners) == [seq_id]:  # These bytes are those of a sequence save already.
+        yield view[stream.offset : end]
+        return
+    indices = cells.owners.get(seq_id, ())
+    yield U32.pack(len(indices))
+    if not indices:
+        return
+    for start in map(cells.starts.__getitem__, indices):
+        yield view[start : start + 4]
+        yield U32.pack(1)
+        yield view[start + 8 : start + 8 + 4 * cells.ext_words]
+        yield U32.pack(seq_id)
+    runs = _runs(indices)
+    rows = partial(_rows, view, runs)
+    columns = partial(_columns, view, runs, len(cells))
+    middle = _end(stream.k[-1]) if stream.v else end
+    yield from _blocks(view, stream.tail, middle, stream.k, rows)
+    yield from _blocks(view, middle, end, stream.v, columns if stream.v_trans else rows)
+
+
+def _recurrent(view: memoryview, cache: RecurrentCache, seq_id: int) -> Pieces:
+    indices = cache.rows.owners.get(seq_id, ())
+    yield U32.pack(len(indices))
+    for start in map(cache.rows.starts.__getitem__, indices):
+        yield view[start : start + 4]
+        yield U32.pack(0)
+    blocks = sorted((*cache.r, *cache.p, *cache.s), key=attrgetter("offset"))
+    end = cache.offset + cache.nbytes
+    yield from _blocks(view, cache.tail, end, blocks, partial(_rows, view, _runs(indices)))
+
+
+def _blocks(
+    view: memoryview, start: int, end: int, blocks: Iterable[Block], pick: Callable[[Block], Pieces]
+) -> Pieces:
+    """Yield ``view[start:end]`` with only what *pick* takes of each block's tensor bytes."""
+    for block in blocks:
+        yield view[start : block.offset]
+        yield from pick(block)
+        start = _end(block)
+    yield view[start:end]
+
+
+def _rows(view: memoryview, runs: Runs, block: Block) -> Pieces:
+    for first, end in runs:
+        yield view[block.offset + first * block.row : block.offset + end * block.row]
+
+
+def _columns(view: memoryview, runs: Runs, n_cell: int, block: Block) -> Pieces:
+    """Yield the cells of *runs* out of a block that is stored component by component."""
+    size = TYPES[block.type_id].nbytes
+    for start in range(block.offset, _end(block), n_cell * size):
+        for first, end in runs:
+            yield view[start + first * size : start + end * size]
+
+
+def _compressed(view: memoryview, cache: Compressed, seq_id: int, n_full: int) -> Pieces:
+    _check_stream(seq_id, cache.n_stream)
+    n_rows = min(cache.n_rows, n_full)
+    yield COMPRESSED_HEAD.pack(2, n_rows, 1, len(cache.layers))
+    for layer, block in zip(cache.layers, cache.k, strict=True):
+        yield U32.pack(layer)
+        yield from _tensor(view, block, cache.n_rows, seq_id, n_rows)
+
+
+def _compressor(view: memoryview, cache: Compressor, seq_id: int) -> Pieces:
+    _check_stream(seq_id, cache.n_stream)
+    settings = cache.ratio, cache.state_size, cache.n_embd
+    yield COMPRESSOR_HEAD.pack(1, *settings, 1, len(cache.layers))
+    for layer, kv, score in zip(cache.layers, cache.kv, cache.score, strict=True):
+        yield U32.pack(layer)
+        yield from _tensor(view, kv, cache.state_size, seq_id, cache.state_size)
+        yield from _tensor(view, score, cache.state_size, seq_id, cache.state_size)
+
+
+def _tensor(view: memoryview, block: Block, n_rows: int, stream: int, take: int) -> Pieces:
+    """Yield the first *take* of the *n_rows* rows of one stream."""
+    width = TYPES[block.type_id].values(block.row)
+    start = block.offset + stream * n_rows * block.row
+    yield TENSOR_HEAD.pack(block.type_id, width, take, block.row)
+    yield view[start : start + take * block.row]
+
+
+def _check_stream(seq_id: int, n_stream: int) -> None:
+    if not 0 <= seq_id < n_stream:
+        raise SequenceIdError(seq_id, limit=n_stream)
+
+
+def _ratio(caches: Sequence[Cache], compressed: Compressed) -> int:
+    """Return how many positions become one row of *compressed*: its compressor says."""
+    name = f"{compressed.name} state"
+    return next(one.ratio for one in caches if isinstance(one, Compressor) and one.name == name)
+
+
+def _end(block: Block) -> int:
+    return block.offset + block.nbytes
+
+
+def _runs(indices: Sequence[int]) -> Runs:
+    """Return *indices*, which increase, as ranges (first, end)."""
+    runs: list[tuple[int, int]] = []
+    for index in indices:
+        if runs and runs[-1][1] == index:
+            runs[-1] = (runs[-1][0], index + 1)
+        else:
+            runs.append((index, index + 1))
+    return runs

@@ -1,0 +1,294 @@
+"""Parse the states of llama.cpp: whole contexts and single sequences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from ..errors import FormatError, StateError, UnsupportedError
+from .architectures import is_known, model_traits
+from .blocks import UNKNOWN_ID, Cache, Cells
+from .cells import Scope
+from .cursor import U32, Cursor, open_view
+from .dsv4 import read_compressed, read_compressor, read_head
+from .files import Kind
+from .formats import (
+    EXT_WORDS,
+    MAX_ARCH_BYTES,
+    MAX_SEQUENCES,
+    SEQUENCE_FILE_MAGIC,
+    SEQUENCE_MAGIC,
+    WHOLE_FILE_MAGIC,
+    require_version,
+)
+from .kv import read_kv
+from .layout import Layout
+from .recurrent import recurrent_readings
+from .spans import owners
+from .traits import Part, Traits, parts_of
+
+if TYPE_CHECKING:
+    from .._types import Buffer
+
+SEQUENCE_HEAD = Struct("<Ii")
+
+_ARCH = re.compile(rb"[A-Za-z0-9_.-]+")
+_MAGICS = {
+    SEQUENCE_MAGIC: "the state of one sequence, with its head",
+    WHOLE_FILE_MAGIC: "a session file, not its payload",
+    SEQUENCE_FILE_MAGIC: "a sequence file, not its payload",
+}
+
+
+def parse_whole(
+    data: Buffer, *, version: int, traits: Traits | Sequence[Traits] | None = None
+) -> Layout:
+    """Parse the state of a whole context.
+
+    Args:
+        data: What ``llama_state_get_data`` wrote, or the payload of a session file. No tensor
+            byte of it is read or copied, and nothing refers to it afterwards.
+        version: Session version of the llama.cpp that wrote it: neither blob nor payload says.
+        traits: What is known of the model (:func:`model_traits`). Ignored where the state
+            names another architecture, so that it can still be described.
+
+    Raises:
+        FormatError: Not such a state, or damaged, or of another version.
+        TruncatedError: It ends too early.
+        UnsupportedError: An unknown version, or an unknown architecture whose state reads as
+            no known kind of memory.
+    """
+    require_version(version)
+    cursor = Cursor(open_view(data))
+    arch = _read_arch(cursor)
+    given = [one for one in _listed(traits) if one.arch == arch] or model_traits(arch)
+    reader = _Reader(cursor.view, cursor.at, version, Scope(whole=True), partial=False)
+    return reader.layout(given, arch=arch)
+
+
+def parse_sequence(
+    data: Buffer,
+    *,
+    version: int,
+    headed: bool = True,
+    traits: Traits | Sequence[Traits] | None = None,
+    partial: bool = False,
+) -> Layout:
+    """Parse the state of one sequence.
+
+    Args:
+        data: What ``llama_state_seq_get_data`` wrote; see :func:`parse_whole`.
+        version: Session version of the llama.cpp that wrote it.
+        headed: False for the payload of a sequence file, and for blobs of early builds of
+            session version 9: they lack the 8-byte head.
+        traits: What is known of the model; not given: every known kind of memory is tried.
+        partial: True for a state saved with the flag PARTIAL_ONLY, which it does not record.
+
+    Raises:
+        FormatError: Not such a state, or damaged, or of another version or kind.
+        TruncatedError: It ends too early.
+        UnsupportedError: An unknown version, or no *traits* and no known kind of memory.
+    """
+    require_version(version)
+    cursor = Cursor(open_view(data))
+    source = _read_source(cursor) if headed else None
+    reader = _Reader(cursor.view, cursor.at, version, Scope(False, source), partial)
+    try:
+        return reader.layout(_listed(traits) or model_traits())
+    except (FormatError, UnsupportedError):
+        if not headed:
+            _refuse_other_kinds(cursor.view)
+        raise
+
+
+def has_sequence_head(data: Buffer) -> bool:
+    """Tell whether *data* starts with the head of a sequence blob."""
+    view = open_view(data)
+    return len(view) >= U32.size and U32.unpack_from(view)[0] == SEQUENCE_MAGIC
+
+
+def _listed(traits: Traits | Sequence[Traits] | None) -> Sequence[Traits]:
+    if traits is None:
+        return ()
+    return (traits,) if isinstance(traits, Traits) else traits
+
+
+def _read_arch(cursor: Cursor) -> str:
+    if other := _MAGICS.get(U32.unpack_from(cursor.view)[0] if cursor.end >= U32.size else 0):
+        raise FormatError(f"expected the state of a whole context, this is {other}", offset=0)
+    length = cursor.u32("architecture name")
+    if not 2 <= length <= MAX_ARCH_BYTES:
+        raise FormatError(f"an architecture name of {length} bytes", offset=0)
+    offset = cursor.skip(length, "architecture name")
+    name = bytes(cursor.view[offset : cursor.at])
+    if not _ARCH.fullmatch(name):
+        raise FormatError("the architecture name is not a name", offset=offset)
+    return name.decode("ascii")
+
+
+def _read_source(cursor: Cursor) -> int:
+    magic, source = cursor.read(SEQUENCE_HEAD, "head of a sequence state")
+    if magic != SEQUENCE_MAGIC:
+        _refuse_other_kinds(cursor.view)
+        raise FormatError(f"not the state of a sequence (magic {magic:#010x})", offset=0)
+    if not 0 <= source < MAX_SEQUENCES:
+        raise FormatError(f"the state of sequence {source}", offset=4)
+    return int(source)
+
+
+def _refuse_other_kinds(view: memoryview) -> None:
+    """Raise FormatError where *view* starts like something else than a sequence payload."""
+    if len(view) < U32.size:
+        return
+    found = _MAGICS.get(U32.unpack_from(view)[0])
+    if found is None:
+        with suppress(FormatError):
+            arch = _read_arch(Cursor(view))
+            # A payload can start like a very short name: stream count, then cell count.
+            if len(arch) > 3 or is_known(arch):
+                found = f"the state of a whole context ({arch})"
+    if found is not None:
+        raise FormatError(f"expected the state of one sequence, this is {found}", offset=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads one payload, in as many ways as are asked for."""
+
+    view: memoryview
+    start: int
+    version: int
+    scope: Scope
+    partial: bool
+
+    def layout(self, candidates: Sequence[Traits], *, arch: str | None = None) -> Layout:
+        """Return the layout by the first of *candidates* that reads the payload to its end."""
+        readings: dict[Traits, tuple[Cache, ...]] = {}
+        errors: list[FormatError] = []
+        for traits in candidates:
+            try:
+                caches = self.caches(traits)
+            except FormatError as error:
+                errors.append(error.with_traceback(None))
+            else:
+                # Traits that make no difference to these bytes are no second reading.
+                if caches not in readings.values():
+                    readings[traits] = caches
+        if not readings:
+            raise self._refusal(candidates, errors)
+        traits, *alternatives = readings
+        caches = readings[traits]
+        kind: Kind = "whole" if self.scope.whole else "sequence"
+        source = None if self.scope.whole else self._scope_after(caches).source
+        end = len(self.view)
+        return Layout(
+            kind, self.version, traits, arch, source, self.partial, caches, end, tuple(alternatives)
+        )
+
+    def caches(self, traits: Traits) -> tuple[Cache, ...]:
+        """Read all caches as *traits* say; FormatError where that does not fit."""
+        cursor = Cursor(self.view, self.start)
+        if traits.module == "dsv4":
+            read_head(cursor, partial=self.partial)
+        return self._read(cursor, traits, parts_of(traits.module, partial=self.partial), ())
+
+    def _read(
+        self, cursor: Cursor, traits: Traits, parts: tuple[Part, ...], done: tuple[Cache, ...]
+    ) -> tuple[Cache, ...]:
+        """Read *parts* after those that are *done*, and then nothing."""
+        offset = cursor.at
+        if offset == cursor.end and all(part.optional for part in parts):
+            return done
+        if not parts:
+            raise FormatError(f"{cursor.end - offset} bytes are left over", offset=offset)
+        errors: list[FormatError] = []
+        for cache in self._readings(cursor, traits, parts[0], done, last=len(parts) == 1):
+            cursor.at = cache.offset + cache.nbytes
+            try:
+                _check_cells(cache, parts[0], done)
+                return self._read(cursor, traits, parts[1:], (*done, cache))
+            except FormatError as error:
+                errors.append(error.with_traceback(None))
+        raise _furthest(errors) or FormatError("no layers that fill the payload", offset=offset)
+
+    def _readings(
+        self, cursor: Cursor, traits: Traits, part: Part, done: tuple[Cache, ...], *, last: bool
+    ) -> Iterator[Cache]:
+        """Yield each way to read *part* at the cursor."""
+        scope = self._scope_after(done)
+        n_stream = len(done[0].cells) if done and scope.whole else 1
+        if part.kind == "kv":
+            yield read_kv(
+                cursor,
+                part.name,
+                scope,
+                version=self.version,
+                ext_words=self._ext_words(traits, part),
+                k_only=traits.k_only if part.k_only is None else part.k_only,
+            )
+        elif part.kind == "recurrent":
+            alone = traits.module == "recurrent"
+            yield from recurrent_readings(
+                cursor, part.name, scope, alone=alone, ngrams=traits.ple, last=last
+            )
+        elif part.kind == "compressed":
+            yield read_compressed(cursor, part.name, n_stream)
+        else:
+            yield read_compressor(cursor, part.name, n_stream)
+
+    def _ext_words(self, traits: Traits, part: Part) -> int:
+        if traits.ple or (traits.ext and not part.indexer):
+            return EXT_WORDS[self.version]
+        return 0
+
+    def _scope_after(self, done: tuple[Cache, ...]) -> Scope:
+        """Return the scope with the source that the caches read so far tell."""
+        if self.scope.whole or self.scope.source is not None:
+            return self.scope
+        return Scope(False, next((i for i in owners(done) if i != UNKNOWN_ID), None))
+
+    def _refusal(self, candidates: Sequence[Traits], errors: list[FormatError]) -> StateError:
+        """Return the error of the reading that came furthest."""
+        error = _furthest(errors)
+        arch = candidates[0].arch
+        if error and (len(candidates) == 1 or is_known(arch)):
+            return error
+        named = f"architecture {arch!r} is not known, and its state" if arch else "this state"
+        return UnsupportedError(f"{named} reads as no known kind of memory: {error}")
+
+
+def _furthest(errors: list[FormatError]) -> FormatError | None:
+    """Empty *errors* and return the one that came furthest.
+
+    An error that is raised refers to the frames that it passes. Left in a list of one of them, it
+    would keep that frame, and so the caller's buffer, until the next garbage collection.
+    """
+    error = max(errors, key=lambda error: error.offset or 0, default=None)
+    errors.clear()
+    return error
+
+
+def _check_cells(cache: Cache, part: Part, done: tuple[Cache, ...]) -> None:
+    """Raise FormatError unless the cells of *cache* agree with the cache that they follow."""
+    main = next((one for one in done if one.name in (part.mirrors, part.within)), None)
+    if main is None:
+        return
+    if len(main.cells) != len(cache.cells):
+        reason = f"{part.name} has {len(cache.cells)} streams, {main.name} {len(main.cells)}"
+        raise FormatError(reason, offset=cache.offset)
+    for theirs, ours in zip(main.cells, cache.cells, strict=True):
+        if ours.positions == theirs.positions and ours.owners == theirs.owners:
+            continue
+        if part.mirrors or not _within(ours, theirs):
+            raise FormatError(f"{part.name} has cells that {main.name} lacks", offset=cache.offset)
+
+
+def _within(ours: Cells, theirs: Cells) -> bool:
+    return all(
+        set(ours.positions_of(seq_id)).issubset(theirs.positions_of(seq_id))
+        for seq_id in ours.owners
+    )

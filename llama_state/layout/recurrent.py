@@ -1,0 +1,135 @@
+"""Recurrent caches. How many layers they hold is not recorded: the rest of the payload decides."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from struct import Struct
+
+from ..errors import FormatError
+from .blocks import UNKNOWN_ID, Block, Cells, RecurrentCache
+from .cells import Scope, check_positions
+from .cursor import Cursor
+from .formats import F32, MAX_LAYERS, MAX_SEQUENCES
+from .kv import ROW_HEAD, read_rows
+
+CELL = Struct("<iI")
+ROW_SIZE = Struct("<Q")
+
+
+def recurrent_readings(
+    cursor: Cursor, name: str, scope: Scope, *, alone: bool, ngrams: bool, last: bool
+) -> Iterator[RecurrentCache]:
+    """Yield every way to read a recurrent cache, by increasing number of layers.
+
+    The cursor is left anywhere: go on at ``offset + nbytes`` of the reading that is tried.
+
+    Args:
+        alone: True when the model has no other memory: then all its layers are here.
+        ngrams: True when layers of this model may have n-gram states.
+        last: True when the payload must end with this cache.
+    """
+    offset = cursor.at
+    cells = _read_cells(cursor, scope)
+    tail = cursor.at
+    if transposed := cursor.u32("S layout"):
+        raise FormatError(f"S layout {transposed}", offset=tail)
+    n_layer = cursor.u32("layer count")
+    for r, p, s_offset in _leading_blocks(cursor, len(cells), n_layer, ngrams):
+        if alone and len(r) != n_layer:
+            continue
+        s = _trailing_blocks(cursor, s_offset, len(cells), len(r), last)
+        if s is not None:
+            nbytes = cursor.at - offset
+            yield RecurrentCache(name, offset, nbytes, cells, tail, n_layer, tuple(r), tuple(p), s)
+
+
+def _leading_blocks(
+    cursor: Cursor, n_cell: int, n_layer: int, ngrams: bool
+) -> Iterator[tuple[list[Block], list[Block], int]]:
+    """Yield the first 1, 2, ... R blocks that are alike, their P blocks, and where they end.
+
+    The lists that are yielded go on growing.
+    """
+    r: list[Block] = []
+    p: list[Block] = []
+    at = cursor.at
+    while len(r) < min(n_layer, MAX_LAYERS) and (block := _block_at(cursor, at, n_cell, r)):
+        r.append(block)
+        if ngrams and _at_ngrams(cursor):
+            p.append(_read_ngrams(cursor, n_cell, p))
+        at = cursor.at
+        yield r, p, at
+
+
+def _trailing_blocks(
+    cursor: Cursor, at: int, n_cell: int, count: int, last: bool
+) -> tuple[Block, ...] | None:
+    """Read *count* blocks that are alike and leave the cursor after them.
+
+    Returns:
+        The blocks, or None where they are not there or, for *last*, do not end the payload.
+    """
+    blocks: list[Block] = []
+    cursor.at = at
+    while len(blocks) < count and (block := _block_at(cursor, cursor.at, n_cell, blocks)):
+        if last and at + count * (ROW_HEAD.size + block.nbytes) != cursor.end:
+            return None
+        blocks.append(block)
+    return tuple(blocks) if len(blocks) == count else None
+
+
+def _block_at(cursor: Cursor, at: int, n_cell: int, before: Sequence[Block]) -> Block | None:
+    """Read the block at *at*; None unless it is one, and like those *before* it."""
+    cursor.at = at
+    try:
+        block = read_rows(cursor, n_cell, "recurrent block")
+    except FormatError:
+        return None
+    if before and (block.type_id, block.row) != (before[0].type_id, before[0].row):
+        return None
+    return block
+
+
+def _at_ngrams(cursor: Cursor) -> bool:
+    """Tell whether an n-gram block follows, not the next R or S block.
+
+    Those start with their type, f32, which is 0; an n-gram block starts with its row size.
+    """
+    head = cursor.view[cursor.at : cursor.at + 4]
+    return len(head) == 4 and any(head)
+
+
+def _read_ngrams(cursor: Cursor, n_cell: int, before: Sequence[Block]) -> Block:
+    offset = cursor.at
+    (row,) = cursor.read(ROW_SIZE, "n-gram row size")
+    if before and row != before[0].row:
+        raise FormatError("n-gram rows are not of one size", offset=offset)
+    return Block(F32, row, cursor.skip(n_cell * row, "n-gram rows"), n_cell * row)
+
+
+def _read_cells(cursor: Cursor, scope: Scope) -> Cells:
+    """Read the slots: of a whole payload with their owners, of a sequence at most one, without."""
+    offset = cursor.at
+    n_cell = cursor.u32("recurrent cell count")
+    if n_cell > (MAX_SEQUENCES if scope.whole else 1):
+        raise FormatError(f"{n_cell} recurrent cells", offset=offset)
+    positions, starts, owners = array("i"), array("q"), dict[int, Sequence[int]]()
+    for index in range(n_cell):
+        start = cursor.at
+        position, count = cursor.read(CELL, "recurrent cell")
+        if not (1 <= count <= MAX_SEQUENCES if scope.whole else count == 0):
+            raise FormatError(f"a recurrent cell of {count} sequences", offset=start)
+        for seq_id in cursor.read(Struct(f"<{count}i"), "sequence ids"):
+            if not 0 <= seq_id < MAX_SEQUENCES or seq_id in owners:
+                reason = f"sequence {seq_id} cannot own this recurrent cell"
+                raise FormatError(reason, offset=start)
+            owners[seq_id] = range(index, index + 1)
+        positions.append(position)
+        starts.append(start)
+    if n_cell and not scope.whole:
+        owners[UNKNOWN_ID if scope.source is None else scope.source] = range(1)
+    cells = Cells(positions, owners, starts)
+    if n_cell:
+        check_positions(cells)
+    return cells

@@ -1,0 +1,53 @@
+"""Which positions a sequence will have after a restore, and how far it can be cut back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .blocks import Cache
+from .traits import Traits, parts_of
+
+Span = tuple[int, int]
+NO_SPAN: Span = (-1, -1)
+"""What llama.cpp reports of a sequence without cells."""
+
+
+def owners(caches: Sequence[Cache]) -> tuple[int, ...]:
+    """Return the ids of all sequences that own a cell, increasing."""
+    return tuple(sorted({i for cache in caches for cells in cache.cells for i in cells.owners}))
+
+
+def positions(cache: Cache, seq_id: int) -> list[int]:
+    """Return the positions of a sequence in all streams of *cache*."""
+    return [p for cells in cache.cells for p in cells.positions_of(seq_id)]
+
+
+def span(cache: Cache, seq_id: int) -> Span:
+    """Return the smallest and the largest position of a sequence in *cache*."""
+    # Not by way of positions(): a list of them would cost more than the two searches.
+    found = [own for cells in cache.cells if len(own := cells.positions_of(seq_id))]
+    return (min(map(min, found)), max(map(max, found))) if found else NO_SPAN
+
+
+def answered(caches: Sequence[Cache], traits: Traits, seq_id: int) -> Span:
+    """Return what ``llama_memory_seq_pos_min`` and ``_max`` will say of a sequence.
+
+    Memory of several caches holds only what all of them hold.
+    """
+    asked = {part.name for part in parts_of(traits.module) if part.answers}
+    spans = [span(cache, seq_id) for cache in caches if cache.name in asked]
+    return (max(low for low, _ in spans), min(high for _, high in spans)) if spans else NO_SPAN
+
+
+def rewind_min(caches: Sequence[Cache], traits: Traits, seq_id: int) -> int:
+    """Return what :meth:`Traits.rewind_min` estimates, exactly: from the cells themselves."""
+    low, high = answered(caches, traits, seq_id)
+    by_name = {cache.name: cache for cache in caches}
+    base = by_name.get("base") or by_name.get("mla")
+    if not traits.windowed or base is None:
+        return traits.rewind_min(low, high)
+    everything = positions(base, seq_id)
+    missing = set(everything).difference(positions(by_name["swa"], seq_id))
+    if missing:
+        return traits.rewind_past(max(missing), high)
+    return min(everything, default=0)
