@@ -1,0 +1,164 @@
+"""Files that are whole or absent, and reads that trust no length but the file's own.
+
+A file is written beside its target under one fixed name, locked, preallocated, and put in place
+with ``os.replace``. Whatever interrupts that (an exception, a signal, ``kill -9``) leaves the old
+file as it was; what a killed writer left behind has the same name and is taken over by the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ._types import StrPath
+from .errors import SaveError, TruncatedError
+
+if TYPE_CHECKING:
+    from ._types import Buffer
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: writers of one target are not serialized there
+    fcntl = None  # type: ignore[assignment]
+
+_PIECE: Final = 16 << 20
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+def write_file(path: StrPath, parts: Sequence[Buffer], *, durable: bool) -> int:
+    """Write *parts* one after the other to *path*: all of it, or nothing.
+
+    Args:
+        path: The file; an existing one is replaced, a link is followed.
+        parts: Contiguous buffers.
+        durable: Wait until file and folder entry are on the disk (fsync).
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        SaveError: With the ``errno`` of what failed; what stood at *path* is still there.
+    """
+    views = [memoryview(part).cast("B") for part in parts]
+    size = sum(len(view) for view in views)
+    target = Path(path).resolve()
+    outcome = "state not saved, what was there is untouched"
+    try:
+        mode = _replaceable(target)
+        with _sibling(target) as (fd, part):
+            if mode is not None:
+                os.fchmod(fd, mode)
+            _preallocate(fd, size)
+            for view in views:
+                _write_all(fd, view)
+            if durable:
+                os.fsync(fd)
+            part.replace(target)
+        outcome = "state saved, but not sure to survive a power cut"
+        if durable:
+            _sync_folder(target.parent)
+    except OSError as error:
+        raise SaveError(error.errno, f"{outcome}: {error.strerror}", os.fspath(path)) from error
+    return size
+
+
+def read_file(path: StrPath) -> memoryview:
+    """The bytes of a regular file, in memory of their own that later changes do not reach.
+
+    Raises:
+        OSError: It can not be opened or read.
+        TruncatedError: It became shorter while it was read.
+    """
+    with Path(path).open("rb", buffering=0) as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        if info.st_size == 0:
+            return memoryview(b"")
+        view = memoryview(mmap.mmap(-1, info.st_size))
+        done = 0
+        while done < len(view):
+            got = file.readinto(view[done : done + _PIECE])
+            if not got:
+                raise TruncatedError("the file shrank while it was read", need=len(view), have=done)
+            done += got
+        return view
+
+
+def _replaceable(target: Path) -> int | None:
+    """The mode to keep of what stands at *target*; None where nothing does."""
+    try:
+        info = target.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return stat.S_IMODE(info.st_mode)
+
+
+@contextmanager
+def _sibling(target: Path) -> Iterator[tuple[int, Path]]:
+    """An empty, locked file beside *target* and its name; it is gone after the block."""
+    part = target.with_name(f".{target.name}.part")
+    fd = _open_locked(part)
+    try:
+        try:
+            os.ftruncate(fd, 0)
+            yield fd, part
+        except BaseException:
+            part.unlink()
+            raise
+    finally:
+        os.close(fd)
+
+
+def _open_locked(part: Path) -> int:
+    # Never through a link that somebody else may have put there.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    while True:
+        fd = os.open(part, flags, 0o666)
+        if fcntl is None:
+            return fd
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # The writer that we waited for has renamed or removed what we opened: begin anew.
+        try:
+            if os.path.samestat(os.fstat(fd), part.stat()):
+                return fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)
+
+
+def _preallocate(fd: int, size: int) -> None:
+    """Find out now whether there is room; also the fastest way to write a new file."""
+    if size == 0 or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def _write_all(fd: int, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += os.write(fd, view[done : done + _PIECE])
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # folders can not be opened there
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

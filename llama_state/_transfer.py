@@ -1,0 +1,87 @@
+"""llama.cpp's state functions over an open call: how big, read it, write it.
+
+A *scope* is a valid sequence id, or None for the whole context. *flags* are llama.cpp's
+``llama_state_seq_flags``; with any set, the caller has required the capability ``state-flags``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from ._handles import Call
+from ._llama_cffi import ffi, lib
+from .errors import CapacityError, StateError
+
+if TYPE_CHECKING:
+    from ._types import Buffer
+
+Scope: TypeAlias = "int | None"
+
+# llama_state_seq_flags
+PARTIAL_ONLY: Final = 1
+ON_DEVICE: Final = 2
+
+
+def size(call: Call, scope: Scope, flags: int = 0) -> int:
+    """Bytes that :func:`read` would give now."""
+    if scope is None:
+        return lib.llama_state_get_size(call.api, call.ptr)
+    if flags:
+        return lib.llama_state_seq_get_size_ext(call.api, call.ptr, scope, flags)
+    return lib.llama_state_seq_get_size(call.api, call.ptr, scope)
+
+
+def read(call: Call, scope: Scope, flags: int = 0) -> bytes:
+    """The state as bytes, with one copy out of llama.cpp and no second pass."""
+    # Filled in place before anybody else sees it: zeroed pages come from the system as they are
+    # touched, so this costs one pass, where a bytearray would cost two and a copy three.
+    blob = bytes(size(call, scope, flags))
+    _fill(call, scope, ffi.from_buffer("uint8_t[]", blob), len(blob), flags)
+    return blob
+
+
+def read_into(call: Call, scope: Scope, out: Buffer, flags: int = 0) -> memoryview:
+    """Fill the start of a writable buffer with the state.
+
+    Returns:
+        A view of the part written.
+
+    Raises:
+        CapacityError: The buffer is too small.
+    """
+    need = size(call, scope, flags)
+    view = memoryview(out).cast("B")
+    if len(view) < need:
+        raise CapacityError("output buffer, in bytes", need=need, have=len(view))
+    _fill(call, scope, ffi.from_buffer("uint8_t[]", view, require_writable=True), need, flags)
+    return view[:need]
+
+
+def _fill(call: Call, scope: Scope, target: Any, need: int, flags: int) -> None:
+    if scope is None:
+        written = lib.llama_state_get_data(call.api, call.ptr, target, need)
+    elif flags:
+        written = lib.llama_state_seq_get_data_ext(call.api, call.ptr, target, need, scope, flags)
+    else:
+        written = lib.llama_state_seq_get_data(call.api, call.ptr, target, need, scope)
+    if written != need:
+        log = "; ".join(call.log())
+        raise StateError(
+            f"llama.cpp wrote {written} of {need} bytes of state: {log or 'no reason given'}"
+        )
+
+
+def write(call: Call, scope: Scope, blob: Buffer, flags: int = 0) -> int:
+    """Give a state to llama.cpp; nothing is checked here.
+
+    Returns:
+        The bytes that it consumed: fewer than the blob has mean that it was refused or misread.
+    """
+    source = ffi.from_buffer("uint8_t[]", blob)
+    if scope is None:
+        return lib.llama_state_set_data(call.api, call.ptr, source, len(source))
+    if flags:
+        return lib.llama_state_seq_set_data_ext(
+            call.api, call.ptr, source, len(source), scope, flags
+        )
+    return lib.llama_state_seq_set_data(call.api, call.ptr, source, len(source), scope)
