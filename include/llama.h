@@ -77,13 +77,11 @@ LLAMA_API uint32_t llama_n_ctx_seq(const struct llama_context *ctx);
 LLAMA_API uint32_t llama_n_batch(const struct llama_context *ctx);
 LLAMA_API uint32_t llama_n_ubatch(const struct llama_context *ctx);
 LLAMA_API uint32_t llama_n_seq_max(const struct llama_context *ctx);
-LLAMA_API uint32_t llama_n_rs_seq(const struct llama_context *ctx);
 
 // Decoding
 LLAMA_API int32_t llama_decode(struct llama_context *ctx, struct llama_batch batch);
 LLAMA_API float *llama_get_logits_ith(struct llama_context *ctx, int32_t i);
 LLAMA_API void llama_set_n_threads(struct llama_context *ctx, int32_t n_threads, int32_t n_threads_batch);
-LLAMA_API void llama_synchronize(struct llama_context *ctx);
 
 // Memory
 LLAMA_API void llama_memory_clear(struct llama_memory_i *mem, bool data);

@@ -8,6 +8,7 @@ file as it was; what a killed writer left behind has the same name and is taken 
 from __future__ import annotations
 
 import errno
+import hashlib
 import mmap
 import os
 import stat
@@ -28,6 +29,7 @@ except ImportError:  # not POSIX: writers of one target are not serialized there
     fcntl = None  # type: ignore[assignment]
 
 _PIECE: Final = 16 << 20
+_NAME_MAX: Final = 255
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -47,9 +49,9 @@ def write_file(path: StrPath, parts: Sequence[Buffer], *, durable: bool) -> int:
     """
     views = [memoryview(part).cast("B") for part in parts]
     size = sum(len(view) for view in views)
-    target = Path(path).resolve()
     outcome = "state not saved, what was there is untouched"
     try:
+        target = Path(os.path.realpath(path))
         mode = _replaceable(target)
         with _sibling(target) as (fd, part):
             if mode is not None:
@@ -65,6 +67,8 @@ def write_file(path: StrPath, parts: Sequence[Buffer], *, durable: bool) -> int:
             _sync_folder(target.parent)
     except OSError as error:
         raise SaveError(error.errno, f"{outcome}: {error.strerror}", os.fspath(path)) from error
+    except ValueError as error:  # a NUL in the path
+        raise SaveError(errno.EINVAL, f"{outcome}: {error}", os.fspath(path)) from error
     return size
 
 
@@ -75,7 +79,9 @@ def read_file(path: StrPath) -> memoryview:
         OSError: It can not be opened or read.
         TruncatedError: It became shorter while it was read.
     """
-    with Path(path).open("rb", buffering=0) as file:
+    # A FIFO must not be waited for: it is opened at once and refused.
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 - not a path
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
@@ -107,17 +113,25 @@ def _replaceable(target: Path) -> int | None:
 @contextmanager
 def _sibling(target: Path) -> Iterator[tuple[int, Path]]:
     """An empty, locked file beside *target* and its name; it is gone after the block."""
-    part = target.with_name(f".{target.name}.part")
+    part = target.with_name(_part_name(target.name))
     fd = _open_locked(part)
     try:
         try:
             os.ftruncate(fd, 0)
             yield fd, part
         except BaseException:
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise
     finally:
         os.close(fd)
+
+
+def _part_name(name: str) -> str:
+    """Always the same for one target, and not too long for a folder where *name* is not."""
+    part = f".{name}.part"
+    if len(os.fsencode(part)) <= _NAME_MAX:
+        return part
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.part"
 
 
 def _open_locked(part: Path) -> int:

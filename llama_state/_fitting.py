@@ -49,7 +49,10 @@ class Fitting:
             # An empty sequence, if there is one, tells the streams at no cost.
             ids = range(self._facts.n_seq_max)
             shortest = min(ids, key=lambda seq_id: _memory.positions(call, seq_id).last)
-            self.learn(self._read(call, shortest))
+            try:
+                self.learn(self._read(call, shortest))
+            except UnsupportedError:  # an unknown format: what is right for several serves one
+                return self._facts.n_seq_max == 1
         caches = self._known.caches if self._known else ()
         return all(cache.n_stream in (None, 1) for cache in caches)
 

@@ -6,11 +6,14 @@ on it, and what llama.cpp logs is collected.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from ._library import Library
 from ._llama_cffi import ffi, lib
@@ -18,23 +21,36 @@ from .errors import ClosedError
 
 
 class Shared:
-    """What all handles of one context have in common.
+    """What all handles of one pointer have in common.
 
     Attributes:
+        freed: The pointer is dangling.
         lock: Held during every call.
         on_device: Sequence id -> the snapshot whose data llama.cpp keeps on the device.
+        has_logits: The last call that changed the memory was a decode of ours: llama.cpp
+            itself goes on giving the logits of before.
     """
 
-    __slots__ = ("__weakref__", "lock", "on_device")
+    __slots__ = ("__weakref__", "freed", "has_logits", "lock", "on_device")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.freed = False
         self.on_device: dict[int, object] = {}
+        self.has_logits = False
 
 
 # One for each context, however many handles it has: (library, address) -> what they share.
 _shared: weakref.WeakValueDictionary[tuple[int, int], Shared] = weakref.WeakValueDictionary()
 _shared_guard = threading.Lock()
+
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Seconds that a call in a daemon thread may go on at the interpreter's exit.
+_PATIENCE = 5.0
+_exiting = threading.Event()
 
 
 class Call:
@@ -58,23 +74,30 @@ class Resource:
     """A C object that lives as long as somebody refers to this, and is freed exactly once.
 
     Args:
+        ptr: The pointer.
         free: The C wrapper that frees it, or None for one that belongs to somebody else.
+        shared: What its handles share; marked when the pointer is freed.
         keep: What must outlive it: a context keeps its model's resource, a borrowed
             context the object that owns it.
     """
 
-    __slots__ = ("__weakref__", "ptr")
+    __slots__ = ("__weakref__", "_finalizer", "ptr")
 
     def __init__(
         self,
         api: Any,
         ptr: Any,
         free: Callable[[Any, Any], None] | None,
-        lock: threading.RLock,
+        shared: Shared,
         keep: object,
     ) -> None:
         self.ptr = ptr
-        weakref.finalize(self, _free, free, api, ptr, lock, keep)
+        self._finalizer = weakref.finalize(self, _free, free, api, ptr, shared, keep)
+        _watch_exit()
+
+    def abandon(self) -> None:
+        """Never free it: something that could not be freed still needs it."""
+        self._finalizer.detach()
 
 
 class Handle:
@@ -122,6 +145,8 @@ class Handle:
         """
         with self.shared.lock:
             resource = self.resource
+            if self.shared.freed:  # by its owner, or by the interpreter's exit
+                raise ClosedError(f"the {self._what} was closed")
             with self.library.log.capture():
                 yield Call(self.library.api, resource.ptr, self.library.log.lines)
 
@@ -131,10 +156,35 @@ class Handle:
             self._resource = None
 
 
+class Owner:
+    """A context manager around a handle: what a Model and a Context have in common."""
+
+    _handle: Handle
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it once no call runs on it. Safe to call again.
+
+        A context is freed with its last handle, an attached one never. A model that is closed
+        before its contexts is freed after the last of them.
+        """
+        self._handle.close()
+
+
 def model_handle(library: Library, ptr: Any) -> Handle:
     """A handle that owns the model at *ptr*; its contexts keep the model alive."""
     shared = Shared()
-    resource = Resource(library.api, ptr, lib.llama_model_free, shared.lock, None)
+    resource = Resource(library.api, ptr, lib.llama_model_free, shared, None)
     return Handle(library, resource, shared, "model")
 
 
@@ -143,22 +193,30 @@ def context_handle(library: Library, ptr: Any, *, owned: bool, keep: object) -> 
     key = (id(library), int(ffi.cast("uintptr_t", ptr)))
     with _shared_guard:
         shared = _shared.get(key)
-        if shared is None:
+        # The address of one that was freed is used again.
+        if shared is None or shared.freed or owned:
             shared = _shared[key] = Shared()
     free = lib.llama_free if owned else None
-    return Handle(library, Resource(library.api, ptr, free, shared.lock, keep), shared, "context")
+    return Handle(library, Resource(library.api, ptr, free, shared, keep), shared, "context")
 
 
 def _free(
-    free: Callable[[Any, Any], None] | None,
-    api: Any,
-    ptr: Any,
-    lock: threading.RLock,
-    keep: object,
+    free: Callable[[Any, Any], None] | None, api: Any, ptr: Any, shared: Shared, keep: object
 ) -> None:
-    # At exit a daemon thread may still be inside a call; then the process ends without us.
-    if free is not None and lock.acquire(blocking=False):
-        try:
-            free(api, ptr)
-        finally:
-            lock.release()
+    if free is None:
+        return
+    # Only at exit can a call still run, in a daemon thread. It gets some time to end; then the
+    # process ends without us, and what the call needs stays.
+    if shared.lock.acquire(timeout=_PATIENCE):
+        shared.freed = True
+        free(api, ptr)
+        if not _exiting.is_set():
+            shared.lock.release()  # at exit daemon threads wait here rather than fail
+    elif isinstance(keep, Resource):
+        keep.abandon()
+
+
+@functools.cache
+def _watch_exit() -> None:
+    # Registered after weakref's own function, and so called before it.
+    atexit.register(_exiting.set)

@@ -20,7 +20,6 @@ from .errors import LibraryNotFoundError, UnsupportedError
 CAPABILITIES: Final[Mapping[str, tuple[str, ...]]] = {
     "backend-plugins": ("ggml_backend_load_all",),
     "log-get": ("llama_log_get",),
-    "recurrent-rollback": ("llama_n_rs_seq",),
     "state-flags": (
         "llama_state_seq_get_size_ext",
         "llama_state_seq_get_data_ext",

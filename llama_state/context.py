@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from . import _memory, engine
 from ._facts import Asked, context_facts
-from ._handles import Call, Handle, context_handle
+from ._handles import Call, Handle, Owner, context_handle
 from ._library import Library
 from ._llama_cffi import ffi
 from ._types import StrPath
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 NOTHING_ASKED = Asked()
 
 
-class Context:
+class Context(Owner):
     """The memory of one or more sequences in llama.cpp.
 
     Made by :meth:`llama_state.Model.context`, or by :func:`llama_state.attach` around a context
@@ -46,7 +45,6 @@ class Context:
         with handle.use() as call:
             self._facts = context_facts(call, asked)
         self._state = ContextState(handle, self._facts)
-        self._has_logits = False
         self.library: Library = handle.library
         self.arch = self._facts.arch
         self.n_vocab = self._facts.n_vocab
@@ -57,24 +55,6 @@ class Context:
     def __repr__(self) -> str:
         closed = ", closed" if self._handle.closed else ""
         return f"<Context of {self.arch}, {self.n_ctx} cells, {self.n_seq_max} sequences{closed}>"
-
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free the context once no call runs on it; an attached one is only let go.
-
-        Safe to call again.
-        """
-        self._handle.close()
 
     @property
     def pointer(self) -> int:
@@ -93,6 +73,9 @@ class Context:
         Runs longer than ``n_batch`` are decoded in pieces. :meth:`logits` then gives those of
         the last token.
 
+        After an error the sequence is what it was; only recurrent and hybrid memory, which can
+        not be cut, keeps the pieces of ``n_batch`` tokens that were decoded before.
+
         Args:
             tokens: Token ids; none at all changes nothing.
             seq_id: The sequence.
@@ -101,17 +84,15 @@ class Context:
             SequenceIdError: *seq_id* is outside ``0 .. n_seq_max - 1``.
             CapacityError: The cache is full.
             DecodeError: A token outside the vocabulary, or llama.cpp refused.
-            After an error the sequence is what it was; only recurrent and hybrid memory, which
-            can not be cut, keeps the pieces of ``n_batch`` tokens that were decoded before.
         """
         ids = engine.checked_tokens(tokens, self.n_vocab)
         self._state.check_sequence(seq_id)
         if not ids:
             return
         with self._handle.use() as call:
-            self._has_logits = False
+            self._handle.shared.has_logits = False
             engine.decode(call, ids, seq_id, self.n_batch)
-            self._has_logits = True
+            self._handle.shared.has_logits = True
 
     def logits(self) -> memoryview[float]:
         """The logits of the last token decoded: ``n_vocab`` float32, a copy.
@@ -121,7 +102,8 @@ class Context:
                 logits are in a state.
         """
         with self._handle.use() as call:
-            row = engine.last_logits(call, self.n_vocab) if self._has_logits else None
+            fresh = self._handle.shared.has_logits
+            row = engine.last_logits(call, self.n_vocab) if fresh else None
         if row is None:
             raise StateError("no logits: decode a token first (a state does not contain logits)")
         return row
@@ -180,14 +162,14 @@ class Context:
             first, last = _clip(span, start, end)
             begin = 0 if self._facts.recurrent else max(span.first, 0)
             cuts = [cut for cut in ((begin, first), (last, span.last + 1)) if cut[0] < cut[1]]
-            for cut in cuts:
+            for cut in cuts if first < last else ():
                 self._check_cut(src, span, *cut)
             self._state.copy(call, src, dest, first, last, part=bool(cuts))
 
     def clear(self) -> None:
         """Empty every sequence."""
         with self._handle.use() as call:
-            self._has_logits = False
+            self._handle.shared.has_logits = False
             _memory.clear(call, data=False)
 
     # -- the whole context
@@ -233,7 +215,7 @@ class Context:
             UnsupportedError: A format that is not known; see *validate*.
             RestoreError: llama.cpp refused all the same; ``rolled_back`` says what is left.
         """
-        return self._placed(self._state.restore(None, blob, validate=validate))
+        return self._state.restore(None, blob, validate=validate)
 
     def save_state(self, path: StrPath, tokens: Iterable[int] = (), *, durable: bool = True) -> int:
         """Write all sequences to a session file, as ``llama_state_save_file`` would.
@@ -254,15 +236,19 @@ class Context:
     def load_state(self, path: StrPath, *, validate: bool = True) -> Restored:
         """Replace all sequences by those of a session file.
 
+        Args:
+            path: The file.
+            validate: See :meth:`restore`; the version of the file must be known all the same.
+
         Returns:
             The token list of the file and the sequences that came back.
 
         Raises:
             OSError: The file can not be read.
             VersionError: It was written by another version of llama.cpp.
-            As :meth:`restore` otherwise.
+            StateError: As :meth:`restore` otherwise.
         """
-        return self._placed(self._state.load(None, path, validate=validate))
+        return self._state.load(None, path, validate=validate)
 
     # -- one sequence
 
@@ -324,9 +310,7 @@ class Context:
             StateError: As :meth:`restore` otherwise.
         """
         seq_id = self._state.check_sequence(dest_seq_id)
-        return self._placed(
-            self._state.restore(seq_id, blob, validate=validate or partial, partial=partial)
-        )
+        return self._state.restore(seq_id, blob, validate=validate or partial, partial=partial)
 
     def seq_device_snapshot(self, seq_id: int = 0) -> DeviceSnapshot:
         """Keep the state of one sequence on the device where the cache is.
@@ -337,7 +321,7 @@ class Context:
             SequenceIdError: *seq_id* is outside ``0 .. n_seq_max - 1``.
             UnsupportedError: This libllama, or this kind of memory, has no such snapshots.
         """
-        return DeviceSnapshot(self._state, self._state.check_sequence(seq_id), self._placed)
+        return DeviceSnapshot(self._state, self._state.check_sequence(seq_id))
 
     def seq_save_state(
         self, path: StrPath, seq_id: int = 0, tokens: Iterable[int] = (), *, durable: bool = True
@@ -357,7 +341,7 @@ class Context:
         Result and errors as :meth:`load_state`; SequenceIdError as :meth:`seq_restore`.
         """
         self._state.check_sequence(dest_seq_id)
-        return self._placed(self._state.load(dest_seq_id, path, validate=validate))
+        return self._state.load(dest_seq_id, path, validate=validate)
 
     # -- undoing
 
@@ -365,13 +349,15 @@ class Context:
     def savepoint(self, *seq_ids: int) -> Iterator[None]:
         """Put sequences back as they were when the block raises.
 
-        Costs one snapshot of each. What the block did to other sequences stays.
+        Costs one snapshot of each. What the block did to other sequences stays. Named sequences
+        of a sliding-window model come back with the cells that a sequence state holds.
 
         Args:
             seq_ids: The sequences; none named: all of them, as one whole state.
 
         Raises:
             SequenceIdError: An id is outside ``0 .. n_seq_max - 1``.
+            CapacityError: The block filled the cells that putting back needs.
         """
         scopes: list[int | None] = [self._state.check_sequence(i) for i in seq_ids] or [None]
         with self._handle.use():
@@ -383,7 +369,7 @@ class Context:
             if not self._handle.closed:
                 with self._handle.use():
                     for scope, blob in kept:
-                        self._placed(self._state.restore(scope, blob, validate=True))
+                        self._state.undo(scope, blob)
             raise
 
     # -- shared by the above
@@ -393,11 +379,6 @@ class Context:
         self._state.check_sequence(seq_id)
         with self._handle.use() as call:
             yield call
-
-    def _placed(self, restored: Restored) -> Restored:
-        # llama.cpp would go on giving the logits of before.
-        self._has_logits = False
-        return restored
 
     def _check_cut(self, seq_id: int, span: _memory.Positions, first: int, last: int) -> None:
         tail = last > span.last

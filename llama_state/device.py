@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from .state import ContextState, Restored
@@ -21,11 +20,8 @@ class DeviceSnapshot:
         nbytes: Bytes kept in main memory: everything but the tensors.
     """
 
-    def __init__(
-        self, state: ContextState, seq_id: int, placed: Callable[[Restored], Restored]
-    ) -> None:
+    def __init__(self, state: ContextState, seq_id: int) -> None:
         self._state = state
-        self._placed = placed
         self._kept = state.keep_on_device(seq_id)
         self.seq_id = seq_id
         self.n_past = self._kept.positions.last + 1
@@ -56,4 +52,4 @@ class DeviceSnapshot:
             ClosedError: The context was closed.
         """
         dest = self._state.check_sequence(self.seq_id if dest_seq_id is None else dest_seq_id)
-        return self._placed(self._state.restore_from_device(dest, self._kept))
+        return self._state.restore_from_device(dest, self._kept)

@@ -54,9 +54,17 @@ class FormatError(StateError, ValueError):
     """
 
     def __init__(self, reason: str, *, offset: int | None = None) -> None:
-        super().__init__(reason if offset is None else f"{reason} (at byte {offset})")
+        super().__init__(reason)
         self.reason = reason
         self.offset = offset
+
+    def __str__(self) -> str:
+        return self.reason if self.offset is None else f"{self.reason} (at byte {self.offset})"
+
+    def moved(self, by: int) -> FormatError:
+        """The same error of data that begins *by* bytes earlier."""
+        self.offset = None if self.offset is None else self.offset + by
+        return self
 
 
 class TruncatedError(FormatError):
@@ -68,9 +76,19 @@ class TruncatedError(FormatError):
     """
 
     def __init__(self, what: str, *, need: int, have: int, offset: int | None = None) -> None:
-        super().__init__(f"{what}: need {need} bytes, have {have}", offset=offset)
+        super().__init__(what, offset=offset)
         self.need = need
         self.have = have
+
+    def __str__(self) -> str:
+        where = "" if self.offset is None else f" (at byte {self.offset})"
+        return f"{self.reason}: need {self.need} bytes, have {self.have}{where}"
+
+    def moved(self, by: int) -> FormatError:
+        """The same error of data that begins *by* bytes earlier."""
+        self.need += by
+        self.have += by
+        return super().moved(by)
 
 
 class ChecksumError(FormatError):
@@ -135,7 +153,10 @@ class SequenceIdError(StateError, IndexError):
 
 
 class SaveError(StateError, OSError):
-    """A file could not be written; what stood at the path before is still there."""
+    """A file could not be written; what stood at the path before is still there.
+
+    But where the text says that the state was saved, only the folder could not be synced.
+    """
 
 
 class RestoreError(StateError, RuntimeError):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from types import TracebackType
 
 from . import engine, layout
 from ._discovery import load_library
 from ._facts import Asked, metadata
-from ._handles import context_handle
+from ._handles import Owner, context_handle
 from ._library import Library
 from ._llama_cffi import lib
 from ._types import StrPath
@@ -20,7 +19,7 @@ _CACHE_TYPES = {kind.name: number for number, kind in layout.TYPES.items()}
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}
 
 
-class Model:
+class Model(Owner):
     """A GGUF model.
 
     A context manager. A model that is closed, or garbage collected, before its contexts is
@@ -57,21 +56,6 @@ class Model:
         closed = ", closed" if self._handle.closed else ""
         return f"<Model {self.path!r} ({self.arch}, {self.n_vocab} tokens{closed})>"
 
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the model; contexts that were made of it stay usable. Safe to call again."""
-        self._handle.close()
-
     def metadata(self, key: str) -> str | None:
         """A value of the GGUF's metadata as text, or None where the key is not there."""
         with self._handle.use() as call:
@@ -106,17 +90,20 @@ class Model:
         Raises:
             ModelLoadError: llama.cpp refused the combination; ``log`` says why.
             CapacityError: *n_seq_max* or *n_ctx* is out of range.
-            UnsupportedError: An unknown cache type, or a libllama whose parameters have an
-                unknown layout.
+            UnsupportedError: An unknown cache type, different ones where the model keeps no V,
+                or a libllama whose parameters have an unknown layout.
             ClosedError: The model was closed.
         """
         _check_range("n_seq_max", n_seq_max, 1, layout.MAX_SEQUENCES)
         _check_range("n_ctx", n_ctx, 0, 2**31 - 1)
+        if type_k != type_v and all(way.k_only for way in self._traits()):
+            # Newer builds refuse it, older ones crash on some combinations.
+            raise UnsupportedError(f"a {self.arch} model keeps no V: type_v must be {type_k} too")
         fields: dict[str, int | bool] = {
             "n_ctx": n_ctx,
             "n_seq_max": n_seq_max,
             "kv_unified": kv_unified,
-            "flash_attn": _FLASH_ATTENTION[flash_attn],
+            "flash_attn": _FLASH_ATTENTION[None if flash_attn is None else bool(flash_attn)],
             "type_k": _cache_type(type_k),
             "type_v": _cache_type(type_v),
             "swa_full": swa_full,
@@ -130,6 +117,10 @@ class Model:
         with handle.use() as call:
             lib.llama_set_n_threads(call.api, call.ptr, threads, threads)
         return Context(handle, Asked({"type_k": type_k, "type_v": type_v}, swa_full))
+
+    def _traits(self) -> tuple[layout.Traits, ...]:
+        with self._handle.use() as call:
+            return layout.model_traits(self.arch, lambda key: metadata(call.api, call.ptr, key))
 
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = False

@@ -7,6 +7,7 @@ reports are compared after. See ``docs/guarantees.md``.
 
 from __future__ import annotations
 
+import operator
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ class ContextState:
     def load(self, scope: Scope, path: StrPath, *, validate: bool) -> Restored:
         """Restore from llama.cpp's own session or sequence file."""
         data = _files.read_file(path)
-        header = layout.parse_file_header(data)
+        header = layout.parse_file_header(data, any_version=True)
         kind, version = self._file_kind(scope)
         if header.kind != kind:
             raise FormatError(f"{path} is a {header.kind} state file, not a {kind} one", offset=0)
@@ -149,7 +150,10 @@ class ContextState:
             raise VersionError(f"{path}", found=header.version, expected=version, offset=4)
         tokens = tuple(layout.unpack_tokens(data, header))
         payload = data[header.payload_offset :]
-        parsed = self._parse(scope, payload, headed=False) if validate else None
+        try:
+            parsed = self._parse(scope, payload, headed=False) if validate else None
+        except FormatError as error:
+            raise error.moved(header.payload_offset) from None
         blob = payload
         if scope is not None and self._head_size:
             # The 8 bytes before the payload are read by now and make room for the blob's head.
@@ -203,6 +207,7 @@ class ContextState:
                 raise StaleError(f"a later snapshot of sequence {kept.seq_id} replaced this one")
             before = _memory.occupied(call, self._facts.n_seq_max)
             self._fitting.check_room(call, dest, kept.positions.last + 1, before)
+            self._handle.shared.has_logits = False
             self._empty(call, dest)
             restored = {}
             if kept.positions.last >= 0:
@@ -225,15 +230,18 @@ class ContextState:
         llama.cpp copies between streams only at the next decode, and a state saved before that
         holds stale data. So a copy between streams goes through the state functions.
         """
-        blob = None if self._fitting.one_stream(call) else _transfer.read(call, src)
-        if part and blob is not None:
+        one_stream = self._fitting.one_stream(call)
+        if part and not one_stream:
             raise UnsupportedError(
                 "a split context can copy only whole sequences: use kv_unified=True"
             )
+        blob = None if one_stream or first >= last else _transfer.read(call, src)
         self._empty(call, dest)
+        if first >= last:
+            return
         if blob is None:
             _memory.share(call, src, dest, *((first, last) if part else (-1, -1)))
-        elif first < last and _transfer.write(call, dest, blob) != len(blob):
+        elif _transfer.write(call, dest, blob) != len(blob):
             self._empty(call, dest)
             raise RestoreError("the copy was refused", log=call.log(), rolled_back=False)
 
@@ -277,7 +285,7 @@ class ContextState:
             blob, version=version, headed=headed, traits=traits, partial=partial
         )
 
-    def _parse_own(self, scope: Scope, blob: bytes) -> layout.Layout:
+    def _parse_own(self, scope: Scope, blob: Buffer) -> layout.Layout:
         """Parse what this context's library has just written."""
         return self._parse(scope, memoryview(blob), headed=self._head_size > 0)
 
@@ -294,6 +302,8 @@ class ContextState:
         parsed: layout.Layout | None,
         flags: int = 0,
     ) -> dict[int, Span]:
+        if parsed is None and scope is None and self._library.session_version == _LOSES_STREAMS:
+            self._refuse_to_lose_streams(call)
         before = _memory.occupied(call, self._facts.n_seq_max)
         filled = bool(before) if scope is None else scope in before
         sure = parsed is not None and self._fitting.check(call, scope, parsed, before)
@@ -301,7 +311,10 @@ class ContextState:
         if parsed is not None and partial:
             _check_rewind(parsed, before.get(scope or 0))
         # Where anything is left that only llama.cpp can decide, what it would destroy is kept.
-        backup = _transfer.read(call, scope) if filled and not sure else None
+        # That of a sequence would lack what is outside a sliding window: then all is kept.
+        kept = None if self._facts.n_swa else scope
+        backup = _transfer.read(call, kept) if filled and not sure else None
+        self._handle.shared.has_logits = False
         if parsed is not None and scope is not None and partial:
             consumed = self._put_partial(call, scope, blob, parsed, flags)
         else:
@@ -310,9 +323,7 @@ class ContextState:
         after = _memory.occupied(call, self._facts.n_seq_max)
         if not consumed or (parsed is not None and not _agrees(scope, parsed, before, after)):
             log = call.log()
-            rolled_back = (
-                self._put_back(call, scope, backup) if filled else self._empty(call, scope)
-            )
+            rolled_back = self._put_back(call, kept, backup) if filled else self._empty(call, scope)
             raise self._refusal(parsed, log, consumed=consumed, rolled_back=rolled_back)
         if parsed is not None:
             self._fitting.learn(parsed)
@@ -329,7 +340,7 @@ class ContextState:
         if parsed is not None and not parsed.sequences:
             return True  # llama.cpp ignores some empty states and reports success
         if parsed is not None and scope is None and self._loses_streams(parsed):
-            return all(self._put_sequence(call, blob, parsed, i) for i in parsed.sequences)
+            return all(self._put_sequence(call, blob, parsed, i) for i in _cell_order(parsed))
         return _transfer.write(call, scope, blob) == len(blob)
 
     def _put_partial(
@@ -343,6 +354,13 @@ class ContextState:
         streams = (n for name, n in parsed.cells_needed.items() if name != "recurrent")
         return self._library.session_version == _LOSES_STREAMS and any(len(n) > 1 for n in streams)
 
+    def _refuse_to_lose_streams(self, call: Call) -> None:
+        if not self._fitting.one_stream(call):
+            raise UnsupportedError(
+                "of a split context this llama.cpp restores only the last sequence, unless the "
+                "state is parsed first: leave validate=True"
+            )
+
     def _put_sequence(
         self, call: Call, blob: memoryview, parsed: layout.Layout, seq_id: int
     ) -> bool:
@@ -350,7 +368,18 @@ class ContextState:
         data = self._native(seq_id, memoryview(payload), headed=False)
         return _transfer.write(call, seq_id, data) == len(data)
 
-    def _put_back(self, call: Call, scope: Scope, backup: bytes | None) -> bool:
+    def undo(self, scope: Scope, backup: Buffer) -> None:
+        """Put back what :meth:`snapshot` gave earlier, over whatever is there now.
+
+        Raises:
+            RestoreError: llama.cpp would not have it; the destination was emptied.
+        """
+        with self._handle.use() as call:
+            self._handle.shared.has_logits = False
+            if not self._put_back(call, scope, backup):
+                raise RestoreError("what was there could not be put back", log=call.log())
+
+    def _put_back(self, call: Call, scope: Scope, backup: Buffer | None) -> bool:
         """Undo a failed restore; False where the destination could only be emptied."""
         self._empty(call, scope)
         if backup is None:
@@ -391,6 +420,15 @@ class ContextState:
         return RestoreError(f"the state was not restored: {what}", log=log, rolled_back=rolled_back)
 
 
+def _cell_order(parsed: layout.Layout) -> list[int]:
+    """The sequences in the order of their recurrent cells, so that these come back in it."""
+    order = list(parsed.sequences)
+    for cache in parsed.caches:
+        if isinstance(cache, layout.RecurrentCache):
+            order.sort(key=lambda seq_id: min(cache.rows.owners.get(seq_id, [len(cache.rows)])))
+    return order
+
+
 def _last(parsed: layout.Layout) -> int:
     """The largest position of a state of one sequence; -1 when it is empty."""
     return max((high for _, high in parsed.spans.values()), default=-1)
@@ -426,6 +464,6 @@ def _ends(spans: Held, scope: Scope) -> dict[int, int]:
 
 def _token_array(tokens: Iterable[int]) -> array[int]:
     try:
-        return array("i", tokens)
+        return array("i", [operator.index(token) for token in tokens])
     except (OverflowError, TypeError) as error:
         raise FormatError(f"tokens must be 32-bit integers: {error}") from error

@@ -47,12 +47,15 @@ class FileHeader:
         return list(SEQUENCE_VERSION)[_VERSIONS[self.kind].index(self.version)]
 
 
-def parse_file_header(data: Buffer, *, size: int | None = None) -> FileHeader:
+def parse_file_header(
+    data: Buffer, *, size: int | None = None, any_version: bool = False
+) -> FileHeader:
     """Read the header of a state file.
 
     Args:
         data: The file, or its first 12 bytes or more.
         size: Bytes of the whole file; the length of *data* where not given.
+        any_version: Leave it to the caller to compare the version.
 
     Raises:
         FormatError: Not a state file.
@@ -67,7 +70,8 @@ def parse_file_header(data: Buffer, *, size: int | None = None) -> FileHeader:
     kind = next((kind for kind, number in _MAGIC.items() if number == magic), None)
     if kind is None:
         raise FormatError(f"not a llama.cpp state file (magic {magic:#010x})", offset=0)
-    _check_version(kind, version)
+    if not any_version:
+        _check_version(kind, version)
     payload_offset = HEAD.size + TOKEN_BYTES * n_tokens
     if payload_offset > size:
         what = f"list of {n_tokens} tokens"
@@ -94,10 +98,8 @@ def pack_file_header(kind: Kind, version: int, tokens: array[int] | bytes = b"")
         tokens: int32 values, as ``array("i")`` or as their bytes.
 
     Raises:
-        VersionError: A version that is not known.
         ValueError: *tokens* is not whole int32 values.
     """
-    _check_version(kind, version)
     raw = open_view(tokens)
     if len(raw) % TOKEN_BYTES or getattr(tokens, "itemsize", TOKEN_BYTES) != TOKEN_BYTES:
         raise ValueError("tokens are int32 values")

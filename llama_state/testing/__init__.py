@@ -1,0 +1,24 @@
+"""Tools to test a model, a llama.cpp build, or a program of your own that keeps states.
+
+The hypothesis strategies are in :mod:`llama_state.testing.strategies`, which needs hypothesis;
+writing models needs gguf. Both come with the extra ``testing``.
+"""
+
+from __future__ import annotations
+
+from .conformance import CONFIGURATIONS, NMSE_LIMIT, Report, Row, check_model, nmse, round_trips
+from .models import KINDS, write_benchmark_model, write_model, write_probe
+
+__all__ = [
+    "CONFIGURATIONS",
+    "KINDS",
+    "NMSE_LIMIT",
+    "Report",
+    "Row",
+    "check_model",
+    "nmse",
+    "round_trips",
+    "write_benchmark_model",
+    "write_model",
+    "write_probe",
+]

@@ -1,0 +1,384 @@
+"""Does a model's state come back? A check to run on any model, any llama.cpp and any back end.
+
+Every way to save and restore is gone from one context into another, which held something else.
+What arrived is compared with what left: its bytes, its positions, its tokens, and the logits that
+follow from it with those of a run that nothing interrupted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import tempfile
+import textwrap
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from .._library import Library
+from .._types import StrPath
+from ..context import Context
+from ..errors import ModelLoadError, StateError
+from ..model import Model
+from ..state import Restored
+
+__all__ = ["CONFIGURATIONS", "NMSE_LIMIT", "Report", "Row", "check_model", "nmse", "round_trips"]
+
+Outcome: TypeAlias = Literal["same", "differs", "error", "not available"]
+
+NMSE_LIMIT = 1e-5
+"""Logits agree below this, the bound of llama.cpp's own test."""
+
+_SEQUENCES: Mapping[str, Mapping[str, Any]] = {
+    "1 sequence": {"n_seq_max": 1},
+    "3 unified": {"n_seq_max": 3, "kv_unified": True},
+    "3 split": {"n_seq_max": 3, "kv_unified": False},
+}
+_CACHES: Mapping[str, Mapping[str, Any]] = {
+    "flash, f16": {"flash_attn": True},
+    "flash, q8_0": {"flash_attn": True, "type_k": "q8_0", "type_v": "q8_0"},
+    "flash, window": {"flash_attn": True, "swa_full": False, "n_batch": 32},
+    "plain, f16": {"flash_attn": False},
+    "plain, q8_0": {"flash_attn": False, "type_k": "q8_0", "type_v": "q8_0"},
+}
+
+CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
+    f"{sequences}, {cache}": {**_SEQUENCES[sequences], **_CACHES[cache]}
+    for sequences, cache in itertools.product(_SEQUENCES, _CACHES)
+}
+"""Options for ``Model.context`` by the name that the report shows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to save and restore, in one configuration.
+
+    Attributes:
+        configuration: The context's options, as the report names them.
+        function: The functions that were called.
+        nbytes: Size of the state, or of the file.
+        seconds: Time to save and to restore it.
+        nmse: Normalized mean squared error of the next logits, the worst of all sequences.
+        outcome: "same", "differs", "error" or, where llama.cpp makes no such context,
+            "not available".
+        detail: What differs, or why there is no result.
+    """
+
+    configuration: str
+    function: str = ""
+    nbytes: int = 0
+    seconds: float = 0.0
+    nmse: float = 0.0
+    outcome: Outcome = "same"
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`check_model` found; ``str()`` of it is a table that fits 100 columns."""
+
+    model: str
+    library: str
+    rows: tuple[Row, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether something was checked and nothing differs."""
+        outcomes = {row.outcome for row in self.rows}
+        return "same" in outcomes and outcomes <= {"same", "not available"}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON takes it."""
+        return {"ok": self.ok, **asdict(self)}
+
+    def __str__(self) -> str:
+        head = _LINE.format("configuration", "function", "bytes", "ms", "nmse", "outcome")
+        count = Counter(row.outcome for row in self.rows)
+        foot = ", ".join(f"{number} {outcome}" for outcome, number in count.items())
+        lines = itertools.chain.from_iterable(map(_lines, self.rows))
+        return "\n".join([self.model, self.library, "", head, *lines, "", foot])
+
+
+def check_model(
+    model: Model | StrPath,
+    *,
+    library: Library | None = None,
+    n_tokens: int = 48,
+    configurations: Mapping[str, Mapping[str, Any]] = CONFIGURATIONS,
+    seed: int = 0,
+) -> Report:
+    """Check every way to save and restore the state of *model*.
+
+    Args:
+        model: A model, or the path of one to open and close.
+        library: The llama.cpp to open a path with; None for the one that is found.
+        n_tokens: Tokens in the first sequence; take more than the model's attention window.
+        configurations: Options for ``Model.context`` by the name to show.
+        seed: Another seed gives other tokens.
+    """
+    if not isinstance(model, Model):
+        with Model(model, library) as opened:
+            return check_model(opened, n_tokens=n_tokens, configurations=configurations, seed=seed)
+    rows = [
+        row
+        for name, options in configurations.items()
+        for row in round_trips(model, options, name=name, n_tokens=n_tokens, seed=seed)
+    ]
+    return Report(model.path, str(model.library.path), tuple(rows))
+
+
+def round_trips(
+    model: Model, options: Mapping[str, Any], *, name: str = "", n_tokens: int = 48, seed: int = 0
+) -> Iterator[Row]:
+    """Go every way between two contexts of one configuration.
+
+    Args:
+        model: The model.
+        options: For ``Model.context``; ``n_ctx`` follows the tokens where it is not given.
+        name: What to call the configuration.
+        n_tokens: Tokens in the first sequence; each further one has one more.
+        seed: Another seed gives other tokens.
+
+    Yields:
+        A row for each way, or a single one where llama.cpp refuses the configuration.
+    """
+    n_seq = options.get("n_seq_max", 1)
+    make = partial(model.context, **{"n_ctx": n_seq * (n_tokens + n_seq + _SPARE), **options})
+    rng = random.Random(seed)  # noqa: S311 - no secrets
+    texts = [_tokens(rng, model.n_vocab, n_tokens + seq_id) for seq_id in range(n_seq)]
+    others = [_tokens(rng, model.n_vocab, 1 + n_tokens // 4) for _ in range(n_seq)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state"
+        try:
+            filled = _uninterrupted(make, texts)
+        except ModelLoadError as error:
+            yield Row(name, outcome="not available", detail=(error.log or (str(error),))[0].strip())
+            return
+        empty = _uninterrupted(make, [()] * n_seq)
+        for kept, ways in ((filled, _ways(n_seq)), (empty, _ways_of_nothing())):
+            with make() as source:
+                _fill(source, kept.texts)
+                for way in ways:
+                    before = kept.texts if way.in_place else others
+                    with make() as target:
+                        _fill(target, before)
+                        trip = _Trip(way, kept, before, source, target, path)
+                        yield _go(trip, Row(name, way.function))
+
+
+def nmse(expected: memoryview[float], got: memoryview[float]) -> float:
+    """Return the squared error of *got*, relative to the squares of *expected*; 0.0 for equals."""
+    if expected.tobytes() == got.tobytes():
+        return 0.0
+    squares = math.fsum(value * value for value in expected)
+    errors = math.fsum((a - b) ** 2 for a, b in zip(expected, got, strict=True))
+    return errors / squares if squares else math.inf
+
+
+_SPARE = 8
+_NEXT_TOKEN = 1
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a context holds, and what follows from it in a run that nothing interrupts.
+
+    Attributes:
+        texts: The tokens of each sequence.
+        logits: The logits after one more token in each.
+    """
+
+    texts: Sequence[Sequence[int]]
+    logits: Sequence[memoryview[float]]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How to go, and what to expect.
+
+    Attributes:
+        function: The functions that it calls, as the report names them.
+        call: Go; return what was restored, or None where the functions do not tell.
+        whole: Whether all sequences go, or the first one only.
+        dest: The id that the first sequence gets, where it goes alone.
+        tokens: Whether the tokens of the first sequence go along.
+        in_place: Whether the target holds the same as the source, and goes back to it.
+    """
+
+    function: str
+    call: Callable[[_Trip], Restored | None]
+    whole: bool = True
+    dest: int = 0
+    tokens: bool = False
+    in_place: bool = False
+
+
+@dataclass(frozen=True)
+class _Trip:
+    """A *way* from *source*, which holds *kept*, to *target*, which holds *before*."""
+
+    way: _Way
+    kept: _Kept
+    before: Sequence[Sequence[int]]
+    source: Context
+    target: Context
+    path: Path
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The tokens that a file takes along."""
+        return self.kept.texts[0] if self.way.tokens else ()
+
+    @property
+    def arriving(self) -> Mapping[int, Sequence[int]]:
+        """The tokens of the sequences that go, by the id that they get."""
+        texts = self.kept.texts
+        return dict(enumerate(texts)) if self.way.whole else {self.way.dest: texts[0]}
+
+
+class _Abandon(Exception):
+    """Leave a savepoint."""
+
+
+def _snapshot(trip: _Trip) -> Restored:
+    return trip.target.restore(trip.source.snapshot())
+
+
+def _snapshot_out(trip: _Trip) -> Restored:
+    return trip.target.restore(trip.source.snapshot(out=bytearray(trip.source.state_size())))
+
+
+def _save(trip: _Trip) -> Restored:
+    trip.source.save_state(trip.path, tokens=trip.tokens, durable=False)
+    return trip.target.load_state(trip.path)
+
+
+def _seq_snapshot(trip: _Trip) -> Restored:
+    return trip.target.seq_restore(trip.source.seq_snapshot(), trip.way.dest)
+
+
+def _seq_save(trip: _Trip) -> Restored:
+    trip.source.seq_save_state(trip.path, tokens=trip.tokens, durable=False)
+    return trip.target.seq_load_state(trip.path, trip.way.dest)
+
+
+def _savepoint(trip: _Trip) -> None:
+    try:
+        with trip.target.savepoint():
+            trip.target.decode([_NEXT_TOKEN] * (_SPARE // 2))
+            raise _Abandon
+    except _Abandon:
+        return
+
+
+_WHOLE = _Way("snapshot/restore", _snapshot)
+_WHOLE_FILE = _Way("save_state/load_state", _save, tokens=True)
+_ONE = _Way("seq_snapshot/seq_restore", _seq_snapshot, whole=False)
+_ONE_FILE = _Way("seq_save_state/seq_load_state", _seq_save, whole=False)
+
+
+def _ways(n_seq: int) -> Iterator[_Way]:
+    """Yield every way that there is between contexts of *n_seq* sequences."""
+    yield from (_WHOLE, _Way("snapshot(out=)/restore", _snapshot_out), _WHOLE_FILE)
+    yield from (_ONE, _ONE_FILE, replace(_ONE_FILE, function="seq_save_state, tokens", tokens=True))
+    if n_seq > 1:
+        yield replace(_ONE, function="seq_restore, other id", dest=n_seq - 1)
+        yield replace(_ONE_FILE, function="seq_load_state, other id", dest=n_seq - 1)
+    yield _Way("savepoint", _savepoint, in_place=True)
+
+
+def _ways_of_nothing() -> Iterator[_Way]:
+    """Yield the ways to go from an empty context."""
+    for way in (_WHOLE, _WHOLE_FILE, _ONE, _ONE_FILE):
+        yield replace(way, function=f"empty {way.function}")
+
+
+def _go(trip: _Trip, row: Row) -> Row:
+    """Go, and return *row* with what came of it."""
+    try:
+        started = time.perf_counter()
+        restored = trip.way.call(trip)
+        seconds = time.perf_counter() - started
+        nbytes = restored.nbytes if restored else trip.target.state_size()
+        row = replace(row, nbytes=nbytes, seconds=seconds)
+        found = [*_differences(trip, restored)]
+        # Sequences are gone through in order, so the first of them all is the one that goes alone.
+        error = max(map(nmse, trip.kept.logits, _next_logits(trip.target, trip.arriving)))
+    except StateError as refused:
+        return replace(row, outcome="error", detail=f"{type(refused).__name__}: {refused}")
+    if not error < NMSE_LIMIT:
+        found.append(f"logits: error {error:.1e}, not below {NMSE_LIMIT:.0e}")
+    return replace(row, nmse=error, outcome="differs" if found else "same", detail="; ".join(found))
+
+
+def _differences(trip: _Trip, restored: Restored | None) -> Iterator[str]:
+    """Yield what is not as it was, other than the logits."""
+    arriving = {seq_id: len(text) for seq_id, text in trip.arriving.items()}
+    expected = {**{seq_id: len(text) for seq_id, text in enumerate(trip.before)}, **arriving}
+    found = {seq_id: trip.target.n_past(seq_id) for seq_id in expected}
+    if found != expected:
+        yield f"positions: {found} instead of {expected}"
+    if restored is not None:
+        reported = {seq_id: span.n_past for seq_id, span in restored.sequences.items()}
+        if reported != {seq_id: length for seq_id, length in arriving.items() if length}:
+            yield f"reported positions: {reported} instead of {arriving}"
+        if restored.tokens != tuple(trip.tokens):
+            yield f"tokens: {len(restored.tokens)}, not the {len(trip.tokens)} that were saved"
+    saved, again = (_bytes(trip, context) for context in (trip.source, trip.target))
+    if again != saved:
+        yield f"bytes: saved again they are others ({len(saved)} before, {len(again)} now)"
+
+
+def _bytes(trip: _Trip, context: Context) -> bytes:
+    """Return what went, or what arrived, as llama.cpp saves it."""
+    if trip.way.whole:
+        return context.snapshot()
+    if context is trip.target and trip.way.dest != 0:
+        # The id is among the bytes: bring the sequence back to the one that it had.
+        context.seq_restore(context.seq_snapshot(trip.way.dest), 0)
+    context.seq_save_state(trip.path, 0, durable=False)
+    return trip.path.read_bytes()
+
+
+def _uninterrupted(make: Callable[[], Context], texts: Sequence[Sequence[int]]) -> _Kept:
+    """Decode *texts* and go on by one token each."""
+    with make() as context:
+        _fill(context, texts)
+        return _Kept(texts, _next_logits(context, range(len(texts))))
+
+
+def _fill(context: Context, texts: Sequence[Sequence[int]]) -> None:
+    for seq_id, text in enumerate(texts):
+        context.decode(text, seq_id)
+
+
+def _next_logits(context: Context, seq_ids: Iterable[int]) -> list[memoryview[float]]:
+    """Decode one token more in each sequence; return the logits after each."""
+    logits = []
+    for seq_id in seq_ids:
+        context.decode([_NEXT_TOKEN], seq_id)
+        logits.append(context.logits())
+    return logits
+
+
+def _tokens(rng: random.Random, n_vocab: int, count: int) -> tuple[int, ...]:
+    return tuple(rng.randrange(n_vocab) for _ in range(count))
+
+
+_LINE = "{:<24} {:<35} {:>11} {:>8} {:>7} {}"
+
+
+def _lines(row: Row) -> Iterator[str]:
+    """Yield *row* as lines of a table."""
+    if row.outcome == "not available":
+        yield f"{row.configuration:<24} {row.outcome}"
+    else:
+        error = f"{row.nmse:.1e}" if row.nmse else "0"
+        figures = (row.nbytes, f"{1000 * row.seconds:.2f}", error, row.outcome)
+        yield _LINE.format(row.configuration, row.function, *figures)
+    yield from textwrap.wrap(row.detail, 96, initial_indent="    ", subsequent_indent="    ")
