@@ -1,0 +1,204 @@
+"""The public API as a type checker sees it. Checked by mypy, never run."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+
+from typing_extensions import assert_type
+
+import llama_state as ls
+from llama_state.testing import KINDS, write_benchmark_model, write_model, write_probe
+from llama_state.testing.conformance import Report, Row, check_model, round_trips
+
+
+def library(path: Path) -> None:
+    lib = ls.load_library()
+    assert_type(lib, ls.Library)
+    assert_type(ls.load_library("libllama.so"), ls.Library)
+    assert_type(ls.load_library(path=path), ls.Library)
+    assert_type(lib.path, Path)
+    assert_type(lib.source, str)
+    assert_type(lib.session_version, int)
+    assert_type(lib.sequence_version, int)
+    assert_type(lib.capabilities, frozenset[str])
+    assert_type(lib.build, str)
+    assert_type(lib.require("state-flags"), None)
+    assert_type(ls.__version__, str)
+
+
+def model(path: Path, lib: ls.Library) -> None:
+    with ls.Model(path) as opened:
+        assert_type(opened, ls.Model)
+    made = ls.Model("m.gguf", library=lib, n_gpu_layers=0)
+    assert_type(made.path, str)
+    assert_type(made.library, ls.Library)
+    assert_type(made.arch, str)
+    assert_type(made.n_vocab, int)
+    assert_type(made.metadata("general.architecture"), str | None)
+    assert_type(made.tokenize("text", add_special=False, parse_special=True), list[int])
+    assert_type(made.detokenize((1, 2), unparse_special=True), str)
+    assert_type(made.close(), None)
+    assert_type(made.context(), ls.Context)
+    ctx = made.context(
+        n_ctx=256,
+        n_batch=64,
+        n_seq_max=2,
+        kv_unified=True,
+        flash_attn=None,
+        type_k="q8_0",
+        type_v="f16",
+        n_threads=2,
+        swa_full=False,
+    )
+    assert_type(ctx, ls.Context)
+    made.context(n_ctx="256")  # type: ignore[arg-type]
+    made.context(type_k=8)  # type: ignore[arg-type]
+
+
+def attached(pointer: ctypes.c_void_p, lib: ls.Library) -> None:
+    assert_type(ls.attach(pointer, lib), ls.Context)
+    assert_type(ls.attach(0x7F00, library=lib), ls.Context)
+
+
+def context(ctx: ls.Context) -> None:
+    with ctx as entered:
+        assert_type(entered, ls.Context)
+    assert_type(ctx.library, ls.Library)
+    assert_type(ctx.pointer, int)
+    assert_type(ctx.arch, str)
+    assert_type(ctx.n_vocab, int)
+    assert_type(ctx.n_ctx, int)
+    assert_type(ctx.n_batch, int)
+    assert_type(ctx.n_seq_max, int)
+    assert_type(ctx.decode([1, 2]), None)
+    assert_type(ctx.decode(iter((1, 2)), seq_id=1), None)
+    assert_type(ctx.n_past(), int)
+    assert_type(ctx.n_past(seq_id=1), int)
+    assert_type(ctx.seq_rm(0, 1, None), None)
+    assert_type(ctx.seq_rm(0, start=1, end=2), None)
+    assert_type(ctx.seq_cp(0, 1, start=0, end=2), None)
+    assert_type(ctx.clear(), None)
+    assert_type(ctx.close(), None)
+    assert_type(ctx.logits(), memoryview[float])
+    ctx.decode("text")  # type: ignore[arg-type]
+    ctx.n_ctx()  # type: ignore[operator]
+
+
+def whole(ctx: ls.Context, path: Path) -> None:
+    assert_type(ctx.state_size(), int)
+    blob = ctx.snapshot()
+    assert_type(blob, bytes)
+    view: memoryview = ctx.snapshot(out=bytearray(8))
+    ctx.snapshot(array("b"))
+    for buffer in (blob, bytearray(blob), view, array("B", blob)):
+        assert_type(ctx.restore(buffer), ls.Restored)
+    assert_type(ctx.restore(blob, validate=False), ls.Restored)
+    assert_type(ctx.save_state(path), int)
+    assert_type(ctx.save_state("s", tokens=range(3), durable=False), int)
+    assert_type(ctx.load_state(path), ls.Restored)
+    assert_type(ctx.load_state("s", validate=False), ls.Restored)
+    ctx.restore("text")  # type: ignore[arg-type]
+    ctx.save_state(3)  # type: ignore[arg-type]
+
+
+def one_sequence(ctx: ls.Context, path: Path) -> None:
+    assert_type(ctx.seq_state_size(), int)
+    assert_type(ctx.seq_state_size(seq_id=1), int)
+    blob = ctx.seq_snapshot()
+    assert_type(blob, bytes)
+    assert_type(ctx.seq_snapshot(seq_id=1), bytes)
+    view: memoryview = ctx.seq_snapshot(1, out=bytearray(8))
+    assert_type(ctx.seq_restore(view), ls.Restored)
+    assert_type(ctx.seq_restore(blob, dest_seq_id=1, validate=False), ls.Restored)
+    assert_type(ctx.seq_save_state(path), int)
+    assert_type(ctx.seq_save_state("s", seq_id=1, tokens=(1, 2), durable=False), int)
+    assert_type(ctx.seq_load_state(path), ls.Restored)
+    assert_type(ctx.seq_load_state("s", dest_seq_id=1, validate=False), ls.Restored)
+
+
+def results(restored: ls.Restored) -> None:
+    assert_type(restored.nbytes, int)
+    assert_type(restored.tokens, tuple[int, ...])
+    assert_type(restored.sequences, Mapping[int, ls.Span])
+    span = restored.sequences[0]
+    assert_type(span, ls.Span)
+    assert_type(span.pos_min, int)
+    assert_type(span.pos_max, int)
+    assert_type(span.rewind_min, int)
+    assert_type(span.n_past, int)
+    restored.nbytes = 0  # type: ignore[misc]
+
+
+def savepoint(ctx: ls.Context) -> int:
+    with ctx.savepoint() as nothing:
+        assert_type(nothing, None)
+    with ctx.savepoint(0, 1):
+        return 1
+    # No "missing return": a savepoint lets the block's exception through.
+
+
+def errors(ctx: ls.Context) -> None:
+    try:
+        ctx.clear()
+    except ls.TruncatedError as truncated:
+        assert_type(truncated.need, int)
+        assert_type(truncated.have, int)
+    except (ls.ChecksumError, ls.VersionError) as damaged:
+        assert_type(damaged.reason, str)
+        assert_type(damaged.offset, int | None)
+    except ls.FormatError as malformed:
+        assert_type(malformed.reason, str)
+    except ls.MismatchError as mismatch:
+        assert_type(mismatch.differences, tuple[ls.Difference, ...])
+        name, saved, current = mismatch.differences[0]
+        assert_type((name, saved, current), tuple[str, object, object])
+    except ls.CapacityError as capacity:
+        assert_type((capacity.need, capacity.have), tuple[int, int])
+    except ls.SequenceIdError as sequence:
+        assert_type((sequence.seq_id, sequence.limit), tuple[int, int])
+    except ls.SaveError as unsaved:
+        assert_type(unsaved.errno, int | None)
+    except ls.RestoreError as refused:
+        assert_type(refused.log, tuple[str, ...])
+        assert_type(refused.rolled_back, bool)
+    except ls.DecodeError as undecoded:
+        assert_type(undecoded.code, int)
+        assert_type(undecoded.log, tuple[str, ...])
+    except ls.ModelLoadError as unloaded:
+        assert_type(unloaded.path, str)
+        assert_type(unloaded.log, tuple[str, ...])
+    except ls.LibraryNotFoundError as missing:
+        assert_type(missing.tried, tuple[tuple[str, str], ...])
+    except (ls.ClosedError, ls.UnsupportedError):
+        raise
+    # What a caller would catch who does not know this package.
+    values: list[type[ValueError]] = [ls.FormatError, ls.MismatchError, ls.CapacityError]
+    runtime: list[type[RuntimeError]] = [ls.RestoreError, ls.DecodeError, ls.ClosedError]
+    others: tuple[type[OSError], type[IndexError], type[ImportError], type[NotImplementedError]]
+    others = (ls.SaveError, ls.SequenceIdError, ls.LibraryNotFoundError, ls.UnsupportedError)
+    every: list[type[ls.StateError]] = [ls.VersionError, ls.ChecksumError, ls.ModelLoadError]
+    del values, runtime, others, every
+
+
+def testing(path: Path) -> None:
+    assert_type(KINDS, tuple[str, ...])
+    assert_type(write_model("m.gguf"), Path)
+    assert_type(write_model(path, "llama-dense", seed=1, text=True, overrides={"a": 1}), Path)
+    assert_type(write_benchmark_model(path, n_layer=2), Path)
+    assert_type(write_probe(path), Path)
+
+
+def conformance(path: Path, opened: ls.Model, lib: ls.Library) -> None:
+    options = {"one": {"n_seq_max": 1}}
+    report = check_model(path, library=lib, n_tokens=8, configurations=options, seed=1)
+    assert_type(report, Report)
+    assert_type(check_model(opened), Report)
+    assert_type(report.ok, bool)
+    assert_type(report.rows, tuple[Row, ...])
+    for row in round_trips(opened, {"kv_unified": True}, name="one"):
+        assert_type((row.configuration, row.function, row.detail), tuple[str, str, str])
+        assert_type((row.seconds, row.nmse), tuple[float, float])
+        assert_type(row.nbytes, int)
