@@ -64,6 +64,7 @@ LLAMA_API int32_t llama_model_rope_type(const struct llama_model *model);
 LLAMA_API int32_t llama_model_n_swa(const struct llama_model *model);
 LLAMA_API bool llama_model_is_recurrent(const struct llama_model *model);
 LLAMA_API bool llama_model_is_hybrid(const struct llama_model *model);
+LLAMA_API bool llama_model_has_encoder(const struct llama_model *model);
 LLAMA_API int32_t llama_vocab_type(const struct llama_vocab *vocab);
 LLAMA_API int32_t llama_vocab_n_tokens(const struct llama_vocab *vocab);
 LLAMA_API int32_t llama_tokenize(const struct llama_vocab *vocab, const char *text, int32_t text_len, int32_t *tokens, int32_t n_tokens_max, bool add_special, bool parse_special);

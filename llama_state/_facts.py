@@ -34,6 +34,7 @@ class Facts:
         traits: The ways in which the model's states can be laid out: one, but for an
             architecture that this version does not know.
         recurrent: The memory is recurrent or hybrid: it can not be cut, only emptied.
+        encoder: An encoder-decoder model: decoding before encoding aborts the process.
         n_swa: Size of the sliding attention window in positions, 0 for none.
         n_vocab: Tokens in the vocabulary.
         n_ctx: Cells of the whole context.
@@ -47,6 +48,7 @@ class Facts:
     arch: str
     traits: tuple[layout.Traits, ...]
     recurrent: bool
+    encoder: bool
     n_swa: int
     n_vocab: int
     n_ctx: int
@@ -87,6 +89,7 @@ def context_facts(call: Call, asked: Asked) -> Facts:
         arch=arch,
         traits=tuple(traits),
         recurrent=recurrent or hybrid,
+        encoder=lib.llama_model_has_encoder(api, model),
         n_swa=n_swa,
         n_vocab=lib.llama_vocab_n_tokens(api, lib.llama_model_get_vocab(api, model)),
         n_ctx=lib.llama_n_ctx(api, ctx),

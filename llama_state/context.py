@@ -84,9 +84,15 @@ class Context(Owner):
             SequenceIdError: *seq_id* is outside ``0 .. n_seq_max - 1``.
             CapacityError: The cache is full.
             DecodeError: A token outside the vocabulary, or llama.cpp refused.
+            UnsupportedError: The model has an encoder, which this small engine does not run.
         """
         ids = engine.checked_tokens(tokens, self.n_vocab)
         self._state.check_sequence(seq_id)
+        if self._facts.encoder:
+            raise UnsupportedError(
+                f"{self.arch} models encode first: decode with the binding that does, attach() its "
+                "context, and encode again after a restore"
+            )
         if not ids:
             return
         with self._handle.use() as call:

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 import llama_state as ls
-from llama_state.testing.conformance import NMSE_LIMIT, nmse
+from llama_state.testing.conformance import nmse
 
 RECURRENT = frozenset({"jamba", "lfm2", "mamba2", "qwen3next"})
 WINDOWS = {"gemma3": 32}
@@ -32,6 +32,9 @@ N_SEQS = 3
 # Three sequences of this length fit the 256 cells that they share; more than a window.
 MAX_LENGTH = 80
 NEXT_TOKEN = 1
+# The same tokens decoded in other pieces, without any save, differ by up to 1.1e-5 (jamba); one
+# wrong token among them makes 1.6e-4 (deepseek2) and more.
+LIMIT = 5e-5
 
 Text = tuple[int, ...]
 Texts = dict[int, Text]
@@ -84,7 +87,7 @@ class Machine(RuleBasedStateMachine):
         with self.open() as fresh:
             for ctx, tokens in ((fresh, (*text, NEXT_TOKEN)), (context, (NEXT_TOKEN,))):
                 ctx.decode(tokens, seq_id)
-            assert nmse(fresh.logits(), context.logits()) < NMSE_LIMIT
+            assert nmse(fresh.logits(), context.logits()) < LIMIT
 
     def new_file(self) -> Path:
         self.n_files += 1
