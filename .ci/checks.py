@@ -1,0 +1,175 @@
+"""The small checks of ``.ci/run``: ``python .ci/checks.py NAME ARGUMENT...``."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+MINORS = range(10, 15)
+COMPILE_SECONDS = 10
+IN_THE_WHEEL = (
+    r"llama_state/_llama_cffi\.abi3\.so",
+    r"llama_state/_llama_cffi\.pyi",
+    r"llama_state/_probe\.gguf",
+    r"llama_state/py\.typed",
+    r"llama_state/testing/specs/.*\.json",
+)
+NOT_IN_THE_WHEEL = r"(.*\.(c|h|o|pyc)|(tests|benchmarks|docs)/.*|build_ffi\.py)"
+
+# The tests that a run may skip: (run, start of the test's name) and why that is right.
+ALLOWED_SKIPS = {
+    ("test", "tests.hosts.test_llama_cpp"): "llama-cpp-python's own tests run in step builds",
+}
+
+
+class Results(NamedTuple):
+    """What a pytest run's XML says; *skips* are (test, reason) of those that are not allowed."""
+
+    passed: int
+    failed: int
+    skipped: int
+    skips: list[tuple[str, str]]
+
+
+def results(run: str, xml: Path) -> Results:
+    """Read the XML that pytest wrote for *run*. An expected failure counts as skipped."""
+    passed = failed = skipped = 0
+    skips = []
+    for case in ElementTree.parse(xml).iter("testcase"):  # noqa: S314 - pytest wrote it
+        name = f"{case.get('classname')}::{case.get('name')}"
+        reason = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed += 1
+        elif reason is not None:
+            skipped += 1
+            if not any(run == r and name.startswith(start) for r, start in ALLOWED_SKIPS):
+                skips.append((name, reason.get("message", "")))
+        else:
+            passed += 1
+    return Results(passed, failed, skipped, skips)
+
+
+def skips(run: str, xml: str) -> None:
+    """Fail where a test was skipped that is not on the list, or where none has run."""
+    found = results(run, Path(xml))
+    for name, reason in found.skips:
+        print(f"skipped, and not on the list of .ci/checks.py: {name}: {reason}")
+    for (_, start), reason in ALLOWED_SKIPS.items():
+        if found.skipped:
+            print(f"may be skipped: {start}: {reason}")
+    print(f"{run}: {found.passed} passed, {found.failed} failed, {found.skipped} skipped")
+    if found.skips or found.failed or not found.passed:
+        sys.exit(1)
+
+
+def command(path: str, mark: str) -> None:
+    """Print the shell block below ``<!-- mark -->``."""
+    block = re.compile(rf"^<!-- {mark} -->\n+```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    (text,) = block.findall(Path(path).read_text(encoding="utf-8"))
+    print(text, end="")
+
+
+def doctests(*paths: str) -> None:
+    """Run the examples of Markdown files, each in an empty folder; the first must have some."""
+    failed = 0
+    for number, path in enumerate(markdown(paths)):
+        text = path.read_text(encoding="utf-8")
+        # A fence is no expected output.
+        text = re.sub(r"^\s*```.*$", "", text, flags=re.MULTILINE)
+        test = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            outcome = runner.run(test)
+            os.chdir(path.parent)
+        print(f"{path.name}: {outcome.attempted} examples, {outcome.failed} failed")
+        failed += outcome.failed + (number == 0 and not outcome.attempted)
+    if failed:
+        sys.exit(1)
+
+
+def markdown(paths: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files, and those of the folders."""
+    for path in map(Path, paths):
+        yield from sorted(path.glob("**/*.md")) if path.is_dir() else [path]
+
+
+def compile_time() -> None:
+    """Compile the extension of the source tree that this is run in, and say how long it took."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "setup.py", "-q", "build_ext"], check=True)
+    seconds = time.perf_counter() - start
+    print(f"the extension compiles in {seconds:.1f} s (allowed: {COMPILE_SECONDS} s)")
+    if seconds > COMPILE_SECONDS:
+        sys.exit(1)
+
+
+def wheel(path: str) -> None:
+    """Check a wheel's name and files."""
+    problems = [] if "-cp310-abi3-" in Path(path).name else [f"{path} is not tagged cp310-abi3"]
+    names = zipfile.ZipFile(path).namelist()
+    problems += [f"no {p}" for p in IN_THE_WHEEL if not any(re.fullmatch(p, n) for n in names)]
+    problems += [f"has {n}" for n in names if re.fullmatch(NOT_IN_THE_WHEEL, n)]
+    print("\n".join([f"{Path(path).name}: {len(names)} files", *problems]))
+    if problems:
+        sys.exit(1)
+
+
+def interpreters(own: str) -> None:
+    """Print a line "VERSION PATH" for every Python to test, "VERSION absent" for what is not here.
+
+    Looked for on PATH and among pyenv's; *own* stands for its version.
+    """
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for minor in MINORS:
+        name = f"python3.{minor}"
+        places = [own, shutil.which(name), *sorted(pyenv.glob(f"3.{minor}.*/bin/{name}"))]
+        good = (str(place) for place in places if place and is_version(str(place), minor))
+        print(f"3.{minor}", next(good, "absent"))
+
+
+def is_version(python: str, minor: int) -> bool:
+    """Whether *python* runs, is CPython 3.*minor* and can make environments."""
+    code = f"import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, {minor}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, check=False)  # noqa: S603
+    return done.returncode == 0
+
+
+def smoke(outside: str) -> None:
+    """Round trips with the installed package, from a folder that is not the tree."""
+    where = "import llama_state, sys; print(sys.version.split()[0], llama_state.__file__)"
+    outputs = [
+        subprocess.run(  # noqa: S603 - ourselves
+            [sys.executable, *arguments], cwd=outside, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+        for arguments in (["-c", where], ["-m", "llama_state", "demo"])
+    ]
+    version, place = outputs[0].split()
+    print(f"python {version}, {place}: {', '.join(outputs[1].splitlines()[-2:])}")
+    if not Path(place).is_relative_to(sys.prefix):
+        sys.exit(1)
+
+
+CHECKS: dict[str, Callable[..., None]] = {
+    "skips": skips,
+    "command": command,
+    "doctests": doctests,
+    "compile-time": compile_time,
+    "wheel": wheel,
+    "interpreters": interpreters,
+    "smoke": smoke,
+}
+
+if __name__ == "__main__":
+    CHECKS[sys.argv[1]](*sys.argv[2:])

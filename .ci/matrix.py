@@ -1,0 +1,361 @@
+"""The native tests on every llama.cpp build that the README names.
+
+``matrix.py fetch CACHE`` puts the builds into a folder, where they are not there yet;
+``matrix.py run CACHE --llama-cpp-python PYTHON --work FOLDER`` tests them, one on each core,
+and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from checks import results
+
+CORES = 2
+TIMEOUT = 1500
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build of llama.cpp, and what is expected of it.
+
+    Attributes:
+        package: The package on PyPI that brings it.
+        version: Of the package.
+        formats: Session and sequence version.
+        lacks: The kinds of model that it can not load, and why. All others it must.
+    """
+
+    package: str
+    version: str
+    formats: tuple[int, int]
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return f"{self.package} {self.version}"
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it is llama-cpp-python: built from source, tested in its own environment."""
+        return self.package == "llama-cpp-python"
+
+
+BUILDS = (
+    Build(
+        "xllamacpp",
+        "2026.4.8672",
+        (9, 2),
+        {"qwen3next-moe": "counts the tensors of such a model otherwise"},
+    ),
+    Build("xllamacpp", "2026.5.9294", (9, 2)),
+    Build("xllamacpp", "2026.6.9713", (9, 2)),
+    Build("xllamacpp", "2026.7.10068", (9, 2)),
+    Build("xllamacpp", "2026.8.10566", (9, 2)),
+    Build("xllamacpp", "2026.9.11063", (10, 3)),
+    Build("xllamacpp", "2026.10.11549", (11, 4)),
+    Build("llama-cpp-python", "0.3.36", (10, 3)),
+)
+
+
+@dataclass
+class Outcome:
+    """What a build did; *problems* says what is wrong, if anything."""
+
+    build: Build
+    formats: str = "?"
+    kinds: str = "?"
+    round_trips: int = 0
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+# -- getting them
+
+
+def fetch(cache: Path) -> None:
+    """Download or build what is not in *cache*."""
+    cache.mkdir(parents=True, exist_ok=True)
+    for build in BUILDS:
+        start = time.perf_counter()
+        state = fetch_host(build, cache) if build.is_host else fetch_wheel(build, cache)
+        print(f"{build.name}: {state}, {time.perf_counter() - start:.0f} s")
+
+
+def fetch_wheel(build: Build, cache: Path) -> str:
+    """Unpack a wheel into a folder of its own."""
+    if folder(build, cache).is_dir():
+        return "in the cache"
+    partial_folder = cache / f".{build.version}.{os.getpid()}"
+    pip("install", "--no-deps", "--target", partial_folder, f"{build.package}=={build.version}")
+    partial_folder.rename(folder(build, cache))
+    return "downloaded"
+
+
+def fetch_host(build: Build, cache: Path) -> str:
+    """Build llama-cpp-python from its source package: there is nothing else on PyPI."""
+    if host_wheels(build, cache):
+        return "in the cache"
+    if shutil.which("c++") is None:
+        sys.exit(f"building {build.name} needs a C++ compiler (on Debian: apt-get install g++)")
+    os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(CORES))
+    partial_folder = cache / f".{build.version}.{os.getpid()}"
+    source = f"{build.package}=={build.version}"
+    pip("wheel", "--no-deps", "--no-binary", build.package, "-w", partial_folder, source)
+    for wheel in partial_folder.glob("*.whl"):
+        wheel.rename(cache / wheel.name)
+    partial_folder.rmdir()
+    return "built"
+
+
+def pip(*arguments: str | Path) -> None:
+    """Run pip, quietly."""
+    command = [sys.executable, "-m", "pip", arguments[0], "-q", *arguments[1:]]
+    subprocess.run(command, check=True)  # noqa: S603 - pip
+
+
+def folder(build: Build, cache: Path) -> Path:
+    """Where a wheel is unpacked."""
+    return cache / f"{build.package}-{build.version}"
+
+
+def host_wheels(build: Build, cache: Path) -> list[Path]:
+    """The wheel that was built, if it was."""
+    return sorted(cache.glob(f"{build.package.replace('-', '_')}-{build.version}-*.whl"))
+
+
+def library(build: Build, cache: Path, host: str) -> Path:
+    """The shared object of a build."""
+    if not build.is_host:
+        return next((folder(build, cache) / "xllamacpp").glob("xllamacpp*.so"))
+    code = "import importlib.util as u; print(u.find_spec('llama_cpp').origin)"
+    found = subprocess.run([host, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603
+    return Path(found.stdout.strip()).parent / "lib" / "libllama.so"
+
+
+# -- testing them
+
+
+class Matrix:
+    """One run over all builds; starts no further one after the first that fails."""
+
+    def __init__(self, cache: Path, host: str, work: Path) -> None:
+        self.cache = cache
+        self.host = host
+        self.work = work
+        self.stop = threading.Event()
+        self.printing = threading.Lock()
+
+    def run(self) -> list[Outcome]:
+        """Test every build, one on each core: two that share their cores wait for each other."""
+        usable = sorted(os.sched_getaffinity(0))[:CORES]
+        cores: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for core in usable:
+            cores.put(core)
+
+        def settle() -> None:
+            # Of this thread, and so of the processes that it starts.
+            os.sched_setaffinity(0, {cores.get()})
+
+        with ThreadPoolExecutor(len(usable), initializer=settle) as pool:
+            tested = [pool.submit(self.test, build) for build in BUILDS]
+        return [outcome for future in tested if (outcome := future.result())]
+
+    def test(self, build: Build) -> Outcome | None:
+        """Test one build and print its output in one piece; None after another has failed."""
+        if self.stop.is_set():
+            return None
+        outcome = Outcome(build)
+        start = time.perf_counter()
+        work = self.work / build.name.replace(" ", "-")
+        work.mkdir(parents=True)
+        log = work / "log"
+        try:
+            self.conformance(outcome, work, log)
+            self.pytest(outcome, "tests/native", work, log)
+            if build.is_host:
+                self.pytest(outcome, "tests/hosts", work, log)
+        except (subprocess.SubprocessError, OSError) as error:
+            outcome.problems.append(str(error))
+        outcome.seconds = time.perf_counter() - start
+        if outcome.problems:
+            self.stop.set()
+        with self.printing:
+            print(f"\n-- {build.name}", log.read_text(encoding="utf-8").rstrip(), sep="\n")
+            for problem in outcome.problems:
+                print(f"{build.name}: {problem}")
+        return outcome
+
+    def conformance(self, outcome: Outcome, work: Path, log: Path) -> None:
+        """Every way to save and restore on every kind of model, as any user can run it."""
+        build, report = outcome.build, work / "report.json"
+        if not self.call(outcome, log, [str(Path(__file__)), "check", str(report)]):
+            return
+        found = json.loads(report.read_text(encoding="utf-8"))
+        outcome.formats = f"{found['formats'][0]} / {found['formats'][1]}"
+        n_loaded, n_lacking = len(found["loaded"]), len(found["lacks"])
+        outcome.kinds = f"{n_loaded} of {n_loaded + n_lacking}"
+        outcome.round_trips = sum(kind["same"] for kind in found["loaded"].values())
+        expected = {
+            "library": str(library(build, self.cache, self.host).resolve()),
+            "formats": list(build.formats),
+            "lacks": sorted(build.lacks),
+            "not equal": [],
+        }
+        found["not equal"] = [name for name, kind in found["loaded"].items() if not kind["ok"]]
+        outcome.problems += [
+            f"{key}: {found[key]}, expected {value}"
+            for key, value in expected.items()
+            if found[key] != value
+        ]
+
+    def pytest(self, outcome: Outcome, tests: str, work: Path, log: Path) -> None:
+        """The tests of a folder, which prints their closing line."""
+        xml = work / f"{Path(tests).name}.xml"
+        self.call(
+            outcome,
+            log,
+            ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", tests],
+            HYPOTHESIS_PROFILE="quick",
+            HYPOTHESIS_STORAGE_DIRECTORY=str(work / "hypothesis"),
+        )
+        if not xml.exists():
+            return
+        found = results(outcome.build.name, xml)
+        outcome.passed += found.passed
+        outcome.failed += found.failed
+        outcome.skipped += found.skipped
+        outcome.problems += [
+            f"skipped, not on the list: {name}: {why}" for name, why in found.skips
+        ]
+        if not found.passed:
+            outcome.problems.append(f"{tests}: no test has passed")
+
+    def call(self, outcome: Outcome, log: Path, arguments: list[str], **environment: str) -> bool:
+        """Run Python on a build, its output to *log*; whether all went well."""
+        build = outcome.build
+        python = self.host if build.is_host else sys.executable
+        environment["LLAMA_STATE_LIBRARY"] = str(library(build, self.cache, self.host))
+        assignments = [f"{name}={value}" for name, value in environment.items()]
+        command = shlex.join([*assignments, python, *arguments])
+        with log.open("a", encoding="utf-8") as out:
+            print("+", command, file=out, flush=True)
+            done = subprocess.run(  # noqa: S603 - our own tests
+                [python, *arguments],
+                env={**os.environ, **environment},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                timeout=TIMEOUT,
+                check=False,
+            )
+        if done.returncode:
+            outcome.problems.append(f"status {done.returncode}: {command}")
+        return done.returncode == 0
+
+
+def check(report: Path) -> None:
+    """Load every kind of model with the library of the environment, and round-trip it."""
+    import llama_state as ls
+    from llama_state.testing import KINDS, write_model
+    from llama_state.testing.conformance import check_model
+
+    library = ls.load_library()
+    loaded: dict[str, dict[str, Any]] = {}
+    lacks = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in KINDS:
+            path = write_model(Path(folder) / f"{kind}.gguf", kind)
+            try:
+                model = ls.Model(path, library)
+            except ls.ModelLoadError as error:
+                print(f"{kind}: not loaded: {error.log[-2].strip() if error.log[1:] else error}")
+                lacks.append(kind)
+                continue
+            with model:
+                found = check_model(model)
+            same = sum(row.outcome == "same" for row in found.rows)
+            loaded[kind] = {"ok": found.ok, "same": same}
+            print(f"{kind}: {str(found).splitlines()[-1]}" if found.ok else found)
+    formats = (library.session_version, library.sequence_version)
+    facts = {"library": str(library.path), "formats": formats, "loaded": loaded, "lacks": lacks}
+    report.write_text(json.dumps(facts), encoding="utf-8")
+
+
+# -- telling
+
+LINE = "{:<26} {:<10} {:>9} {:>11} {:>7} {:>7} {:>8} {:>8}"
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """The builds, as the README names them."""
+    rows = [
+        LINE.format(
+            outcome.build.name,
+            outcome.formats,
+            outcome.kinds,
+            outcome.round_trips,
+            outcome.passed,
+            outcome.failed,
+            outcome.skipped,
+            f"{outcome.seconds:.0f}",
+        )
+        for outcome in outcomes
+    ]
+    heads = ("versions", "kinds", "round trips", "passed", "failed", "skipped", "seconds")
+    return "\n".join([LINE.format("build", *heads), *rows])
+
+
+def run(cache: Path, host: str, work: Path) -> int:
+    """Test all builds; returns the exit status."""
+    outcomes = Matrix(cache, host, work).run()
+    print(f"\n{table(outcomes)}")
+    for outcome in outcomes:
+        for problem in outcome.problems:
+            print(f"{outcome.build.name}: {problem}")
+    complete = len(outcomes) == len(BUILDS)
+    if not complete:
+        print(f"{len(BUILDS) - len(outcomes)} builds were not tested any more")
+    return 0 if complete and not any(outcome.problems for outcome in outcomes) else 1
+
+
+def main() -> int:
+    """Do what the command line says; returns the exit status."""
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("fetch").add_argument("cache", type=Path)
+    runs = commands.add_parser("run")
+    runs.add_argument("cache", type=Path)
+    runs.add_argument("--llama-cpp-python", required=True, metavar="PYTHON", dest="host")
+    runs.add_argument("--work", type=Path, required=True)
+    commands.add_parser("check").add_argument("report", type=Path)
+    options = parser.parse_args()
+    if options.command == "fetch":
+        fetch(options.cache)
+    elif options.command == "check":
+        check(options.report)
+    else:
+        return run(options.cache, options.host, options.work)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
