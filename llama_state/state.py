@@ -323,7 +323,10 @@ class ContextState:
         after = _memory.occupied(call, self._facts.n_seq_max)
         if not consumed or (parsed is not None and not _agrees(scope, parsed, before, after)):
             log = call.log()
-            rolled_back = self._put_back(call, kept, backup) if filled else self._empty(call, scope)
+            self._empty(call, scope)
+            rolled_back = not filled
+            if backup is not None:
+                rolled_back = self._put_back(call, kept, backup)
             raise self._refusal(parsed, log, consumed=consumed, rolled_back=rolled_back)
         if parsed is not None:
             self._fitting.learn(parsed)
@@ -379,11 +382,9 @@ class ContextState:
             if not self._put_back(call, scope, backup):
                 raise RestoreError("what was there could not be put back", log=call.log())
 
-    def _put_back(self, call: Call, scope: Scope, backup: Buffer | None) -> bool:
-        """Undo a failed restore; False where the destination could only be emptied."""
+    def _put_back(self, call: Call, scope: Scope, backup: Buffer) -> bool:
+        """Put a state of this context back; False where the destination could only be emptied."""
         self._empty(call, scope)
-        if backup is None:
-            return False
         try:
             parsed = self._parse_own(scope, backup)
         except UnsupportedError:  # a format that was restored without validation
@@ -393,13 +394,11 @@ class ContextState:
         self._empty(call, scope)
         return False
 
-    def _empty(self, call: Call, scope: Scope) -> bool:
-        """Empty the destination; True, as whoever asked for nothing has got it back."""
+    def _empty(self, call: Call, scope: Scope) -> None:
         if scope is None:
             _memory.clear(call, data=False)
         else:
             _memory.remove(call, scope)
-        return True
 
     def _refusal(
         self,

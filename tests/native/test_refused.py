@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import llama_state as ls
+from llama_state import _transfer
 from llama_state.testing.models import write_model
 
 from .conftest import MODELS
@@ -291,6 +292,26 @@ def test_what_llama_cpp_refuses_is_undone(
                 ctx.restore(whole, validate=False)
         else:
             assert ctx.restore(whole, validate=False).sequences.keys() == {0, 1}
+
+
+def test_an_unexpected_refusal(model: ls.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing was left to refuse no copy was kept: the destination is emptied, and only it.
+
+    llama.cpp is made to refuse here, as it would when it is out of memory.
+    """
+    with model.context(n_ctx=512, n_seq_max=2) as ctx:
+        filled(ctx, 40)
+        blob, other = ctx.seq_snapshot(0), ctx.seq_snapshot(1)
+        ctx.seq_restore(blob, 0)  # now its geometry is known
+        with monkeypatch.context() as patch, pytest.raises(ls.RestoreError) as caught:
+            patch.setattr(_transfer, "write", lambda *_: 0)
+            ctx.seq_restore(blob, 0)
+        assert not caught.value.rolled_back
+        assert "emptied" in str(caught.value)
+        assert (ctx.n_past(0), ctx.n_past(1)) == (0, 40)
+        assert ctx.seq_snapshot(1) == other
+        ctx.seq_restore(blob, 0)
+        assert ctx.n_past(0) == 40
 
 
 def test_savepoints_in_an_unknown_format(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
