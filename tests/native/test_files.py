@@ -232,8 +232,9 @@ def test_llama_state_seq_load_file_loads_ours(
 def test_llama_state_seq_load_file_takes_our_empty_sequence(
     native: Native, source: ls.Context, make: Make, tokens: Tokens, tmp_path: Path
 ) -> None:
-    """The file of an empty sequence loads into an empty one. (Into a filled one llama.cpp loads
-    nothing and says that it did; ``seq_load_state`` empties it.)
+    """The file of an empty sequence loads into an empty one.
+
+    Into a filled one llama.cpp loads nothing and says that it did; ``seq_load_state`` empties it.
     """
     fresh = make()
     nbytes = source.seq_save_state(tmp_path / "ours", 1, tokens)

@@ -60,10 +60,10 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(held=st.lists(sizes, min_size=2 * N_SEQS, max_size=2 * N_SEQS))
     def start(self, held: list[int]) -> None:
-        self.contexts = [self.open(), self.open()]
-        self.texts: list[Texts] = [dict.fromkeys(range(N_SEQS), ()) for _ in self.contexts]
         self.folder = tempfile.TemporaryDirectory()
         self.n_files = 0
+        self.contexts = [self.open(), self.open()]
+        self.texts: list[Texts] = [dict.fromkeys(range(N_SEQS), ()) for _ in self.contexts]
         for place, size in enumerate(held):
             self.decode(*divmod(place, N_SEQS), place, size)
 

@@ -1,10 +1,9 @@
 """What was saved comes back: every function, every kind of memory, all the options of a context.
 
-Two facts of llama.cpp shape what "comes back" means here. A restore packs the cells of a sequence
-together, and attention sums over cells in their order: where cells came to lie elsewhere the next
-logits are the same but for rounding (below 1e-6 with q8_0 caches, 1e-8 with f16 ones), where they
-did not they are the same bits. And a state of one sequence leaves out what a sliding window no
-longer sees.
+Two facts of llama.cpp shape what "comes back" means here. Attention sums over cells in their order,
+and a restore packs them together: where cells lie elsewhere than they did, the next logits are the
+same but for rounding (1.2e-6 at most was seen), where they do not they are the same bits. And the
+state of one sequence leaves out what a sliding window no longer sees.
 """
 
 from __future__ import annotations
