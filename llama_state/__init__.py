@@ -4,6 +4,14 @@ Importing this loads no libllama: the first :class:`Model`, :func:`load_library`
 :func:`attach` does.
 """
 
+try:
+    from . import _llama_cffi as _llama_cffi
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"{__path__[0]} is a source tree whose extension is not built. Run `pip install -e .` "
+        "there, or Python from another folder to use the installed package."
+    ) from error
+
 from ._discovery import load_library
 from ._library import Library
 from .context import Context, attach
