@@ -5,7 +5,7 @@ Importing this loads no libllama: the first :class:`Model`, :func:`load_library`
 """
 
 try:
-    from . import _llama_cffi as _llama_cffi
+    from ._llama_cffi import lib as _compiled  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError(
         f"{__path__[0]} is a source tree whose extension is not built. Run `pip install -e .` "

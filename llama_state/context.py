@@ -142,9 +142,9 @@ class Context(Owner):
             first, last = _clip(span, start, end)
             if first >= last:
                 return
-            if first > 0 or last <= span.last:
+            whole = first <= self._begin(span) and last > span.last
+            if not whole:
                 self._check_cut(seq_id, span, first, last)
-            whole = first == 0 and last > span.last
             if not _memory.remove(call, seq_id, *((-1, -1) if whole else (first, last))):
                 raise self._can_not_cut(seq_id, first, last)
 
@@ -157,8 +157,9 @@ class Context(Owner):
 
         Raises:
             SequenceIdError: An id is outside ``0 .. n_seq_max - 1``.
-            UnsupportedError: Part of a sequence of recurrent or hybrid memory, or part of one
-                in a split context. Both sequences are untouched.
+            UnsupportedError: Part of a sequence of recurrent or hybrid memory, part of one in a
+                split context, or one that ends where a sliding window has lost cells. Both
+                sequences are untouched.
         """
         self._state.check_sequence(dest)
         with self._sequence(src) as call:
@@ -166,9 +167,11 @@ class Context(Owner):
                 return
             span = _memory.positions(call, src)
             first, last = _clip(span, start, end)
-            begin = 0 if self._facts.recurrent else max(span.first, 0)
+            begin = self._begin(span)
             cuts = [cut for cut in ((begin, first), (last, span.last + 1)) if cut[0] < cut[1]]
-            for cut in cuts if first < last else ():
+            if last <= max(first, begin):
+                cuts, last = [], first  # nothing is there to copy
+            for cut in cuts:
                 self._check_cut(src, span, *cut)
             self._state.copy(call, src, dest, first, last, part=bool(cuts))
 
@@ -385,6 +388,11 @@ class Context(Owner):
         self._state.check_sequence(seq_id)
         with self._handle.use() as call:
             yield call
+
+    def _begin(self, span: _memory.Positions) -> int:
+        """The position at which a sequence begins, as far as llama.cpp tells."""
+        # Of recurrent memory it names the last one, of a window the first that is still there.
+        return 0 if self._facts.recurrent or self._facts.n_swa else max(span.first, 0)
 
     def _check_cut(self, seq_id: int, span: _memory.Positions, first: int, last: int) -> None:
         tail = last > span.last

@@ -295,3 +295,24 @@ def test_different_types_without_v(model: ls.Model) -> None:
     if model.arch == "deepseek2":
         with pytest.raises(ls.UnsupportedError, match="keeps no V"):
             model.context(n_ctx=256, type_k="q8_0", flash_attn=False)
+
+
+def test_emptying_by_parts(make: Make) -> None:
+    """A sequence that begins late can be cut to nothing from any position before its first."""
+    ctx = make()
+    ctx.decode([1, 2, 3])
+    ctx.seq_rm(0, 0, 2)
+    ctx.seq_rm(0, 1)
+    assert ctx.n_past() == 0
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_copying_nothing(model: ls.Model, unified: bool) -> None:
+    """A range without positions makes an empty copy, whatever the memory."""
+    with model.context(n_ctx=512, n_seq_max=2, kv_unified=unified) as ctx:
+        for start, end in ((0, 0), (5, 5), (3, 2), (7, None), (0, -1)):
+            ctx.clear()
+            ctx.decode([1, 2, 3], 0)
+            ctx.decode([1, 2], 1)
+            ctx.seq_cp(0, 1, start, end)
+            assert (ctx.n_past(0), ctx.n_past(1)) == (3, 0)

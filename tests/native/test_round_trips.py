@@ -223,7 +223,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_what_is_known_is_refused(model: ls.Model) -> None:
-    """Of all options that are drawn here, those that ``is_refused`` names are refused, no others."""
+    """Of all options that are drawn here, only those that ``is_refused`` names are refused."""
     names = ("n_seq_max", "kv_unified", "flash_attn", "type_k", "type_v")
     types = ["f16", "q8_0"]
     for values in itertools.product([1, 3], [False, True], [None, False, True], types, types):
