@@ -28,6 +28,9 @@ from checks import results
 
 CORES = 2
 TIMEOUT = 1500
+# Of a log that is printed, at either end.
+LINES = 150
+LINE_LENGTH = 400
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ class Matrix:
         if outcome.problems:
             self.stop.set()
         with self.printing:
-            print(f"\n-- {build.name}", log.read_text(encoding="utf-8").rstrip(), sep="\n")
+            print(f"\n-- {build.name}", *clipped(log), sep="\n")
             for problem in outcome.problems:
                 print(f"{build.name}: {problem}")
         return outcome
@@ -270,6 +273,15 @@ class Matrix:
         if done.returncode:
             outcome.problems.append(f"status {done.returncode}: {command}")
         return done.returncode == 0
+
+
+def clipped(log: Path) -> list[str]:
+    """The lines of a log; where pytest compares large states, its beginning and its end."""
+    with log.open(encoding="utf-8", errors="replace") as file:
+        lines = [line.rstrip("\n")[:LINE_LENGTH] for line in file]
+    if len(lines) <= 2 * LINES:
+        return lines
+    return [*lines[:LINES], f"... {len(lines) - 2 * LINES} lines ...", *lines[-LINES:]]
 
 
 def check(report: Path) -> None:
