@@ -23,6 +23,7 @@ RANKS = [
     {"_discovery", "_handles"},
     {"_memory", "_transfer", "_facts", "_refusals"},
     {"_fitting"},
+    {"_restoring"},
     {"engine", "state"},
     {"device"},
     {"context"},
