@@ -6,7 +6,8 @@ Importing this loads no libllama: the first :class:`Model`, :func:`load_library`
 
 from ._discovery import load_library
 from ._library import Library
-from .context import Context, attach
+from .attaching import attach
+from .context import Context
 from .device import DeviceSnapshot
 from .errors import (
     CapacityError,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from . import _files, _memory, _refusals, _transfer, layout
 from ._facts import Facts
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 # The last session version whose whole restore keeps only the last stream of a split context.
 _LOSES_STREAMS = 9
+
+# Asked before anything is touched, with the parsed state (None where it was not validated) and
+# the token list of the file (empty for blobs); whoever does not want it raises.
+Admit: TypeAlias = "Callable[[layout.Layout | None, tuple[int, ...]], None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,9 @@ class ContextState:
         header = layout.pack_file_header(*self._file_kind(scope), ids)
         return _files.write_file(path, [header, payload], durable=durable)
 
-    def load(self, scope: Scope, path: StrPath, *, validate: bool) -> Restored:
+    def load(
+        self, scope: Scope, path: StrPath, *, validate: bool, admit: Admit | None = None
+    ) -> Restored:
         """Restore from llama.cpp's own session or sequence file."""
         data = _files.read_file(path)
         header = layout.parse_file_header(data, any_version=True)
@@ -154,6 +160,8 @@ class ContextState:
             parsed = self._parse(scope, payload, headed=False) if validate else None
         except FormatError as error:
             raise error.moved(header.payload_offset) from None
+        if admit is not None:
+            admit(parsed, tokens)
         blob = payload
         if scope is not None and self._head_size:
             # The 8 bytes before the payload are read by now and make room for the blob's head.
@@ -164,7 +172,13 @@ class ContextState:
         return Restored(len(data), tokens, sequences)
 
     def restore(
-        self, scope: Scope, blob: Buffer, *, validate: bool, partial: bool = False
+        self,
+        scope: Scope,
+        blob: Buffer,
+        *,
+        validate: bool,
+        partial: bool = False,
+        admit: Admit | None = None,
     ) -> Restored:
         """Restore from a blob; see the module's docstring for the order of things."""
         flags = self._flags(partial)
@@ -172,6 +186,8 @@ class ContextState:
         headed = self._is_headed(scope, data)
         parsed = self._parse(scope, data, headed=headed, partial=partial) if validate else None
         native = self._native(scope, data, headed)
+        if admit is not None:
+            admit(parsed, ())
         with self._handle.use() as call:
             sequences = self._restore(call, scope, native, parsed, flags)
         return Restored(len(data), (), sequences)
