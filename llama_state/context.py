@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, overload
 
@@ -366,18 +366,27 @@ class Context(Owner):
         """
         scopes: list[int | None] = [self._state.check_sequence(i) for i in seq_ids] or [None]
         with self._handle.use():
-            kept = [(scope, self._state.snapshot(scope)) for scope in scopes]
+            undo = self._undoing(scopes)
         try:
             yield
         except BaseException:
             # A context that the block has closed has nothing to be put back into.
             if not self._handle.closed:
                 with self._handle.use():
-                    for scope, blob in kept:
-                        self._state.undo(scope, blob)
+                    undo()
             raise
 
     # -- shared by the above
+
+    def _undoing(self, scopes: Sequence[int | None]) -> Callable[[], None]:
+        """What puts the sequences back as they are now; both under the context's lock."""
+        kept = [(scope, self._state.snapshot(scope)) for scope in scopes]
+
+        def undo() -> None:
+            for scope, blob in kept:
+                self._state.undo(scope, blob)
+
+        return undo
 
     @contextmanager
     def _sequence(self, seq_id: int) -> Iterator[Call]:

@@ -32,8 +32,8 @@ def library_of_llama_cpp() -> Library:
 
 def address_of(llm: Any) -> int:
     """Where the context of a ``Llama`` is; 0 when it was closed."""
-    inner = getattr(llm, "_ctx", None)
-    return ctypes.cast(getattr(inner, "ctx", None), ctypes.c_void_p).value or 0
+    ctx: Any = getattr(getattr(llm, "_ctx", None), "ctx", None)
+    return ctypes.cast(ctx, ctypes.c_void_p).value or 0
 
 
 def new_llama_state(llm: Any, blob: bytes, tokens: Sequence[int]) -> Any:
@@ -62,7 +62,7 @@ class LlamaHandle(Handle):
         StateError: It is of another library.
     """
 
-    def __init__(self, owner: Callable[[], Any], library: Library | None) -> None:
+    def __init__(self, owner: Callable[[], Any], library: Library | None = None) -> None:
         self._owner: Callable[[], Any] | None = owner
         self._address = address_of(owner())
         if not self._address:
@@ -163,9 +163,10 @@ class Ledger:
         end = start + len(tokens)
         llm.input_ids[start:end] = tokens
         llm.n_tokens = end
-        # Versions without the mark always decode the last token of a prompt before they sample.
+        # Versions without the mark always decode the last token of a prompt before they sample;
+        # those of all tokens are copied by the Llama's own decoding only.
         if hasattr(llm, "_requires_eval"):
-            llm._requires_eval = not logits
+            llm._requires_eval = not logits or llm._logits_all
 
     def cut(self, n_tokens: int) -> None:
         """Say that sequence 0 holds no more than its first *n_tokens*, and no logits are there."""

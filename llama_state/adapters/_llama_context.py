@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import _memory, engine
@@ -40,6 +39,13 @@ class LlamaContext(Context):
 
     def __init__(self, llm: Any, library: Library | None = None) -> None:
         self._bind(LlamaHandle(lambda: llm, library))
+
+    @classmethod
+    def of(cls, handle: LlamaHandle) -> LlamaContext:
+        """One that keeps the ``Llama`` alive no more than *handle* does."""
+        ctx = cls.__new__(cls)
+        ctx._bind(handle)
+        return ctx
 
     def _bind(self, handle: LlamaHandle) -> None:
         super().__init__(handle)
@@ -317,25 +323,21 @@ class LlamaContext(Context):
         self._ledger.check_room(len(ids))
         return new_llama_state(self._llama.llm, bytes(blob), ids)
 
-    @contextmanager
-    def savepoint(self, *seq_ids: int) -> Iterator[None]:
-        """As :meth:`llama_state.Context.savepoint`; the ``Llama`` is put back too."""
-        with self._handle.use():
-            before = self._ledger.tokens
-        try:
-            with super().savepoint(*seq_ids):
-                yield
-        except BaseException:
-            if not self._handle.closed:
-                with self._handle.use() as call:
-                    n_past = _memory.positions(call, 0).last + 1
-                    if seq_ids and 0 not in seq_ids:
-                        self._ledger.cut(n_past)
-                    else:
-                        self._ledger.write(before[:n_past])
-            raise
-
     # -- shared by the above
+
+    def _undoing(self, scopes: Sequence[int | None]) -> Callable[[], None]:
+        undo, before = super()._undoing(scopes), self._ledger.tokens
+        concerned = None in scopes or 0 in scopes
+
+        def undo_and_tell() -> None:
+            try:
+                undo()
+            finally:
+                held = before if concerned else self._ledger.tokens
+                with self._handle.use() as call:
+                    self._ledger.write(held[: _memory.positions(call, 0).last + 1])
+
+        return undo_and_tell
 
     def _replace(
         self,

@@ -6,7 +6,7 @@ import logging
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -115,9 +115,8 @@ class PromptCache:
         if hasattr(getattr(llm, "chat_handler", None), "clip_model_path"):
             raise UnsupportedError("a prompt with images is not known by its tokens: no cache")
         self.capacity_bytes = capacity_bytes
-        self._ctx = LlamaContext.__new__(LlamaContext)
-        self._ctx._bind(LlamaHandle(weakref.ref(llm), None))
-        self._llm: weakref.ref[Any] = weakref.ref(llm)
+        self._llm: Callable[[], Any] = weakref.ref(llm)
+        self._ctx = LlamaContext.of(LlamaHandle(self._llm))
         self._store: BlobStore = Memory() if store is None else store
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._prefixes = _prefixes.Prefixes()
@@ -308,7 +307,8 @@ class PromptCache:
 
 def _take_over(llm: Any) -> None:
     """Let the ``PromptCache`` of *llm* save and load in its place, as long as it has one."""
-    owner, kind = weakref.ref(llm), type(llm)
+    owner: Callable[[], Any] = weakref.ref(llm)
+    kind = type(llm)
 
     def save_state() -> Any:
         llm = owner()
