@@ -18,7 +18,7 @@ import pytest
 import llama_state as ls
 from llama_state.adapters.llama_cpp import LlamaContext
 
-from .llamas import CUT, KINDS, TEXT, answer, generated, llama_cpp
+from .llamas import CUT, GREEDY, KINDS, TEXT, answer, generated, llama_cpp
 
 Make = Callable[..., Any]
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
@@ -250,7 +250,7 @@ def test_a_chat_goes_on(make: Make) -> None:
     llm = make()
     ctx = ls.attach(llm)
     turns = [{"role": "user", "content": "Hello there"}]
-    options = {"max_tokens": 8, "temperature": 0}
+    options = {"max_tokens": 8, **GREEDY}
     first = llm.create_chat_completion(turns, **options)["choices"][0]["message"]
     blob, tokens = ctx.snapshot(), ctx.tokens
     turns += [first, {"role": "user", "content": "And now?"}]
