@@ -204,7 +204,8 @@ def test_the_limit_holds(make: Make) -> None:
     llm.load_state(cache[[*kept[0], 65]])
     assert cache.prompts() == [kept[1], kept[2], kept[0]]
     answer(llm, "Something that is as long as the others are. " + PREFIX)
-    assert cache.prompts()[:2] == [kept[2], kept[0]]
+    assert kept[0] in cache.prompts()
+    assert kept[1] not in cache.prompts()
     assert cache.cache_size <= room
 
 
