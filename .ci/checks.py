@@ -26,7 +26,7 @@ IN_THE_WHEEL = (
     r"llama_state/py\.typed",
     r"llama_state/testing/specs/.*\.json",
 )
-NOT_IN_THE_WHEEL = r"(.*\.(c|h|o|pyc)|(tests|benchmarks|docs)/.*|build_ffi\.py)"
+NOT_IN_THE_WHEEL = r"(.*\.(c|h|o|pyc)|(tests|benchmarks|docs|examples)/.*|build_ffi\.py)"
 
 # The tests that a run may skip: (run, start of the test's name) and why that is right.
 ALLOWED_SKIPS = {

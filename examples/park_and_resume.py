@@ -1,6 +1,6 @@
 """Two chats on one Llama: park one, hold the other, resume the first without evaluating it again.
 
-    python examples/park_and_resume.py MODEL.gguf
+python examples/park_and_resume.py MODEL.gguf
 """
 
 from __future__ import annotations

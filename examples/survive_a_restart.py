@@ -1,6 +1,6 @@
 """Leave a prompt on the disk and go on with it in another process.
 
-    python examples/survive_a_restart.py MODEL.gguf STATE      # run it twice
+python examples/survive_a_restart.py MODEL.gguf STATE      # run it twice
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from ..device import DeviceSnapshot
 from ..errors import Difference, MismatchError, StateError, UnsupportedError
 from ..state import Admit, Restored
 from ._llama import Ledger, LlamaHandle, new_llama_state
+from ._llama_device import LlamaDeviceSnapshot
 
 if TYPE_CHECKING:
     from .. import layout
@@ -198,7 +199,7 @@ class LlamaContext(Context):
 
         Only the snapshot of sequence 0 can be restored into sequence 0.
         """
-        return _LlamaDeviceSnapshot(self, self._state.check_sequence(seq_id))
+        return LlamaDeviceSnapshot(self, self._state.check_sequence(seq_id))
 
     # -- restoring
 
@@ -391,33 +392,6 @@ class LlamaContext(Context):
             given = "none given: pass tokens=" if tokens is None else f"{len(ids)} given"
             raise MismatchError([Difference("tokens of sequence 0", n_past, given)])
         return ids
-
-
-class _LlamaDeviceSnapshot(DeviceSnapshot):
-    """A device snapshot that knows the tokens of its sequence."""
-
-    def __init__(self, ctx: LlamaContext, seq_id: int) -> None:
-        with ctx._handle.use():
-            super().__init__(ctx._state, seq_id)
-            self._tokens = ctx.tokens if seq_id == 0 else None
-        self._ctx = ctx
-
-    def restore(self, dest_seq_id: int | None = None) -> Restored:
-        """As :meth:`DeviceSnapshot.restore`; the ``Llama`` is put back too.
-
-        Raises:
-            MismatchError: Another sequence's snapshot into sequence 0: its tokens are not known.
-        """
-        dest = self.seq_id if dest_seq_id is None else dest_seq_id
-
-        def run(admit: Admit) -> Restored:
-            admit(None, self._tokens or ())
-            return super(_LlamaDeviceSnapshot, self).restore(dest)
-
-        with self._ctx._handle.use():
-            if dest == 0 and not self.stale:
-                self._ctx._known(self.n_past, self._tokens)
-            return self._ctx._replace(dest, run, self._tokens, validate=True)
 
 
 def _span(parsed: layout.Layout | None, scope: int | None, default: int) -> tuple[int, int]:

@@ -21,7 +21,20 @@ GREEDY = {
     "temperature": 0,
     "grammar": llama_cpp.LlamaGrammar.from_string("root ::= [ -~]*", verbose=False),
 }
+MORE = list(b" And now?")
 TEXT = "The state of a context, saved and brought back."
+
+
+def prompt_of(llm: Any, text: str = TEXT) -> list[int]:
+    return list(llm.tokenize(text.encode()))
+
+
+def is_true(llm: Any, ctx: Any, tokens: list[int]) -> None:
+    """The Llama lists *tokens*, the cache holds as many, and it will decode before it samples."""
+    assert llm.n_tokens == len(tokens) == ctx.n_past()
+    assert llm.input_ids[: llm.n_tokens].tolist() == tokens
+    assert list(ctx.tokens) == tokens
+    assert llm._requires_eval
 
 
 class Counter:
