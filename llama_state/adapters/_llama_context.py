@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 class LlamaContext(Context):
     """The context of a ``llama_cpp.Llama``, with the whole API of :class:`llama_state.Context`.
 
-    Made by :func:`llama_state.attach`. The ``Llama`` stays true: whatever is changed here in
-    sequence 0, which is the one that it uses, its ``n_tokens`` and ``input_ids`` say so, and it
-    decodes before it samples. What it has cut lazily (``reset()``, another prompt) is cut here
-    at once. The ``Llama`` is kept alive and its context never freed; after ``Llama.close()``
-    every call is a ClosedError.
+    Made by :func:`llama_state.attach`. Whatever is changed here in sequence 0, the one that the
+    ``Llama`` uses, its ``n_tokens`` and ``input_ids`` say so, and it decodes before it samples.
+    What it has cut lazily (``reset()``) is cut here at once. The ``Llama`` is kept alive and its
+    context never freed; after ``Llama.close()`` every call is a ClosedError.
 
     Args:
         llm: The ``Llama``.
@@ -55,8 +54,7 @@ class LlamaContext(Context):
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The tokens of sequence 0, as the ``Llama`` lists them: what *tokens* of a later
-        :meth:`restore` wants.
+        """The tokens of sequence 0, as the ``Llama`` lists them: those that :meth:`restore` wants.
 
         Raises:
             StateError: The ``Llama`` and the cache do not agree: somebody else has changed the
@@ -117,8 +115,9 @@ class LlamaContext(Context):
             if seq_id == 0 and end is not None and max(start, 0) < end < n_past:
                 raise UnsupportedError("of the sequence of a Llama only the end can be removed")
             super().seq_rm(seq_id, start, end)
-            if seq_id == 0:
-                self._ledger.cut(_memory.positions(call, 0).last + 1)
+            left = _memory.positions(call, 0).last + 1
+            if left < n_past:
+                self._ledger.cut(left)
 
     def seq_cp(
         self,
@@ -282,9 +281,7 @@ class LlamaContext(Context):
         validate: bool = True,
         tokens: Iterable[int] | None = None,
     ) -> Restored:
-        """As :meth:`llama_state.Context.seq_load_state`; *tokens* and errors as
-        :meth:`load_state`.
-        """
+        """As :meth:`llama_state.Context.seq_load_state`; *tokens*, errors as :meth:`load_state`."""
         seq_id = self._state.check_sequence(dest_seq_id)
 
         def run(admit: Admit) -> Restored:
