@@ -298,8 +298,8 @@ class LlamaContext(Context):
         Raises:
             StateError: As :meth:`restore`. Nothing was changed.
         """
-        tokens = state.input_ids[: state.n_tokens].tolist()
         with self._handle.use():
+            tokens = state.input_ids[: state.n_tokens].tolist()
             restored = self.restore(state.llama_state, tokens=tokens)
             self._llama.llm.set_seed(state.seed)
         return restored

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import ClosedError, StateError, UnsupportedError
+from ..errors import CapacityError, ClosedError, StateError, UnsupportedError
 from . import _prefixes
 from ._llama import LlamaHandle, new_llama_state
 from ._llama_context import LlamaContext
@@ -93,7 +93,8 @@ class PromptCache:
     tokens; the least recently used go first. It implements ``llama_cpp.BaseLlamaCache``.
 
     While it is the cache of the ``Llama``, ``llm.save_state()`` takes one copy out of llama.cpp
-    and has no ``scores``; :meth:`detach` ends that too. It does not keep the ``Llama`` alive.
+    and has no ``scores``; :meth:`detach` ends that too. It does not keep the ``Llama`` alive, and
+    is for one thread at a time, as a ``Llama`` is.
 
     Args:
         llm: The ``Llama`` whose cache it becomes; another one needs its own.
@@ -160,11 +161,14 @@ class PromptCache:
         That is how recurrent and hybrid memory, which can not be cut, shares a prefix.
 
         Raises:
+            CapacityError: The state is larger than ``capacity_bytes``.
             ClosedError: The ``Llama`` was closed.
             StateError: The ``Llama`` and its cache do not agree.
         """
         with self._ctx._handle.use():
-            self._put(self._ctx.tokens, *self._take())
+            tokens, (blob, rewind_min) = self._ctx.tokens, self._take()
+        if not self._put(tokens, blob, rewind_min):
+            raise CapacityError("a prompt, in bytes", need=len(blob), have=self.capacity_bytes)
 
     # -- what a Llama calls
 
@@ -249,17 +253,19 @@ class PromptCache:
         self._make_room(self._cost(self._ctx.state_size(), len(words)))
         return self._ctx.snapshot(), self._ctx.rewind_min
 
-    def _put(self, tokens: Sequence[int], blob: bytes, rewind_min: int) -> None:
+    def _put(self, tokens: Sequence[int], blob: bytes, rewind_min: int) -> bool:
+        """Keep a state in place of the one of the same tokens; False where it never fits."""
         words = _prefixes.pack(tokens)
         self._drop(words)
         nbytes = self._cost(len(blob), len(words))
-        if self._make_room(nbytes):
-            self._store.put(words, blob)
-            self._entries[words] = Entry(nbytes, rewind_min)
-            self._prefixes.add(words)
-            self._size += nbytes
-        else:
+        if not self._make_room(nbytes):
             LOGGER.warning("a prompt of %d bytes is over capacity_bytes: not cached", nbytes)
+            return False
+        self._store.put(words, blob)
+        self._entries[words] = Entry(nbytes, rewind_min)
+        self._prefixes.add(words)
+        self._size += nbytes
+        return True
 
     def _cost(self, n_blob: int, n_words: int) -> int:
         return n_blob + n_words + OVERHEAD

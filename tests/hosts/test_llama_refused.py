@@ -63,6 +63,7 @@ def test_a_refusal_before_anything_is_touched_costs_no_decode(make: Make) -> Non
     blob = ctx.snapshot()
     with pytest.raises(ls.MismatchError):
         ctx.restore(blob)
+    ctx.seq_rm(0, 2)  # nothing is there
     assert not llm._requires_eval
 
 

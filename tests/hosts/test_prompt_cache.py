@@ -220,6 +220,8 @@ def test_a_state_that_never_fits(make: Make, caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING, "llama_state.prompt_cache"):
         assert answer(llm, QUESTIONS[0])[0] == expected
     assert "over capacity_bytes" in caplog.text
+    with pytest.raises(ls.CapacityError):
+        cache.remember()
     assert cache.prompts() == short
     state = llm.save_state()
     assert state.n_tokens == llm.n_tokens
