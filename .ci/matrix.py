@@ -27,6 +27,7 @@ from typing import Any
 from checks import results
 
 CORES = 2
+HOST_PAGE = "llama-cpp-python.md"
 TIMEOUT = 1500
 # Of a log that is printed, at either end.
 LINES = 150
@@ -197,6 +198,8 @@ class Matrix:
             self.pytest(outcome, "tests/native", work, log)
             if build.is_host:
                 self.pytest(outcome, "tests/hosts", work, log)
+                checks, page = Path(__file__).with_name("checks.py"), Path("docs", HOST_PAGE)
+                self.call(outcome, log, [str(checks), "doctests", str(page.resolve())])
         except (subprocess.SubprocessError, OSError) as error:
             outcome.problems.append(str(error))
         outcome.seconds = time.perf_counter() - start

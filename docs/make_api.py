@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
-MODULES = ("", ".layout", ".testing", ".testing.conformance", ".testing.strategies")
+MODULES = (
+    "",
+    ".adapters.llama_cpp",
+    ".layout",
+    ".testing",
+    ".testing.conformance",
+    ".testing.strategies",
+)
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):")
 ITEM = re.compile(r" {4}(?P<names>\S[^:]*): (?P<text>.*)")
 ROLE = re.compile(r":\w+:`[~.]*(?:llama_state\.)?([^`]+)`")

@@ -14,7 +14,8 @@ except ModuleNotFoundError as error:
 
 from ._discovery import load_library
 from ._library import Library
-from .context import Context, attach
+from .attaching import attach
+from .context import Context
 from .device import DeviceSnapshot
 from .errors import (
     CapacityError,

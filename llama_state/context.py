@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from . import _memory, engine
 from ._facts import Asked, context_facts
-from ._handles import Call, Handle, Owner, context_handle
+from ._handles import Call, Handle, Owner
 from ._library import Library
 from ._llama_cffi import ffi
 from ._types import StrPath
 from .device import DeviceSnapshot
-from .errors import ClosedError, StateError, UnsupportedError
+from .errors import StateError, UnsupportedError
 from .state import ContextState, Restored
 
 if TYPE_CHECKING:
@@ -370,18 +369,27 @@ class Context(Owner):
         """
         scopes: list[int | None] = [self._state.check_sequence(i) for i in seq_ids] or [None]
         with self._handle.use():
-            kept = [(scope, self._state.snapshot(scope)) for scope in scopes]
+            undo = self._undoing(scopes)
         try:
             yield
         except BaseException:
             # A context that the block has closed has nothing to be put back into.
             if not self._handle.closed:
                 with self._handle.use():
-                    for scope, blob in kept:
-                        self._state.undo(scope, blob)
+                    undo()
             raise
 
     # -- shared by the above
+
+    def _undoing(self, scopes: Sequence[int | None]) -> Callable[[], None]:
+        """What puts the sequences back as they are now; both under the context's lock."""
+        kept = [(scope, self._state.snapshot(scope)) for scope in scopes]
+
+        def undo() -> None:
+            for scope, blob in kept:
+                self._state.undo(scope, blob)
+
+        return undo
 
     @contextmanager
     def _sequence(self, seq_id: int) -> Iterator[Call]:
@@ -411,46 +419,3 @@ def _clip(span: _memory.Positions, start: int, end: int | None) -> tuple[int, in
     """The range that the caller means, without what no position reaches."""
     n_past = span.last + 1
     return max(start, 0), n_past if end is None else min(end, n_past)
-
-
-def attach(obj: Any, library: Library | None = None) -> Context:
-    """The whole API on a context that another binding made.
-
-    The context is borrowed: it is never freed here, and *obj* is kept alive. Every attachment
-    of one context shares one lock; the other binding's own calls do not take it, so do not
-    decode with it in one thread while another is in a call of ours.
-
-    Args:
-        obj: The address of a ``llama_context``: an int, a ctypes pointer, or a cffi pointer of
-            any module.
-        library: The library whose ``llama_context`` it is, from
-            ``load_library(path_of_the_shared_object)``. A pointer given to another library is
-            memory corruption, so it is never guessed.
-
-    Raises:
-        ClosedError: A null pointer.
-        StateError: No *library*, or an object that is no pointer.
-    """
-    address = _address(obj)
-    if not address:
-        raise ClosedError("the context pointer is null: was the context closed?")
-    if library is None:
-        raise StateError(
-            "attach() needs the library that made the pointer: "
-            "attach(pointer, library=load_library('/path/to/libllama.so'))"
-        )
-    ptr = ffi.cast("struct llama_context *", address)
-    return Context(context_handle(library, ptr, owned=False, keep=obj))
-
-
-def _address(obj: Any) -> int:
-    if isinstance(obj, int):
-        return obj
-    if isinstance(obj, ctypes.c_void_p):
-        return obj.value or 0
-    if isinstance(obj, ctypes._Pointer):
-        return ctypes.cast(obj, ctypes.c_void_p).value or 0
-    try:
-        return int(ffi.cast("uintptr_t", obj))
-    except TypeError as error:
-        raise StateError(f"not a llama_context pointer: {obj!r}") from error

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from . import _files, _memory, _transfer, layout
 from ._facts import Facts
@@ -31,6 +31,10 @@ from .errors import (
 
 if TYPE_CHECKING:
     from ._types import Buffer
+
+# Asked before anything is touched, with the parsed state (None where it was not validated) and
+# the token list of the file (empty for blobs); whoever does not want it raises.
+Admit: TypeAlias = "Callable[[layout.Layout | None, tuple[int, ...]], None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,9 @@ class ContextState:
         header = layout.pack_file_header(*self._file_kind(scope), ids)
         return _files.write_file(path, [header, payload], durable=durable)
 
-    def load(self, scope: Scope, path: StrPath, *, validate: bool) -> Restored:
+    def load(
+        self, scope: Scope, path: StrPath, *, validate: bool, admit: Admit | None = None
+    ) -> Restored:
         """Restore from llama.cpp's own session or sequence file."""
         data = _files.read_file(path)
         header = layout.parse_file_header(data, any_version=True)
@@ -149,6 +155,8 @@ class ContextState:
             parsed = self._restoring.parse(scope, payload, headed=False) if validate else None
         except FormatError as error:
             raise error.moved(header.payload_offset) from None
+        if admit is not None:
+            admit(parsed, tokens)
         blob = payload
         if scope is not None and self._restoring.head_size:
             # The 8 bytes before the payload are read by now and make room for the blob's head.
@@ -159,7 +167,13 @@ class ContextState:
         return Restored(len(data), tokens, self._spans(held))
 
     def restore(
-        self, scope: Scope, blob: Buffer, *, validate: bool, partial: bool = False
+        self,
+        scope: Scope,
+        blob: Buffer,
+        *,
+        validate: bool,
+        partial: bool = False,
+        admit: Admit | None = None,
     ) -> Restored:
         """Restore from a blob; see the module's docstring for the order of things."""
         flags = self._flags(partial)
@@ -168,6 +182,8 @@ class ContextState:
         headed = into.is_headed(data)
         parsed = into.parse(scope, data, headed=headed, partial=partial) if validate else None
         native = into.native(scope, data, headed)
+        if admit is not None:
+            admit(parsed, ())
         with self._handle.use() as call:
             held = into.restore(call, scope, native, parsed, flags)
         return Restored(len(data), (), self._spans(held))

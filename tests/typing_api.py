@@ -10,6 +10,7 @@ from pathlib import Path
 from typing_extensions import assert_type
 
 import llama_state as ls
+from llama_state.adapters.llama_cpp import LlamaContext, PromptCache
 from llama_state.testing import KINDS, write_benchmark_model, write_model, write_probe
 from llama_state.testing.conformance import Report, Row, check_model, round_trips
 
@@ -56,6 +57,20 @@ def model(path: Path, lib: ls.Library) -> None:
     assert_type(ctx, ls.Context)
     made.context(n_ctx="256")  # type: ignore[arg-type]
     made.context(type_k=8)  # type: ignore[arg-type]
+
+
+def attached_llama(llm: object, path: Path) -> None:
+    assert_type(ls.attach(llm), ls.Context)
+    ctx = LlamaContext(llm)
+    assert_type(ctx.tokens, tuple[int, ...])
+    assert_type(ctx.rewind_min, int)
+    assert_type(ctx.restore(b"", tokens=[1]), ls.Restored)
+    assert_type(ctx.seq_restore(b"", 0, tokens=ctx.tokens), ls.Restored)
+    assert_type(ctx.load_state(path, tokens=None), ls.Restored)
+    assert_type(ctx.save_state(path), int)
+    cache = PromptCache(llm, capacity_bytes=1 << 30)
+    assert_type(cache.cache_size, int)
+    assert_type(cache.prompts(), list[tuple[int, ...]])
 
 
 def attached(pointer: ctypes.c_void_p, lib: ls.Library) -> None:

@@ -97,6 +97,7 @@ def write_benchmark_model(
     n_embd: int = 64,
     n_ctx: int = 8192,
     seed: int = 0,
+    text: bool = False,
 ) -> Path:
     """Write a llama model with much memory for a token and little to compute.
 
@@ -108,6 +109,7 @@ def write_benchmark_model(
         n_embd: Width of the model outside its attention.
         n_ctx: Tokens that the model says it was trained for.
         seed: Another seed gives other weights.
+        text: Give the model a tokenizer of bytes (260 tokens) and a chat template.
 
     Returns:
         *path*.
@@ -115,7 +117,7 @@ def write_benchmark_model(
     spec = _llama(
         "benchmark", n_layer, n_head_kv, head_dim, n_embd=n_embd, n_vocab=128, n_ctx=n_ctx
     )
-    return _write(path, spec, seed)
+    return _write(path, _with_keys(spec, _text_keys()) if text else spec, seed)
 
 
 def write_probe(path: StrPath) -> Path:
