@@ -114,16 +114,30 @@ def test_capabilities_are_symbols(library: ls.Library) -> None:
             library.require("state-flags")
 
 
+THEIR_LOG = f"""
+import ctypes
+theirs = ctypes.CDLL({str(LIBRARY.path)!r})
+seen = []
+callback_type = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+callback = callback_type(lambda level, text, data: seen.append(text))
+theirs.llama_log_set(callback, None)
+"""
+STILL_THEIRS = """
+now, data = ctypes.c_void_p(), ctypes.c_void_p()
+theirs.llama_log_get(ctypes.byref(now), ctypes.byref(data))
+assert now.value == ctypes.cast(callback, ctypes.c_void_p).value
+"""
+
+
+def run_beside_another_binding(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run *code* where another binding has loaded the library; its log callback must stay."""
+    return run(THEIR_LOG + textwrap.dedent(code) + STILL_THEIRS, **environment)
+
+
 def test_loaded_by_somebody_else() -> None:
     """A library that is in the process is found there and keeps its own log callback."""
-    done = run(
-        f"""
-        import ctypes
-        theirs = ctypes.CDLL({str(LIBRARY.path)!r})
-        seen = []
-        callback_type = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-        callback = callback_type(lambda level, text, data: seen.append(text))
-        theirs.llama_log_set(callback, None)
+    done = run_beside_another_binding(
+        """
         import llama_state as ls
         library = ls.load_library()
         assert library.source == "process", library.source
@@ -134,10 +148,6 @@ def test_loaded_by_somebody_else() -> None:
             assert not error.log or seen
         else:
             raise AssertionError
-        now = ctypes.c_void_p()
-        data = ctypes.c_void_p()
-        theirs.llama_log_get(ctypes.byref(now), ctypes.byref(data))
-        assert now.value == ctypes.cast(callback, ctypes.c_void_p).value
         """,
         LLAMA_STATE_LIBRARY="",
     )
