@@ -12,8 +12,9 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,13 +34,17 @@ _NAME_MAX: Final = 255
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
-def write_file(path: StrPath, parts: Sequence[Buffer], *, durable: bool) -> int:
+def write_file(
+    path: StrPath, parts: Iterable[Buffer], *, durable: bool, at_most: int | None = None
+) -> int:
     """Write *parts* one after the other to *path*: all of it, or nothing.
 
     Args:
         path: The file; an existing one is replaced, a link is followed.
         parts: Contiguous buffers.
         durable: Wait until file and folder entry are on the disk (fsync).
+        at_most: Bytes that there will not be more of, where *parts* are made while they are
+            written; room for as many is taken first.
 
     Returns:
         The file's size in bytes.
@@ -47,21 +52,24 @@ def write_file(path: StrPath, parts: Sequence[Buffer], *, durable: bool) -> int:
     Raises:
         SaveError: With the ``errno`` of what failed; what stood at *path* is still there.
     """
-    views = [memoryview(part).cast("B") for part in parts]
-    size = sum(len(view) for view in views)
+    if at_most is None:
+        parts = [*parts]
+        at_most = sum(memoryview(part).nbytes for part in parts)
+    size = 0
     outcome = "state not saved, what was there is untouched"
     try:
         target = Path(os.path.realpath(path))
         mode = _replaceable(target)
-        with _sibling(target) as (fd, part):
+        with _sibling(target) as (fd, sibling):
             if mode is not None:
                 os.fchmod(fd, mode)
-            _preallocate(fd, size)
-            for view in views:
-                _write_all(fd, view)
+            _preallocate(fd, at_most)
+            for part in parts:
+                size += _write_all(fd, memoryview(part).cast("B"))
+            os.ftruncate(fd, size)
             if durable:
                 os.fsync(fd)
-            part.replace(target)
+            sibling.replace(target)
         outcome = "state saved, but not sure to survive a power cut"
         if durable:
             _sync_folder(target.parent)
@@ -79,15 +87,10 @@ def read_file(path: StrPath) -> memoryview:
         OSError: It can not be opened or read.
         TruncatedError: It became shorter while it was read.
     """
-    # A FIFO must not be waited for: it is opened at once and refused.
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-    with open(fd, "rb", buffering=0) as file:  # noqa: PTH123 - not a path
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-        if info.st_size == 0:
+    with _open_regular(path) as (file, size):
+        if size == 0:
             return memoryview(b"")
-        view = memoryview(mmap.mmap(-1, info.st_size))
+        view = memoryview(mmap.mmap(-1, size))
         done = 0
         while done < len(view):
             got = file.readinto(view[done : done + _PIECE])
@@ -95,6 +98,33 @@ def read_file(path: StrPath) -> memoryview:
                 raise TruncatedError("the file shrank while it was read", need=len(view), have=done)
             done += got
         return view
+
+
+def map_file(path: StrPath) -> memoryview:
+    """The bytes of a regular file as its own pages: nothing is read before it is looked at.
+
+    A file that is made shorter while it is mapped kills whoever looks behind its new end, so
+    only files that are replaced, never rewritten, may be mapped for long.
+
+    Raises:
+        OSError: It can not be opened or mapped.
+    """
+    with _open_regular(path) as (file, size):
+        if size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+
+
+@contextmanager
+def _open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
+    """A regular file and its size."""
+    # A FIFO must not be waited for: it is opened at once and refused.
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+    with FileIO(fd) as file:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        yield file, info.st_size
 
 
 def _replaceable(target: Path) -> int | None:
@@ -162,10 +192,11 @@ def _preallocate(fd: int, size: int) -> None:
             raise
 
 
-def _write_all(fd: int, view: memoryview) -> None:
+def _write_all(fd: int, view: memoryview) -> int:
     done = 0
     while done < len(view):
         done += os.write(fd, view[done : done + _PIECE])
+    return done
 
 
 def _sync_folder(folder: Path) -> None:
