@@ -17,7 +17,9 @@ PACKAGE = Path(llama_state.__file__).parent
 # Lower ranks know nothing of higher ones. Everybody may import errors and _types.
 RANKS = [
     {"errors", "_types"},
-    {"_llama_cffi", "layout", "_files", "_params"},
+    {"_llama_cffi", "layout", "_files", "_params", "_digests", "_zstd"},
+    {"container", "fingerprint"},
+    {"checkpoint"},
     {"_log"},
     {"_library"},
     {"_discovery", "_handles"},
@@ -34,7 +36,10 @@ RANKS = [
     {"__init__", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-BYTES = {"errors", "_types", "layout", "_files", "_params", "_refusals"}
+BYTES = {
+    *("errors", "_types", "layout", "_files", "_params", "_refusals"),
+    *("_digests", "_zstd", "container", "fingerprint", "checkpoint"),
+}
 
 
 def modules() -> list[Path]:
