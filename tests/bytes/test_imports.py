@@ -18,8 +18,8 @@ PACKAGE = Path(llama_state.__file__).parent
 RANKS = [
     {"errors", "_types"},
     {"_llama_cffi", "layout", "_files", "_params"},
-    {"_log"},
-    {"_library"},
+    {"_log", "_gguf"},
+    {"_library", "fingerprint"},
     {"_discovery", "_handles"},
     {"_memory", "_transfer", "_facts", "_refusals"},
     {"_fitting"},
@@ -34,7 +34,7 @@ RANKS = [
     {"__init__", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-BYTES = {"errors", "_types", "layout", "_files", "_params", "_refusals"}
+BYTES = {"errors", "_types", "layout", "_files", "_gguf", "_params", "_refusals", "fingerprint"}
 
 
 def modules() -> list[Path]:
