@@ -87,7 +87,7 @@ def read_file(path: StrPath) -> memoryview:
         OSError: It can not be opened or read.
         TruncatedError: It became shorter while it was read.
     """
-    with _open_regular(path) as (file, size):
+    with open_regular(path) as (file, size):
         if size == 0:
             return memoryview(b"")
         view = memoryview(mmap.mmap(-1, size))
@@ -113,7 +113,7 @@ def map_file(path: StrPath, *, writable: bool = False) -> memoryview:
     Raises:
         OSError: It can not be opened or mapped.
     """
-    with _open_regular(path) as (file, size):
+    with open_regular(path) as (file, size):
         if size == 0:
             return memoryview(b"")
         access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
@@ -140,7 +140,7 @@ def watch(path: StrPath) -> Callable[[], bool]:
 
 
 @contextmanager
-def _open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
+def open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
     """A regular file and its size."""
     # A FIFO must not be waited for: it is opened at once and refused.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))

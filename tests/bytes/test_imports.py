@@ -18,10 +18,9 @@ PACKAGE = Path(llama_state.__file__).parent
 RANKS = [
     {"errors", "_types"},
     {"_llama_cffi", "layout", "_files", "_params", "_digests", "_zstd"},
-    {"container", "fingerprint"},
+    {"_log", "_gguf", "container"},
+    {"_library", "fingerprint"},
     {"checkpoint"},
-    {"_log"},
-    {"_library"},
     {"_discovery", "_handles"},
     {"_memory", "_transfer", "_facts", "_refusals"},
     {"_fitting"},
@@ -37,7 +36,7 @@ RANKS = [
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 BYTES = {
-    *("errors", "_types", "layout", "_files", "_params", "_refusals"),
+    *("errors", "_types", "layout", "_files", "_gguf", "_params", "_refusals"),
     *("_digests", "_zstd", "container", "fingerprint", "checkpoint"),
 }
 
