@@ -36,6 +36,7 @@ from .errors import (
     UnsupportedError,
     VersionError,
 )
+from .fingerprint import Fingerprint
 from .model import Model
 from .state import Restored, Span
 
@@ -49,6 +50,7 @@ __all__ = [
     "DecodeError",
     "DeviceSnapshot",
     "Difference",
+    "Fingerprint",
     "FormatError",
     "Library",
     "LibraryNotFoundError",

@@ -7,8 +7,6 @@ reports are compared after. See ``docs/guarantees.md``.
 
 from __future__ import annotations
 
-import operator
-from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -131,7 +129,7 @@ class ContextState:
 
     def save(self, scope: Scope, path: StrPath, tokens: Iterable[int], *, durable: bool) -> int:
         """Write llama.cpp's own session or sequence file."""
-        ids = _token_array(tokens)
+        ids = layout.token_array(tokens)
         with self._handle.use() as call:
             blob = memoryview(_transfer.read(call, scope))
         payload = blob if scope is None else blob[self._restoring.head_size :]
@@ -285,10 +283,3 @@ class ContextState:
         if partial:
             self._library.require("state-flags")
         return _transfer.PARTIAL_ONLY if partial else 0
-
-
-def _token_array(tokens: Iterable[int]) -> array[int]:
-    try:
-        return array("i", [operator.index(token) for token in tokens])
-    except (OverflowError, TypeError) as error:
-        raise FormatError(f"tokens must be 32-bit integers: {error}") from error
