@@ -8,10 +8,12 @@ reports are compared after. See ``docs/guarantees.md``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from . import _files, _memory, _transfer, layout
+from ._buffers import POOL, flat
 from ._facts import Facts
 from ._fitting import Held
 from ._handles import Call, Handle
@@ -130,11 +132,13 @@ class ContextState:
     def save(self, scope: Scope, path: StrPath, tokens: Iterable[int], *, durable: bool) -> int:
         """Write llama.cpp's own session or sequence file."""
         ids = layout.token_array(tokens)
-        with self._handle.use() as call:
-            blob = memoryview(_transfer.read(call, scope))
-        payload = blob if scope is None else blob[self._restoring.head_size :]
         header = layout.pack_file_header(*self._file_kind(scope), ids)
-        return _files.write_file(path, [header, payload], durable=durable)
+        with ExitStack() as stack:
+            with self._handle.use() as call:
+                buffer = stack.enter_context(POOL.lend(_transfer.size(call, scope)))
+                blob = _transfer.read_into(call, scope, buffer)
+            payload = blob if scope is None else blob[self._restoring.head_size :]
+            return _files.write_file(path, [header, payload], durable=durable)
 
     def load(
         self, scope: Scope, path: StrPath, *, validate: bool, admit: Admit | None = None
@@ -175,7 +179,7 @@ class ContextState:
     ) -> Restored:
         """Restore from a blob; see the module's docstring for the order of things."""
         flags = self._flags(partial)
-        data = memoryview(blob).cast("B")
+        data = flat(blob)
         into = self._restoring
         headed = into.is_headed(data)
         parsed = into.parse(scope, data, headed=headed, partial=partial) if validate else None
@@ -245,15 +249,16 @@ class ContextState:
             raise UnsupportedError(
                 "a split context can copy only whole sequences: use kv_unified=True"
             )
-        blob = None if one_stream or first >= last else _transfer.read(call, src)
-        self._restoring.empty(call, dest)
-        if first >= last:
-            return
-        if blob is None:
-            _memory.share(call, src, dest, *((first, last) if part else (-1, -1)))
-        elif _transfer.write(call, dest, blob) != len(blob):
+        if one_stream or first >= last:
             self._restoring.empty(call, dest)
-            raise RestoreError("the copy was refused", log=call.log(), rolled_back=False)
+            if first < last:
+                _memory.share(call, src, dest, *((first, last) if part else (-1, -1)))
+            return
+        with _transfer.lent(call, src) as blob:
+            self._restoring.empty(call, dest)
+            if _transfer.write(call, dest, blob) != len(blob):
+                self._restoring.empty(call, dest)
+                raise RestoreError("the copy was refused", log=call.log(), rolled_back=False)
 
     def undo(self, scope: Scope, backup: Buffer) -> None:
         """Put back what :meth:`snapshot` gave earlier, over whatever is there now.

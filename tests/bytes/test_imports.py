@@ -17,6 +17,7 @@ PACKAGE = Path(llama_state.__file__).parent
 # Lower ranks know nothing of higher ones. Everybody may import errors and _types.
 RANKS = [
     {"errors", "_types"},
+    {"_buffers"},
     {"_llama_cffi", "layout", "_files", "_params", "_digests", "_zstd"},
     {"_log", "_gguf", "container"},
     {"_library", "fingerprint"},
@@ -36,7 +37,7 @@ RANKS = [
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 BYTES = {
-    *("errors", "_types", "layout", "_files", "_gguf", "_params", "_refusals"),
+    *("errors", "_types", "layout", "_buffers", "_files", "_gguf", "_params", "_refusals"),
     *("_digests", "_zstd", "container", "fingerprint", "checkpoint"),
 }
 
