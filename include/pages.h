@@ -1,8 +1,12 @@
 // Advice to the system about pages. All of it is advice: where a call is not known, nothing happens.
 
 #if defined(__linux__)
+#include <errno.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 #endif
 
 // Lets memory that was not touched yet have huge pages.
@@ -17,6 +21,19 @@ PAGES_API void pages_huge(const uint8_t *start, size_t size)
 #else
     (void)start;
     (void)size;
+#endif
+}
+
+// Maps pages of a file, and reads those that are on the disk only; start begins a page. Returns an
+// errno: EINVAL where the system can not do that, another where the file can not be read.
+PAGES_API int pages_read(const uint8_t *start, size_t size)
+{
+#if defined(__linux__)
+    return madvise((void *)start, size, MADV_POPULATE_READ) == 0 ? 0 : errno;
+#else
+    (void)start;
+    (void)size;
+    return 22;
 #endif
 }
 

@@ -7,6 +7,7 @@ comes back is kept for the next one who asks. What is kept the system may take (
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import tempfile
@@ -106,11 +107,11 @@ class Pool:
             if self._idle:  # too small: what is made now is kept in its place
                 self._idle.remove(max(self._idle, key=len))
         try:
-            return _memory(_rounded(nbytes + nbytes // _GROWTH))
+            return anonymous(_rounded(nbytes + nbytes // _GROWTH))
         except OSError:
             self.trim()
         try:
-            return _memory(_rounded(nbytes))
+            return anonymous(_rounded(nbytes))
         except OSError as error:
             raise MemoryError(f"a buffer of {nbytes} bytes: {error.strerror}") from error
 
@@ -152,12 +153,18 @@ def flat(buffer: Buffer) -> memoryview:
 
 
 def populate(memory: mmap.mmap, start: int, end: int) -> None:
-    """Make the pages from *start* to *end* writable now; without that, each as it is touched."""
+    """Make the pages from *start* to *end* writable now; without that, each as it is touched.
+
+    Raises:
+        OSError: They can not be; touching them would kill the process.
+    """
     for at in range(start - start % mmap.PAGESIZE, end, _POPULATED):
         try:
             memory.madvise(_MADV_POPULATE_WRITE, at, min(_POPULATED, end - at))
-        except (AttributeError, OSError):
-            return
+        except (AttributeError, OSError) as error:
+            if getattr(error, "errno", errno.EINVAL) != errno.EINVAL:
+                raise
+            return  # an older system
 
 
 def _rounded(nbytes: int) -> int:
@@ -165,8 +172,8 @@ def _rounded(nbytes: int) -> int:
     return max(-(-nbytes // grain), 1) * grain
 
 
-def _memory(nbytes: int) -> mmap.mmap:
-    """Fresh memory. Python's own default, shared, can not have huge pages."""
+def anonymous(nbytes: int) -> mmap.mmap:
+    """Fresh memory. What mmap gives by default is shared, and can not have huge pages."""
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, nbytes)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -183,7 +190,7 @@ def _file_pages(nbytes: int) -> mmap.mmap:
             # Reserved: writing to pages for which the disk has no room kills the process.
             os.posix_fallocate(file.fileno(), 0, max(nbytes, 1))
             memory = mmap.mmap(file.fileno(), max(nbytes, 1))
+            populate(memory, 0, nbytes)
     except (AttributeError, OSError) as error:
         raise MemoryError(f"no room for {nbytes} bytes, in memory or on disk: {error}") from error
-    populate(memory, 0, nbytes)
     return memory

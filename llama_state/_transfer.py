@@ -73,9 +73,19 @@ def read_into(call: Call, scope: Scope, out: Buffer, flags: int = 0) -> memoryvi
     return view[:need]
 
 
-def own_pages(view: memoryview, nbytes: int) -> bool:
-    """Let the first *nbytes* of a private, read-only mapping be written to; False: impossible."""
-    return lib.pages_writable(ffi.from_buffer("uint8_t[]", view), nbytes)
+def overwrite(view: memoryview, start: int, data: bytes) -> None:
+    """Write *data* into a buffer of ours; of a private mapping that is read-only its pages change.
+
+    Raises:
+        MemoryError: They can not be written to.
+    """
+    if view.readonly:
+        here = ffi.from_buffer("uint8_t[]", view) + start
+        if not lib.pages_writable(here, len(data)):
+            raise MemoryError("the pages of a file can not be written to")
+        ffi.memmove(here, data, len(data))
+    else:
+        view[start : start + len(data)] = data
 
 
 def _fill(call: Call, scope: Scope, target: Any, need: int, flags: int) -> None:

@@ -17,9 +17,10 @@ from ._buffers import POOL, flat
 from ._facts import Facts
 from ._fitting import Held
 from ._handles import Call, Handle
+from ._opening import opened
 from ._restoring import LOSES_STREAMS, Restoring
 from ._transfer import Scope
-from ._types import StrPath
+from ._types import Progress, StrPath
 from .errors import (
     FormatError,
     RestoreError,
@@ -129,44 +130,80 @@ class ContextState:
                 return _transfer.read(call, scope, flags)
             return _transfer.read_into(call, scope, out, flags)
 
-    def save(self, scope: Scope, path: StrPath, tokens: Iterable[int], *, durable: bool) -> int:
+    def save(
+        self,
+        scope: Scope,
+        path: StrPath,
+        tokens: Iterable[int],
+        *,
+        durable: bool,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
+    ) -> int:
         """Write llama.cpp's own session or sequence file."""
         ids = layout.token_array(tokens)
         header = layout.pack_file_header(*self._file_kind(scope), ids)
-        with ExitStack() as stack:
+        skip = 0 if scope is None else self._restoring.head_size
+        with POOL.limited(memory_limit), ExitStack() as stack:
             with self._handle.use() as call:
-                buffer = stack.enter_context(POOL.lend(_transfer.size(call, scope)))
+                need = _transfer.size(call, scope)
+                try:
+                    buffer = stack.enter_context(POOL.lend(need))
+                except MemoryError:
+                    # The head in front of a blob has no place in a file: the payload comes to
+                    # lie where it belongs, and the header over the head.
+                    start = len(header) - skip
+
+                    def fill(pages: memoryview) -> None:
+                        _transfer.read_into(call, scope, pages[start:])
+                        pages[: len(header)] = header
+
+                    return _files.fill_file(
+                        path, start + need, fill, durable=durable, progress=progress
+                    )
                 blob = _transfer.read_into(call, scope, buffer)
-            payload = blob if scope is None else blob[self._restoring.head_size :]
-            return _files.write_file(path, [header, payload], durable=durable)
+            return _files.write_file(
+                path, [header, blob[skip:]], durable=durable, progress=progress
+            )
 
     def load(
-        self, scope: Scope, path: StrPath, *, validate: bool, admit: Admit | None = None
+        self,
+        scope: Scope,
+        path: StrPath,
+        *,
+        validate: bool,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
+        admit: Admit | None = None,
     ) -> Restored:
         """Restore from llama.cpp's own session or sequence file."""
-        data = _files.read_file(path)
-        header = layout.parse_file_header(data, any_version=True)
-        kind, version = self._file_kind(scope)
-        if header.kind != kind:
-            raise FormatError(f"{path} is a {header.kind} state file, not a {kind} one", offset=0)
-        if header.version != version:
-            raise VersionError(f"{path}", found=header.version, expected=version, offset=4)
-        tokens = tuple(layout.unpack_tokens(data, header))
-        payload = data[header.payload_offset :]
+        with POOL.limited(memory_limit), opened(path, progress=progress) as data:
+            header = layout.parse_file_header(data, any_version=True)
+            kind, version = self._file_kind(scope)
+            if header.kind != kind:
+                reason = f"{path} is a {header.kind} state file, not a {kind} one"
+                raise FormatError(reason, offset=0)
+            if header.version != version:
+                raise VersionError(f"{path}", found=header.version, expected=version, offset=4)
+            tokens = tuple(layout.unpack_tokens(data, header))
+            start = header.payload_offset
+            parsed = self._parse_payload(scope, data[start:], start) if validate else None
+            if admit is not None:
+                admit(parsed, tokens)
+            if scope is not None and self._restoring.head_size:
+                # The 8 bytes before the payload are read by now and make room for the blob's head.
+                start -= self._restoring.head_size
+                head = layout.SEQUENCE_HEAD.pack(layout.SEQUENCE_MAGIC, scope)
+                _transfer.overwrite(data, start, head)
+            with self._handle.use() as call:
+                held = self._restoring.restore(call, scope, data[start:], parsed)
+            return Restored(len(data), tokens, self._spans(held))
+
+    def _parse_payload(self, scope: Scope, payload: memoryview, offset: int) -> layout.Layout:
         try:
-            parsed = self._restoring.parse(scope, payload, headed=False) if validate else None
+            return self._restoring.parse(scope, payload, headed=False)
         except FormatError as error:
-            raise error.moved(header.payload_offset) from None
-        if admit is not None:
-            admit(parsed, tokens)
-        blob = payload
-        if scope is not None and self._restoring.head_size:
-            # The 8 bytes before the payload are read by now and make room for the blob's head.
-            blob = data[header.payload_offset - self._restoring.head_size :]
-            layout.SEQUENCE_HEAD.pack_into(blob, 0, layout.SEQUENCE_MAGIC, scope)
-        with self._handle.use() as call:
-            held = self._restoring.restore(call, scope, blob, parsed)
-        return Restored(len(data), tokens, self._spans(held))
+            raise error.moved(offset) from None
 
     def restore(
         self,

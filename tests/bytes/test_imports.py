@@ -17,9 +17,9 @@ PACKAGE = Path(llama_state.__file__).parent
 # Lower ranks know nothing of higher ones. Everybody may import errors and _types.
 RANKS = [
     {"errors", "_types"},
-    {"_buffers"},
+    {"_buffers", "_replacing"},
     {"_llama_cffi", "layout", "_files", "_params", "_digests", "_zstd"},
-    {"_log", "_gguf", "container"},
+    {"_log", "_gguf", "container", "_opening"},
     {"_library", "fingerprint"},
     {"checkpoint"},
     {"_discovery", "_handles"},
@@ -38,7 +38,7 @@ RANKS = [
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 BYTES = {
     *("errors", "_types", "layout", "_buffers", "_files", "_gguf", "_params", "_refusals"),
-    *("_digests", "_zstd", "container", "fingerprint", "checkpoint"),
+    *("_digests", "_replacing", "_zstd", "container", "fingerprint", "checkpoint"),
 }
 
 
