@@ -17,7 +17,7 @@ PACKAGE = Path(llama_state.__file__).parent
 # Lower ranks know nothing of higher ones. Everybody may import errors and _types.
 RANKS = [
     {"errors", "_types"},
-    {"_buffers", "_replacing"},
+    {"_buffers", "_progress", "_replacing"},
     {"_llama_cffi", "layout", "_files", "_params", "_digests", "_zstd"},
     {"_log", "_gguf", "container", "_opening"},
     {"_library", "fingerprint"},
@@ -29,7 +29,7 @@ RANKS = [
     {"engine", "state"},
     {"device"},
     {"context"},
-    {"model", "adapters"},
+    {"model", "adapters", "aio"},
     {"attaching"},
     {"testing"},
     {"cli"},
@@ -38,7 +38,7 @@ RANKS = [
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 BYTES = {
     *("errors", "_types", "layout", "_buffers", "_files", "_gguf", "_params", "_refusals"),
-    *("_digests", "_replacing", "_zstd", "container", "fingerprint", "checkpoint"),
+    *("_digests", "_progress", "_replacing", "_zstd", "container", "fingerprint", "checkpoint"),
 }
 
 
