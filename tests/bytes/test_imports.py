@@ -26,7 +26,7 @@ RANKS = [
     {"_fitting"},
     {"_restoring"},
     {"engine", "state"},
-    {"device"},
+    {"device", "checkpointing"},
     {"context"},
     {"model", "adapters"},
     {"attaching"},
