@@ -22,7 +22,7 @@ RANKS = [
     {"_library", "fingerprint"},
     {"_discovery", "_handles"},
     {"_memory", "_transfer", "_facts", "_refusals"},
-    {"_fitting"},
+    {"_fitting", "_identity"},
     {"_restoring"},
     {"engine", "state"},
     {"device"},
