@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, overload
 
-from . import _memory, engine
+from . import _identity, _memory, engine
 from ._facts import Asked, context_facts
 from ._handles import Call, Handle, LastLogits
 from ._library import Library
@@ -15,6 +15,7 @@ from ._types import StrPath
 from .checkpointing import Checkpointing
 from .device import DeviceSnapshot
 from .errors import StateError, UnsupportedError
+from .fingerprint import Fingerprint
 from .state import ContextState, Restored
 
 if TYPE_CHECKING:
@@ -40,8 +41,14 @@ class Context(Checkpointing):
         arch: The model's ``general.architecture``.
     """
 
-    def __init__(self, handle: Handle, asked: Asked = NOTHING_ASKED) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        asked: Asked = NOTHING_ASKED,
+        origin: _identity.Origin = _identity.UNKNOWN,
+    ) -> None:
         self._handle = handle
+        self._identity = _identity.Identity(origin)
         with handle.use() as call:
             self._facts = context_facts(call, asked)
         self._state = ContextState(handle, self._facts)
@@ -64,6 +71,41 @@ class Context(Checkpointing):
             ClosedError: The context was closed.
         """
         return int(ffi.cast("uintptr_t", self._handle.resource.ptr))
+
+    # -- what its states belong to
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The model and the settings that this context's states belong to, as far as known.
+
+        Samples of the model's file are read the first time. What can not be learned is in its
+        ``unknown``, with the reason, and is no error here.
+        """
+        with self._handle.use() as call:
+            return self._identity.fingerprint(call, self.library, self._facts, self._state.known)
+
+    def declare(
+        self,
+        *,
+        adapters: Sequence[tuple[StrPath, float]] | None = None,
+        rope: _identity.Rope | None = None,
+    ) -> None:
+        """Say what llama.cpp does not tell of a context, for its :attr:`fingerprint`.
+
+        Args:
+            adapters: (GGUF file, scale) of every LoRA adapter and control vector in use; none
+                at all is ``[]``.
+            rope: The rope and YaRN settings that the context was made with, by their names in
+                ``llama_context_params``, such as ``{"rope_freq_base": 1e6}``; those left out
+                are the model's own.
+
+        Raises:
+            OSError: An adapter's file can not be read.
+            FormatError: It is no GGUF file, or damaged.
+            UnsupportedError: There is no such rope setting.
+        """
+        with self._handle.use():
+            self._identity.declare(adapters, rope)
 
     # -- decoding and positions
 

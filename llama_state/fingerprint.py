@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 from struct import Struct
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from . import _gguf, layout
 from ._files import open_regular
@@ -114,7 +114,7 @@ def model_fields(path: StrPath) -> dict[str, str]:
         FormatError: Not a GGUF file, or damaged.
         UnsupportedError: It is big-endian.
     """
-    return dict(_read_model(file_stamp(path))[0])
+    return dict(read_model(file_stamp(path)).fields)
 
 
 def adapter_digest(path: StrPath) -> str:
@@ -175,11 +175,6 @@ def file_stamp(path: StrPath) -> Stamp:
     )
 
 
-def tensor_sums(path: StrPath) -> dict[str, str]:
-    """Parameters and bytes of all tensors of a model, as llama.cpp counts them."""
-    return dict(_read_model(file_stamp(path))[1])
-
-
 def shortened(text: str) -> str:
     """*text*, or its digest where it is long."""
     return text if len(text) <= _LONG_TEXT else f"sha256 {digest([text.encode()])}"
@@ -227,9 +222,23 @@ def _shown(side: Fingerprint, fields: Mapping[str, str], name: str) -> str:
     return f"not known: {why}" if why else "not recorded"
 
 
+class ModelFile(NamedTuple):
+    """What is read of a model.
+
+    Attributes:
+        fields: Its :func:`model_fields`.
+        sums: Parameters and bytes of all tensors: what llama.cpp tells without the file.
+        long_rope: It has rope factors of its own for contexts longer than the original ones.
+    """
+
+    fields: Mapping[str, str]
+    sums: Mapping[str, str]
+    long_rope: bool
+
+
 @lru_cache(maxsize=64)
-def _read_model(stamp: Stamp) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """The fields of a model, and its :func:`tensor_sums`."""
+def read_model(stamp: Stamp) -> ModelFile:
+    """Read the files of a model."""
     paths = [path for path, *_ in stamp]
     header = _gguf.read_header(paths)
     arch = _architecture(header)
@@ -247,7 +256,8 @@ def _read_model(stamp: Stamp) -> tuple[Mapping[str, str], Mapping[str, str]]:
         "parameters": str(sum(prod(tensor.shape) for tensor in header.tensors)),
         "tensor bytes": str(sum(tensor.nbytes for tensor in header.tensors)),
     }
-    return fields, sums
+    names = (tensor.name for tensor in header.tensors)
+    return ModelFile(fields, sums, any("rope_factors_long" in name for name in names))
 
 
 @lru_cache(maxsize=64)

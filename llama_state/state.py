@@ -102,6 +102,11 @@ class ContextState:
         self._library = handle.library
         self._restoring = Restoring(handle, facts)
 
+    @property
+    def known(self) -> layout.Geometry | None:
+        """What has been learned of the caches so far, from states that passed by."""
+        return self._restoring.fitting.known
+
     def check_sequence(self, seq_id: int) -> int:
         """*seq_id*, if it is one of this context.
 

@@ -13,7 +13,7 @@ from ..context import Context
 from ..device import DeviceSnapshot
 from ..errors import Difference, MismatchError, StateError, UnsupportedError
 from ..state import Admit, Restored
-from ._llama import Ledger, LlamaHandle, new_llama_state
+from ._llama import Ledger, LlamaHandle, new_llama_state, origin_of
 from ._llama_device import LlamaDeviceSnapshot
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class LlamaContext(Context):
         return ctx
 
     def _bind(self, handle: LlamaHandle) -> None:
-        super().__init__(handle)
+        super().__init__(handle, origin=origin_of(handle.llm))
         self._ledger = Ledger(handle)
         self._llama = handle
 

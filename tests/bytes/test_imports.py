@@ -23,7 +23,7 @@ RANKS = [
     {"checkpoint"},
     {"_discovery", "_handles"},
     {"_memory", "_transfer", "_facts", "_refusals"},
-    {"_fitting"},
+    {"_fitting", "_identity"},
     {"_restoring"},
     {"engine", "state"},
     {"device", "checkpointing"},
