@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, overload
 
 from . import _identity, _memory, engine
 from ._facts import Asked, context_facts
-from ._handles import Call, Handle, Owner
+from ._handles import Call, Handle, LastLogits
 from ._library import Library
 from ._llama_cffi import ffi
 from ._types import StrPath
+from .checkpointing import Checkpointing
 from .device import DeviceSnapshot
 from .errors import StateError, UnsupportedError
 from .fingerprint import Fingerprint
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 NOTHING_ASKED = Asked()
 
 
-class Context(Owner):
+class Context(Checkpointing):
     """The memory of one or more sequences in llama.cpp.
 
     Made by :meth:`llama_state.Model.context`, or by :func:`llama_state.attach` around a context
@@ -137,20 +138,25 @@ class Context(Owner):
         if not ids:
             return
         with self._handle.use() as call:
-            self._handle.shared.has_logits = False
+            self._handle.shared.last_logits = None
             engine.decode(call, ids, seq_id, self.n_batch)
-            self._handle.shared.has_logits = True
+            n_past = _memory.positions(call, seq_id).last + 1
+            self._handle.shared.last_logits = LastLogits(seq_id, n_past)
 
     def logits(self) -> memoryview[float]:
         """The logits of the last token decoded: ``n_vocab`` float32, a copy.
+
+        After :meth:`resume`, those of the checkpoint, if it has some.
 
         Raises:
             StateError: Nothing was decoded since the context was made, restored or cleared: no
                 logits are in a state.
         """
         with self._handle.use() as call:
-            fresh = self._handle.shared.has_logits
-            row = engine.last_logits(call, self.n_vocab) if fresh else None
+            last = self._handle.shared.last_logits
+            if last is not None and last.row is not None:
+                return memoryview(bytes(last.row)).cast("f")
+            row = engine.last_logits(call, self.n_vocab) if last else None
         if row is None:
             raise StateError("no logits: decode a token first (a state does not contain logits)")
         return row
@@ -219,7 +225,7 @@ class Context(Owner):
     def clear(self) -> None:
         """Empty every sequence."""
         with self._handle.use() as call:
-            self._handle.shared.has_logits = False
+            self._handle.shared.last_logits = None
             _memory.clear(call, data=False)
 
     # -- the whole context
