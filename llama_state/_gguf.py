@@ -367,8 +367,9 @@ def _nbytes(name: str, shape: tuple[int, ...], type_id: int) -> int | None:
     if type_id not in TENSOR_TYPES:
         return None
     kind, elements, nbytes = TENSOR_TYPES[type_id]
-    if (shape or (1,))[0] % elements:
-        raise FormatError(f"tensor {name!r}: rows of {shape[0]} values are not whole {kind}")
+    row = shape[0] if shape else 1
+    if row % elements:
+        raise FormatError(f"tensor {name!r}: rows of {row} values are not whole {kind}")
     return prod(shape) // elements * nbytes
 
 

@@ -86,20 +86,16 @@ class Identity:
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
-        self._rope = origin.rope
+        self._rope = None if origin.rope is None else _settings(origin.rope)
         self._adapters: str | None = None
         self._model: Fingerprint | None = None
 
     def declare(self, adapters: Sequence[tuple[StrPath, float]] | None, rope: Rope | None) -> None:
         """Take the word of whoever made the context; None leaves what is known."""
-        if unknown := set(rope or ()) - set(_ROPE):
-            raise UnsupportedError(
-                f"rope setting {min(unknown)!r} is not one of {', '.join(_ROPE)}"
-            )
         # Both are looked at before either is kept.
-        named = None if adapters is None else adapters_text(adapters)
-        self._adapters = named if named is not None else self._adapters
-        self._rope = rope if rope is not None else self._rope
+        named = self._adapters if adapters is None else adapters_text(adapters)
+        self._rope = self._rope if rope is None else _settings(rope)
+        self._adapters = named
 
     def fingerprint(
         self, call: Call, library: Library, facts: Facts, known: layout.Geometry | None
@@ -145,16 +141,15 @@ def adapters_text(adapters: Sequence[tuple[StrPath, float]]) -> str:
     return ", ".join(named) or "none"
 
 
-def rope_text(rope: Rope, arch: str, model: Mapping[str, str]) -> str:
+def rope_text(rope: Mapping[str, str | None], arch: str, model: Mapping[str, str]) -> str:
     """The settings that are not the model's own.
 
     Args:
-        rope: Settings that were given.
+        rope: What was given, as texts; None for what was not set.
         model: The hyperparameters.
     """
-    given = {name: shown for name in _ROPE if (shown := _setting(name, rope.get(name)))}
     own = {name: model.get(f"{arch}.{key}", absent) for name, (key, absent) in _ROPE.items()}
-    changed = (f"{name} {shown}" for name, shown in given.items() if shown != own[name])
+    changed = (f"{name} {rope[name]}" for name in own if rope.get(name) not in (None, own[name]))
     return ", ".join(changed) or "the model's own"
 
 
@@ -165,16 +160,23 @@ def scalar_text(value: bool | float | str) -> str:
     return f"{value:f}" if isinstance(value, float) else str(value)
 
 
-def _setting(name: str, value: float | str | None) -> str | None:
-    """The text of a setting as in a model's metadata; None for the values that mean "not set"."""
-    if value is None or isinstance(value, str):
-        return value
+def _settings(rope: Rope) -> dict[str, str | None]:
+    """Rope settings as texts like those in a model's metadata, None for "not set"."""
+    if unknown := set(rope) - set(_ROPE):
+        raise UnsupportedError(f"rope setting {min(unknown)!r} is not one of {', '.join(_ROPE)}")
+    return {name: _setting(name, value) for name, value in rope.items()}
+
+
+def _setting(name: str, value: float | str) -> str | None:
     if name == "rope_scaling_type":
+        if isinstance(value, str):
+            return value
         return _SCALING[int(value)] if 0 <= value < len(_SCALING) else None
+    number = float(value)
     if name == "yarn_orig_ctx":
-        return str(int(value)) if value else None
-    is_set = value >= 0 if name.startswith("yarn") else value != 0
-    return f"{value:f}" if is_set else None
+        return f"{number:.0f}" if number else None
+    is_set = number >= 0 if name.startswith("yarn") else number != 0
+    return f"{number:f}" if is_set else None
 
 
 def _of_context(library: Library, facts: Facts, known: layout.Geometry | None) -> dict[str, str]:
