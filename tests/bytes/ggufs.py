@@ -6,6 +6,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import gguf
+
 NUMBERS = {
     0: "B",
     1: "b",
@@ -100,3 +102,18 @@ def split(
         path = folder / f"model-{index + 1:05}-of-{len(parts):05}.gguf"
         paths.append(write(path, {**(keys if index == 0 else {}), **own}, tensors))
     return paths
+
+
+def parts_of(path: Path) -> tuple[dict[str, Typed], dict[str, tuple[tuple[int, ...], int, bytes]]]:
+    """The keys and tensors of a file, to be changed and built again."""
+    reader = gguf.GGUFReader(path)
+    keys = {
+        name: Typed(int(field.types[0]), field.contents(), *map(int, field.types[1:]))
+        for name, field in reader.fields.items()
+        if not name.startswith("GGUF.")
+    }
+    tensors = {
+        tensor.name: (tuple(map(int, tensor.shape)), int(tensor.tensor_type), tensor.data.tobytes())
+        for tensor in reader.tensors
+    }
+    return keys, tensors
