@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
+import numpy as np
 
 NUMBERS = {
     0: "B",
@@ -117,3 +118,19 @@ def parts_of(path: Path) -> tuple[dict[str, Typed], dict[str, tuple[tuple[int, .
         for tensor in reader.tensors
     }
     return keys, tensors
+
+
+def adapter(path: Path, seed: int = 0, alpha: float = 16.0) -> Path:
+    """A LoRA adapter of the plain model's first query matrix."""
+    values = np.random.default_rng(seed).standard_normal(256, np.float32).tobytes()
+    keys = {
+        "general.architecture": string("llama"),
+        "general.type": string("adapter"),
+        "adapter.type": string("lora"),
+        "adapter.lora.alpha": Typed(6, alpha),
+    }
+    name = "blk.0.attn_q.weight"
+    tensors = {
+        f"{name}.lora_{end}": ((256, 1)[:: 1 - 2 * (end == "b")], F32, values) for end in "ab"
+    }
+    return write(path, keys, tensors)

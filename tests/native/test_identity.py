@@ -15,7 +15,7 @@ import llama_state as ls
 from llama_state.fingerprint import model_fields
 from llama_state.testing import write_model
 from tests.bytes import ggufs
-from tests.bytes.ggufs import F16, F32, Typed, string
+from tests.bytes.ggufs import F16, F32, adapter, string
 
 from .conftest import LIBRARY
 
@@ -53,22 +53,6 @@ def half(path: Path, target: Path) -> Path:
         for name, (shape, kind, data) in tensors.items()
     }
     return ggufs.write(target, keys, narrow)
-
-
-def adapter(path: Path, seed: int = 0, alpha: float = 16.0) -> Path:
-    """A LoRA adapter of the plain model's first query matrix."""
-    values = np.random.default_rng(seed).standard_normal(256, np.float32).tobytes()
-    keys = {
-        "general.architecture": string("llama"),
-        "general.type": string("adapter"),
-        "adapter.type": string("lora"),
-        "adapter.lora.alpha": Typed(6, alpha),
-    }
-    name = "blk.0.attn_q.weight"
-    tensors = {
-        f"{name}.lora_{end}": ((256, 1)[:: 1 - 2 * (end == "b")], F32, values) for end in "ab"
-    }
-    return ggufs.write(path, keys, tensors)
 
 
 def names(differences: list[ls.Difference]) -> list[str]:
@@ -218,13 +202,16 @@ def test_factors_that_depend_on_the_length(base: Path, tmp_path: Path) -> None:
     keys["llama.rope.scaling.type"] = string("longrope")
     keys["llama.rope.scaling.original_context_length"] = ggufs.u32(256)
     tensors.pop("rope_freqs.weight", None)  # they would come before both
-    ones = np.ones(64, "<f4").tobytes()
-    for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
-        tensors[name] = ((64,), F32, ones)
+    for name, factor in (("long", 2), ("short", 1)):
+        factors = np.full(64, factor, "<f4").tobytes()
+        tensors[f"rope_factors_{name}.weight"] = ((64,), F32, factors)
     path = ggufs.write(tmp_path / "long.gguf", keys, tensors)
-    with ls.Model(path, LIBRARY) as model:
-        short, long = (model.context(n_ctx).fingerprint for n_ctx in (256, 512))
-    assert short.differences(long) == [("rope factors", "short", "long")]
+    with ls.Model(path, LIBRARY) as model, model.context(256) as one, model.context(512) as two:
+        for ctx in (one, two):
+            ctx.decode([1, 2, 3])
+        assert one.seq_snapshot() != two.seq_snapshot()
+        differences = one.fingerprint.differences(two.fingerprint)
+    assert differences == [("rope factors", "short", "long")]
 
 
 # -- the context
