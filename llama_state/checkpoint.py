@@ -122,16 +122,8 @@ class Checkpoint:
             FormatError: It is damaged.
             UnsupportedError: A format that is not known.
         """
-        model = self.fingerprint.model
-        traits = layout.model_traits(model.get("architecture", ""), model.get)
-        if self.kind == "whole":
-            return layout.parse_whole(self.payload, version=self.session_version, traits=traits)
-        return layout.parse_sequence(
-            self.payload,
-            version=self.session_version,
-            headed=layout.has_sequence_head(self.payload),
-            traits=traits,
-        )
+        headed = layout.has_sequence_head(self.payload)
+        return _parse(self.payload, self.kind, self.session_version, self.fingerprint, headed)
 
     def __len__(self) -> int:
         return len(self.payload)
@@ -151,7 +143,8 @@ class Checkpoint:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        what = "the whole context" if self.kind == "whole" else f"sequence {self.source}"
+        one = "one sequence" if self.source is None else f"sequence {self.source}"
+        what = "the whole context" if self.kind == "whole" else one
         arch = self.fingerprint.model.get("architecture", "an unknown model")
         extras = [f"{len(self.tokens)} tokens", f"{len(self)} bytes"]
         if self.logits is not None:
@@ -303,29 +296,27 @@ class Checkpoint:
         data = _files.map_file(path, writable=True)
         header = layout.parse_file_header(data)
         words = layout.unpack_tokens(data, header)
-        start = header.payload_offset
+        start, version = header.payload_offset, header.session_version
+        try:
+            parsed = _parse(data[start:], header.kind, version, fingerprint, headed=False)
+        except FormatError as error:
+            raise error.moved(start) from None
         if header.kind == "sequence":
             # The 8 bytes before it, read by now, make room for the head of a blob; only our own
             # copy of the page is written to.
             start -= layout.SEQUENCE_HEAD.size
-            layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, 0)
+            source = max(parsed.source or 0, 0)
+            layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, source)
         packed = words[:1] == array("i", [-1])
-        checkpoint = cls(
+        return cls(
             data[start:],
             kind=header.kind,
-            session_version=header.session_version,
+            session_version=version,
             tokens=() if packed else words,
             packed_tokens=words if packed else (),
             fingerprint=fingerprint,
             meta=meta,
         )
-        try:
-            source = checkpoint.layout.source
-        except FormatError as error:
-            raise error.moved(start) from None
-        if header.kind == "sequence" and source not in (None, layout.UNKNOWN_ID):
-            layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, source)
-        return checkpoint
 
 
 def _build(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> Checkpoint:
@@ -344,6 +335,21 @@ def _build(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> C
         fingerprint=Fingerprint.from_json(fields["fingerprint"]),
         meta=fields["meta"],
     )
+
+
+def _parse(
+    payload: memoryview,
+    kind: layout.Kind,
+    version: int,
+    fingerprint: Fingerprint,
+    headed: bool,
+) -> layout.Layout:
+    """Describe a state as one of the model in *fingerprint*, where it names one."""
+    model = fingerprint.model
+    traits = layout.model_traits(model.get("architecture", ""), model.get)
+    if kind == "whole":
+        return layout.parse_whole(payload, version=version, traits=traits)
+    return layout.parse_sequence(payload, version=version, headed=headed, traits=traits)
 
 
 def _to_json(fields: Mapping[str, Any]) -> bytes:

@@ -199,13 +199,30 @@ def pack(
         key: Authenticate with this key: 16 bytes or more.
         compress: Compress chunks where that saves 5 % or more.
         chunk: Bytes of payload that have a digest: a multiple of 4096, up to 64 MiB.
+
+    Raises:
+        ValueError: The key is too short.
+        UnsupportedError: A package that this needs is not installed.
     """
     view = memoryview(payload).cast("B")
     token_bytes, logit_bytes = (bytes(memoryview(part).cast("B")) for part in (tokens, logits))
     flags = (KEYED if key is not None else 0) | (COMPRESSED if compress else 0)
     counts = (len(metadata), len(token_bytes) // 4, len(logit_bytes) // 4, len(view))
-    header = Header(flags, chunk, *counts)
-    digest, table_digest = _digests.keyed(key) if key is not None else _digests.plain()
+    digests = _digests.plain() if key is None else _digests.keyed(key)
+    if compress:
+        _zstd.require()
+    heads = (metadata, token_bytes, logit_bytes)
+    return _pieces(Header(flags, chunk, *counts), heads, view, *digests)
+
+
+def _pieces(
+    header: Header,
+    heads: tuple[bytes, bytes, bytes],
+    payload: memoryview,
+    digest: Digest,
+    table_digest: Digest,
+) -> Iterator[Buffer]:
+    """Yield the container of these parts."""
     entries = bytearray()
     at = 0
 
@@ -217,11 +234,11 @@ def pack(
 
     head = header.pack()
     ends = (header.tokens_offset, header.logits_offset, header.payload_offset)
-    for part, end in zip((head + metadata, token_bytes, logit_bytes), ends, strict=True):
+    for part, end in zip((head + heads[0], *heads[1:]), ends, strict=True):
         yield add(part + bytes(end - at - len(part)), end - at)
-    for start in range(0, len(view), chunk):
-        raw = view[start : start + chunk]
-        frame = _zstd.compress(raw) if compress else b""
+    for start in range(0, len(payload), header.chunk):
+        raw = payload[start : start + header.chunk]
+        frame = _zstd.compress(raw) if header.flags & COMPRESSED else b""
         if len(raw) / MAX_SHRINK <= len(frame) < KEEP_BELOW * len(raw):
             yield add(frame, len(frame), ZSTD)
         else:
