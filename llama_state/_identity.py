@@ -193,12 +193,12 @@ def _of_context(library: Library, facts: Facts, known: layout.Geometry | None) -
 
 def _of_model(call: Call, arch: str, n_ctx_seq: int, origin: Origin) -> Fingerprint:
     """What the file says, where it is the one that was loaded; else what llama.cpp tells."""
-    told, sums = _told(call, arch)
+    told = _told(call, arch)
     changed = {key: text for key, text in origin.overrides.items() if key.startswith(f"{arch}.")}
     try:
-        file = _loaded_file(origin, told, sums)
+        file = _loaded_file(origin, told)
     except (OSError, FormatError, UnsupportedError, _NotToldError) as error:
-        return Fingerprint({**told, **changed, **sums}, {}, {MODEL_FILE: _why(error)})
+        return Fingerprint({**told, **changed}, {}, {MODEL_FILE: _why(error)})
     model = {**file.fields, **changed}
     return Fingerprint(model, _rope_factors(model, arch, n_ctx_seq) if file.long_rope else {})
 
@@ -212,25 +212,26 @@ def _rope_factors(model: Mapping[str, str], arch: str, n_ctx_seq: int) -> dict[s
     return {"rope factors": "long" if n_ctx_seq > int(length) else "short"}
 
 
-def _told(call: Call, arch: str) -> tuple[dict[str, str], dict[str, str]]:
+def _told(call: Call, arch: str) -> dict[str, str]:
     """What llama.cpp says of the loaded model: hyperparameters, and the sums over its tensors."""
     model = lib.llama_get_model(call.api, call.ptr)
-    values = {"architecture": arch, **hyperparameters(call.api, model, f"{arch}.")}
-    sums = {
+    values = hyperparameters(call.api, model, f"{arch}.")
+    return {
+        "architecture": arch,
+        **{key: shortened(text) for key, text in sorted(values.items())},
         "parameters": str(lib.llama_model_n_params(call.api, model)),
         "tensor bytes": str(lib.llama_model_size(call.api, model)),
     }
-    return {key: shortened(text) for key, text in sorted(values.items())}, sums
 
 
-def _loaded_file(origin: Origin, told: Mapping[str, str], sums: Mapping[str, str]) -> ModelFile:
+def _loaded_file(origin: Origin, told: Mapping[str, str]) -> ModelFile:
     """The file that the loaded model is of."""
     if origin.model_path is None:
         raise _NotToldError("attach() was given no model_path")
     stamp = file_stamp(origin.model_path)
     if origin.loaded in (None, stamp):
         file = read_model(stamp)
-        if file.sums == sums and all(file.fields.get(key) == told[key] for key in told):
+        if file.told == told:
             return file
     raise _NotToldError("the file is not, or no longer, the one that the model was loaded from")
 

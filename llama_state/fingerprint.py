@@ -231,12 +231,13 @@ class ModelFile(NamedTuple):
 
     Attributes:
         fields: Its :func:`model_fields`.
-        sums: Parameters and bytes of all tensors: what llama.cpp tells without the file.
+        told: What llama.cpp tells of it without the file: the architecture, hyperparameters
+            that are no lists, parameters and bytes of all tensors.
         long_rope: It has rope factors of its own for contexts longer than the original ones.
     """
 
     fields: Mapping[str, str]
-    sums: Mapping[str, str]
+    told: Mapping[str, str]
     long_rope: bool
 
 
@@ -248,20 +249,23 @@ def read_model(stamp: Stamp) -> ModelFile:
     arch = _architecture(header)
     types = Counter(tensor.type for tensor in header.tensors)
     ordered = sorted(types.items(), key=lambda item: (-item[1], item[0]))
+    values = _values(header, f"{arch}.") if arch else {}
     fields = {
         "architecture": arch,
-        **(_values(header, f"{arch}.") if arch else {}),
+        **values,
         "tokenizer": _tokenizer(header),
         "tensor types": ", ".join(f"{kind} x {count}" for kind, count in ordered),
         "tensor table": _tensor_table(header),
         "weights": _weights(paths, header),
     }
-    sums = {
+    told = {
+        "architecture": arch,
+        **{key: text for key, text in values.items() if header.keys[key].item is None},
         "parameters": str(sum(prod(tensor.shape) for tensor in header.tensors)),
         "tensor bytes": str(sum(tensor.nbytes for tensor in header.tensors)),
     }
     names = (tensor.name for tensor in header.tensors)
-    return ModelFile(fields, sums, any("rope_factors_long" in name for name in names))
+    return ModelFile(fields, told, any("rope_factors_long" in name for name in names))
 
 
 @lru_cache(maxsize=64)

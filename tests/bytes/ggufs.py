@@ -6,6 +6,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import gguf
+import numpy as np
+
 NUMBERS = {
     0: "B",
     1: "b",
@@ -100,3 +103,34 @@ def split(
         path = folder / f"model-{index + 1:05}-of-{len(parts):05}.gguf"
         paths.append(write(path, {**(keys if index == 0 else {}), **own}, tensors))
     return paths
+
+
+def parts_of(path: Path) -> tuple[dict[str, Typed], dict[str, tuple[tuple[int, ...], int, bytes]]]:
+    """The keys and tensors of a file, to be changed and built again."""
+    reader = gguf.GGUFReader(path)
+    keys = {
+        name: Typed(int(field.types[0]), field.contents(), *map(int, field.types[1:]))
+        for name, field in reader.fields.items()
+        if not name.startswith("GGUF.")
+    }
+    tensors = {
+        tensor.name: (tuple(map(int, tensor.shape)), int(tensor.tensor_type), tensor.data.tobytes())
+        for tensor in reader.tensors
+    }
+    return keys, tensors
+
+
+def adapter(path: Path, seed: int = 0, alpha: float = 16.0) -> Path:
+    """A LoRA adapter of the plain model's first query matrix."""
+    values = np.random.default_rng(seed).standard_normal(256, np.float32).tobytes()
+    keys = {
+        "general.architecture": string("llama"),
+        "general.type": string("adapter"),
+        "adapter.type": string("lora"),
+        "adapter.lora.alpha": Typed(6, alpha),
+    }
+    name = "blk.0.attn_q.weight"
+    tensors = {
+        f"{name}.lora_{end}": ((256, 1)[:: 1 - 2 * (end == "b")], F32, values) for end in "ab"
+    }
+    return write(path, keys, tensors)

@@ -161,7 +161,7 @@ def test_flipped_bits(file: Path) -> None:
     whole = file.read_bytes()
     rng = random.Random(7)
     refused = 0
-    for _ in range(2000):
+    for _ in range(600):
         damaged = bytearray(whole)
         for _ in range(rng.randint(1, 3)):
             damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
@@ -171,7 +171,7 @@ def test_flipped_bits(file: Path) -> None:
                 value.text()
         except REFUSED:
             refused += 1
-    assert 100 < refused < 2000
+    assert 50 < refused < 600
 
 
 @pytest.mark.parametrize(
