@@ -13,6 +13,7 @@ from typing import Any
 MODULES = (
     "",
     ".adapters.llama_cpp",
+    ".fingerprint",
     ".layout",
     ".testing",
     ".testing.conformance",

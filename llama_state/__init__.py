@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
 from ._discovery import load_library
 from ._library import Library
 from .attaching import attach
+from .checkpoint import Checkpoint
 from .context import Context
 from .device import DeviceSnapshot
 from .errors import (
@@ -26,6 +27,7 @@ from .errors import (
     FormatError,
     LibraryNotFoundError,
     MismatchError,
+    MismatchWarning,
     ModelLoadError,
     RestoreError,
     SaveError,
@@ -36,6 +38,7 @@ from .errors import (
     UnsupportedError,
     VersionError,
 )
+from .fingerprint import Fingerprint, model_fields
 from .model import Model
 from .state import Restored, Span
 
@@ -43,16 +46,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CapacityError",
+    "Checkpoint",
     "ChecksumError",
     "ClosedError",
     "Context",
     "DecodeError",
     "DeviceSnapshot",
     "Difference",
+    "Fingerprint",
     "FormatError",
     "Library",
     "LibraryNotFoundError",
     "MismatchError",
+    "MismatchWarning",
     "Model",
     "ModelLoadError",
     "RestoreError",
@@ -68,4 +74,5 @@ __all__ = [
     "__version__",
     "attach",
     "load_library",
+    "model_fields",
 ]

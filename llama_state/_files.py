@@ -12,7 +12,7 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -87,7 +87,7 @@ def read_file(path: StrPath) -> memoryview:
         OSError: It can not be opened or read.
         TruncatedError: It became shorter while it was read.
     """
-    with _open_regular(path) as (file, size):
+    with open_regular(path) as (file, size):
         if size == 0:
             return memoryview(b"")
         view = memoryview(mmap.mmap(-1, size))
@@ -100,8 +100,12 @@ def read_file(path: StrPath) -> memoryview:
         return view
 
 
-def map_file(path: StrPath) -> memoryview:
+def map_file(path: StrPath, *, writable: bool = False) -> memoryview:
     """The bytes of a regular file as its own pages: nothing is read before it is looked at.
+
+    Args:
+        path: The file.
+        writable: What is written to the view stays there: the file never changes.
 
     A file that is made shorter while it is mapped kills whoever looks behind its new end, so
     only files that are replaced, never rewritten, may be mapped for long.
@@ -109,14 +113,34 @@ def map_file(path: StrPath) -> memoryview:
     Raises:
         OSError: It can not be opened or mapped.
     """
-    with _open_regular(path) as (file, size):
+    with open_regular(path) as (file, size):
         if size == 0:
             return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+        access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
+        return memoryview(mmap.mmap(file.fileno(), size, access=access))
+
+
+def watch(path: StrPath) -> Callable[[], bool]:
+    """Whether the file that is at *path* now has, later, not been written to.
+
+    One that was put in its place since is another file.
+    """
+    first = Path(path).stat()
+
+    def unchanged() -> bool:
+        try:
+            now = Path(path).stat()
+        except OSError:  # removed: what is mapped lives on
+            return True
+        same = os.path.samestat(first, now)
+        stamps = [(info.st_size, info.st_mtime_ns) for info in (first, now)]
+        return not same or stamps[0] == stamps[1]
+
+    return unchanged
 
 
 @contextmanager
-def _open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
+def open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
     """A regular file and its size."""
     # A FIFO must not be waited for: it is opened at once and refused.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))

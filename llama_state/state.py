@@ -7,8 +7,6 @@ reports are compared after. See ``docs/guarantees.md``.
 
 from __future__ import annotations
 
-import operator
-from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -28,6 +26,7 @@ from .errors import (
     UnsupportedError,
     VersionError,
 )
+from .fingerprint import state_fields
 
 if TYPE_CHECKING:
     from ._types import Buffer
@@ -103,6 +102,11 @@ class ContextState:
         self._library = handle.library
         self._restoring = Restoring(handle, facts)
 
+    @property
+    def known(self) -> layout.Geometry | None:
+        """What has been learned of the caches so far, from states that passed by."""
+        return self._restoring.fitting.known
+
     def check_sequence(self, seq_id: int) -> int:
         """*seq_id*, if it is one of this context.
 
@@ -129,9 +133,18 @@ class ContextState:
                 return _transfer.read(call, scope, flags)
             return _transfer.read_into(call, scope, out, flags)
 
+    def recorded(self, scope: Scope, blob: Buffer) -> dict[str, str]:
+        """What a state that this context has just given says of it; see :func:`state_fields`."""
+        try:
+            parsed = self._restoring.parse_own(scope, blob)
+        except UnsupportedError:  # an unknown format tells nothing
+            return {}
+        self._restoring.fitting.learn(parsed)
+        return state_fields(parsed)
+
     def save(self, scope: Scope, path: StrPath, tokens: Iterable[int], *, durable: bool) -> int:
         """Write llama.cpp's own session or sequence file."""
-        ids = _token_array(tokens)
+        ids = layout.token_array(tokens)
         with self._handle.use() as call:
             blob = memoryview(_transfer.read(call, scope))
         payload = blob if scope is None else blob[self._restoring.head_size :]
@@ -219,7 +232,7 @@ class ContextState:
                 raise StaleError(f"a later snapshot of sequence {kept.seq_id} replaced this one")
             before = _memory.occupied(call, self._facts.n_seq_max)
             self._restoring.fitting.check_room(call, dest, kept.positions.last + 1, before)
-            self._handle.shared.has_logits = False
+            self._handle.shared.last_logits = None
             self._restoring.empty(call, dest)
             restored: dict[int, _memory.Positions] = {}
             if kept.positions.last >= 0:
@@ -248,6 +261,9 @@ class ContextState:
                 "a split context can copy only whole sequences: use kv_unified=True"
             )
         blob = None if one_stream or first >= last else _transfer.read(call, src)
+        logits = self._handle.shared.last_logits
+        if logits is not None and logits.seq_id == dest:
+            self._handle.shared.last_logits = None
         self._restoring.empty(call, dest)
         if first >= last:
             return
@@ -264,7 +280,7 @@ class ContextState:
             RestoreError: llama.cpp would not have it; the destination was emptied.
         """
         with self._handle.use() as call:
-            self._handle.shared.has_logits = False
+            self._handle.shared.last_logits = None
             if not self._restoring.put_back(call, scope, backup):
                 raise RestoreError("what was there could not be put back", log=call.log())
 
@@ -285,10 +301,3 @@ class ContextState:
         if partial:
             self._library.require("state-flags")
         return _transfer.PARTIAL_ONLY if partial else 0
-
-
-def _token_array(tokens: Iterable[int]) -> array[int]:
-    try:
-        return array("i", [operator.index(token) for token in tokens])
-    except (OverflowError, TypeError) as error:
-        raise FormatError(f"tokens must be 32-bit integers: {error}") from error

@@ -11,6 +11,7 @@ from typing_extensions import assert_type
 
 import llama_state as ls
 from llama_state.adapters.llama_cpp import LlamaContext, PromptCache
+from llama_state.fingerprint import adapter_digest, model_fields
 from llama_state.testing import KINDS, write_benchmark_model, write_model, write_probe
 from llama_state.testing.conformance import Report, Row, check_model, round_trips
 
@@ -75,7 +76,24 @@ def attached_llama(llm: object, path: Path) -> None:
 
 def attached(pointer: ctypes.c_void_p, lib: ls.Library) -> None:
     assert_type(ls.attach(pointer, lib), ls.Context)
-    assert_type(ls.attach(0x7F00, library=lib), ls.Context)
+    assert_type(ls.attach(0x7F00, library=lib, model_path="m.gguf"), ls.Context)
+
+
+def identity(ctx: ls.Context, path: Path) -> None:
+    found = ctx.fingerprint
+    assert_type(found, ls.Fingerprint)
+    assert_type(found.model, Mapping[str, str])
+    assert_type(found.context, Mapping[str, str])
+    assert_type(found.unknown, Mapping[str, str])
+    assert_type(found.to_json(), dict[str, object])
+    assert_type(ls.Fingerprint.from_json(object()), ls.Fingerprint)
+    assert_type(found.differences(ctx.fingerprint), list[ls.Difference])
+    assert_type(ctx.declare(adapters=[(path, 1.0), ("a.gguf", 0.5)]), None)
+    assert_type(ctx.declare(adapters=(), rope={"rope_freq_base": 1e6, "yarn_orig_ctx": 1}), None)
+    assert_type(model_fields(path), dict[str, str])
+    assert_type(adapter_digest("a.gguf"), str)
+    ctx.declare([])  # type: ignore[call-arg]
+    found.model = {}  # type: ignore[misc]
 
 
 def context(ctx: ls.Context) -> None:

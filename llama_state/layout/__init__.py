@@ -18,7 +18,7 @@ from .blocks import (
     Stream,
 )
 from .cut import sequence_from_whole
-from .files import FileHeader, Kind, pack_file_header, parse_file_header, unpack_tokens
+from .files import FileHeader, Kind, pack_file_header, parse_file_header, token_array, unpack_tokens
 from .formats import MAX_SEQUENCES, SEQUENCE_MAGIC, SEQUENCE_VERSION, TYPES, TensorType
 from .geometry import CacheGeometry, Geometry, differences, merge
 from .layout import Layout
@@ -62,5 +62,6 @@ __all__ = [
     "parse_sequence",
     "parse_whole",
     "sequence_from_whole",
+    "token_array",
     "unpack_tokens",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Literal
@@ -87,6 +89,18 @@ def unpack_tokens(data: Buffer, header: FileHeader) -> array[int]:
     tokens = array("i")
     tokens.frombytes(view[HEAD.size : header.payload_offset])
     return tokens
+
+
+def token_array(tokens: Iterable[int]) -> array[int]:
+    """Return *tokens* as int32 values.
+
+    Raises:
+        FormatError: One is none.
+    """
+    try:
+        return array("i", [operator.index(token) for token in tokens])
+    except (OverflowError, TypeError) as error:
+        raise FormatError(f"tokens must be 32-bit integers: {error}") from error
 
 
 def pack_file_header(kind: Kind, version: int, tokens: array[int] | bytes = b"") -> bytes:

@@ -17,15 +17,16 @@ PACKAGE = Path(llama_state.__file__).parent
 # Lower ranks know nothing of higher ones. Everybody may import errors and _types.
 RANKS = [
     {"errors", "_types"},
-    {"_llama_cffi", "layout", "_files", "_params"},
-    {"_log"},
-    {"_library"},
+    {"_llama_cffi", "layout", "_files", "_params", "_digests", "_zstd"},
+    {"_log", "_gguf", "container"},
+    {"_library", "fingerprint"},
+    {"checkpoint"},
     {"_discovery", "_handles"},
     {"_memory", "_transfer", "_facts", "_refusals"},
-    {"_fitting"},
+    {"_fitting", "_identity"},
     {"_restoring"},
     {"engine", "state"},
-    {"device"},
+    {"device", "checkpointing"},
     {"context"},
     {"model", "adapters"},
     {"attaching"},
@@ -34,7 +35,10 @@ RANKS = [
     {"__init__", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-BYTES = {"errors", "_types", "layout", "_files", "_params", "_refusals"}
+BYTES = {
+    *("errors", "_types", "layout", "_files", "_gguf", "_params", "_refusals"),
+    *("_digests", "_zstd", "container", "fingerprint", "checkpoint"),
+}
 
 
 def modules() -> list[Path]:
