@@ -34,7 +34,7 @@ _GROUPS: Mapping[str, Sequence[str]] = {
         _ways.LLAMA_LOAD,
     ),
     "to a file": (_ways.SAVE_FILE, _ways.SAVE, _ways.SAVE_FILE_OVER, _ways.SAVE_OVER),
-    "from a file": (_ways.LOAD_FILE, _ways.LOAD),
+    "from a file": (_ways.LOAD_FILE, _ways.LOAD, _ways.LOAD_AND_RESUME),
 }
 _COLOURS = {
     "memory": "#a3a8ae",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
 from _small import TINY_ROUNDS
 from _targets import Finding
+from _targets import findings as find
 from _timing import MIB, Timing
 from _ways import PARSE
 
@@ -57,6 +58,16 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "findings": [{**asdict(one), "met": one.met} for one in report.findings],
     }
+
+
+def from_json(data: Mapping[str, Any]) -> Report:
+    """The report that :func:`as_json` was given; the findings are made anew."""
+    names = [one.name for one in fields(Timing)]
+    timings = [
+        Timing(**{**{name: one[name] for name in names}, "seconds": tuple(one["seconds"])})
+        for one in data["timings"]
+    ]
+    return Report(data["facts"], data["rounds"], timings, find(timings))
 
 
 def as_text(report: Report) -> str:

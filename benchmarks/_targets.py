@@ -58,6 +58,7 @@ TARGETS = (
     Target(_ways.SET_DATA, _ways.MEMCPY, {}),
     Target(_ways.RESTORE, _ways.MEMCPY, _both(0.75)),
     Target(_ways.RESTORE, _ways.SET_DATA, {}),
+    Target(_ways.RESTORE_MAPPED, _ways.RESTORE, {}),
     Target(_ways.RESTORE, _ways.ION7_RESTORE, {}),
     Target(_ways.RESTORE, _ways.LLAMA_LOAD, _both(5.0)),
     Target(_ways.CACHE_HIT, _ways.SET_DATA, {}),
@@ -68,6 +69,10 @@ TARGETS = (
     Target(_ways.SAVE_OVER, _ways.SAVE, _both(0.95)),
     Target(_ways.SAVE_OVER, _ways.SAVE_FILE_OVER, {}),
     Target(_ways.LOAD, _ways.LOAD_FILE, _both(1.0)),
+    # At most 1.25 and 1.35 times as long.
+    Target(_ways.CHECKPOINT, _ways.SNAPSHOT_OUT, _both(0.8)),
+    Target(_ways.LOAD_AND_RESUME, _ways.RESTORE, _both(0.74)),
+    Target(_ways.RESUME, _ways.RESTORE, {}),
 )
 
 

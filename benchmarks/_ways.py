@@ -13,6 +13,7 @@ from _bare import Bare
 from _states import Subject, llama_cpp, some_tokens
 from _timing import Way
 
+import llama_state as ls
 from llama_state import _files, layout
 from llama_state._llama_cffi import ffi
 
@@ -46,6 +47,9 @@ SAVE_OVER = "save_state() over"
 SAVE_DURABLE = "save_state() durable"
 LOAD_FILE = "llama_state_load_file"
 LOAD = "load_state()"
+CHECKPOINT = "checkpoint(out=buffer)"
+RESUME = "resume(mapped)"
+LOAD_AND_RESUME = "Checkpoint.load() and resume()"
 
 OURS, C, ION7, LLAMA_CPP_PYTHON = "llama_state", "llama.cpp", "ion7-core", "llama-cpp-python"
 
@@ -187,6 +191,21 @@ def file_ways(work: Work) -> Iterator[Way]:
     work.save(file, durable=True)
     yield Way(LOAD_FILE, C, lambda: bare.load_file(file))
     yield Way(LOAD, OURS, lambda: ctx.load_state(file))
+
+
+def checkpoint_ways(work: Work) -> Iterator[Way]:
+    """Checkpoints of all: with the fingerprint of the model, and a checksum in files."""
+    ctx, out, tokens = work.it.ctx, work.out, work.tokens
+    file = work.folder / "checkpoint"
+    kept = ctx.checkpoint(tokens=tokens)
+    kept.save(file)
+    mapped = ls.Checkpoint.load(file)
+    save = partial(kept.save, durable=False)
+    yield Way(CHECKPOINT, OURS, lambda: ctx.checkpoint(tokens=tokens, out=out))
+    yield _new_file("Checkpoint.save()", OURS, work.folder, save)
+    yield Way("Checkpoint.load()", OURS, lambda: ls.Checkpoint.load(file))
+    yield Way(RESUME, OURS, lambda: ctx.resume(mapped))
+    yield Way(LOAD_AND_RESUME, OURS, lambda: ctx.resume(ls.Checkpoint.load(file)))
 
 
 def size_ways(work: Work) -> Iterator[Way]:

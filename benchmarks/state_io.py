@@ -6,13 +6,15 @@ Every way there is, taken in turns in one process, with the model of 128 KiB of 
 token that ``llama_state.testing.models.write_benchmark_model`` makes: with flash attention,
 without it, and with q8_0 caches. Where llama-cpp-python is installed, all of it runs on the
 libllama and in the ``Llama`` of that, and its own functions take part; else on the libllama that
-``load_library()`` finds. Needs the extra ``testing``, for ``--chart`` the extra ``plot``.
+``load_library()`` finds. Needs the extras ``checkpoint`` and ``testing``, for ``--chart`` also
+``plot``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import sys
 import tempfile
@@ -24,10 +26,10 @@ import _chart
 import _machine
 import _small
 import _states
-import _targets
 import _ways
-from _report import Report, as_json, as_markdown, as_text
+from _report import Report, as_json, as_markdown, as_text, from_json
 from _states import CONFIGURATIONS, Configuration, Subject, subject
+from _targets import findings
 from _timing import Timing, Way, alternate
 
 import llama_state as ls
@@ -39,15 +41,34 @@ PARTS: dict[str, Callable[[_ways.Work], Iterable[Way]]] = {
     "restore": _ways.restore_ways,
     "sequence": _ways.sequence_ways,
     "files": _ways.file_ways,
+    "checkpoints": _ways.checkpoint_ways,
 }
 SECTIONS = (*PARTS, "sizes", "tiny", "threads")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        report = _read(options.read) if options.read else _measure(options)
+    except ls.UnsupportedError as error:
+        parser.error(str(error))
+    print(as_markdown(report) if options.markdown else as_text(report))
+    if options.json:
+        options.json.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
+    if options.chart:
+        _chart.draw(report, options.chart)
+
+
+def _read(path: Path) -> Report:
+    return from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _measure(options: argparse.Namespace) -> Report:
     sizes = options.sizes or ([64] if options.quick else SIZES)
     rounds = options.rounds or (3 if options.quick else 7)
+    _check_extras(options)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         made = tempfile.TemporaryDirectory(prefix="llama_state-", dir=options.folder)
@@ -56,12 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts = _machine.facts(bench.library, bench.host, folder)
         timings = list(bench.run(sizes, options.only or SECTIONS))
     facts["seconds"] = f"{time.perf_counter() - start:.0f}"
-    report = Report(facts, rounds, timings, _targets.findings(timings))
-    print(as_markdown(report) if options.markdown else as_text(report))
-    if options.json:
-        options.json.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
-    if options.chart:
-        _chart.draw(report, options.chart)
+    return Report(facts, rounds, timings, findings(timings))
+
+
+def _check_extras(options: argparse.Namespace) -> None:
+    """Say that something is missing now, not after minutes."""
+    for extra, package, needed in (
+        ("testing", "gguf", True),
+        ("checkpoint", "xxhash", "checkpoints" in (options.only or SECTIONS)),
+        ("plot", "matplotlib", options.chart is not None),
+    ):
+        if needed and importlib.util.find_spec(package) is None:
+            raise ls.UnsupportedError(f"{package} is missing: pip install 'llama-state[{extra}]'")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--markdown", action="store_true", help="print the tables for a page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times")
+    parser.add_argument(
+        "--from", dest="read", type=Path, metavar="FILE", help="measure nothing: show that JSON"
+    )
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them, as .png or .svg")
     return parser
 
