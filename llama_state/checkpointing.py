@@ -37,6 +37,9 @@ class Checkpointing(Owner):
         def fingerprint(self) -> Fingerprint:
             """See :class:`llama_state.Context`."""
 
+        def logits(self) -> memoryview[float]:
+            """See :class:`llama_state.Context`."""
+
     def checkpoint(
         self,
         seq_id: int | None = None,
@@ -116,10 +119,6 @@ class Checkpointing(Owner):
                     kept = LastLogits(seq_id, span.n_past, checkpoint.logits)
                     self._handle.shared.last_logits = kept
         return replace(restored, tokens=checkpoint.tokens)
-
-    def logits(self) -> memoryview[float]:
-        """The logits of the last token: ``n_vocab`` float32, a copy."""
-        raise NotImplementedError
 
     # -- shared by the above
 

@@ -22,6 +22,8 @@ from .errors import ChecksumError, FormatError, TruncatedError, VersionError
 if TYPE_CHECKING:
     from ._types import Buffer
 
+__all__ = ["Container", "Part", "is_container", "open_container", "pack"]
+
 MAGIC: Final = b"\x89LLST\r\n\x1a"
 MARK: Final = b"\x1aLLSTend"
 VERSION: Final = 1

@@ -16,6 +16,29 @@ from llama_state.testing import KINDS, write_benchmark_model, write_model, write
 from llama_state.testing.conformance import Report, Row, check_model, round_trips
 
 
+def checkpoints(ctx: ls.Context, path: Path) -> None:
+    taken = ctx.checkpoint(0, [1, 2], logits=True, meta={"a": [1]}, out=bytearray(9))
+    assert_type(taken, ls.Checkpoint)
+    assert_type(ctx.checkpoint(), ls.Checkpoint)
+    assert_type(ctx.resume(taken), ls.Restored)
+    assert_type(ctx.resume(taken, 1, check="warn"), ls.Restored)
+    ctx.resume(taken, check="maybe")  # type: ignore[arg-type]
+    assert_type(taken.save(path, key=b"k", compress=True, durable=False), int)
+    assert_type(ls.Checkpoint.load(path, key=b"k", mapped=False), ls.Checkpoint)
+    assert_type(taken.to_bytes(), bytes)
+    assert_type(ls.Checkpoint.from_bytes(bytearray(9), key=None), ls.Checkpoint)
+    assert_type(taken.to_native(path), int)
+    assert_type(
+        ls.Checkpoint.from_native(path, fingerprint=ctx.fingerprint, meta={}), ls.Checkpoint
+    )
+    assert_type(taken.tokens, tuple[int, ...])
+    assert_type(taken.payload, memoryview[int])
+    assert_type(taken.logits, memoryview[float] | None)
+    assert_type(taken.source, int | None)
+    assert_type(taken.fingerprint, ls.Fingerprint)
+    assert_type(len(taken), int)
+
+
 def library(path: Path) -> None:
     lib = ls.load_library()
     assert_type(lib, ls.Library)
