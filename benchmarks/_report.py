@@ -167,7 +167,7 @@ def _targets(findings: Iterable[Finding]) -> Table:
 def _others(findings: Iterable[Finding]) -> Table:
     others = [one for one in findings if one.met is None]
     configurations = _unique(one.configuration for one in others)
-    at = {(one.label, one.configuration): _figure(one) for one in others}
+    at = {(one.label, one.configuration): f"{one.value:.2f}" for one in others}
     rows = [
         [label, *(at.get((label, name), "") for name in configurations)]
         for label in _unique(one.label for one in others)

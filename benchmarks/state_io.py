@@ -162,7 +162,7 @@ class Bench:
             parts = [ways for name, ways in PARTS.items() if name in sections]
             if parts:
                 yield from self._states(configuration, main_size, parts)
-            if "sizes" in sections and configuration.cache_type == "f16":
+            if "sizes" in sections and len(sizes) > 1 and configuration.cache_type == "f16":
                 yield from self._sizes(configuration, sizes)
         if "tiny" in sections:
             _progress("tiny")
