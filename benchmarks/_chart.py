@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,14 +73,14 @@ def draw(report: Report, path: Path) -> None:
     sizes = [
         one for one in report.timings if one.section == "sizes" and one.configuration == _FLASH
     ]
-    grown = len({one.nbytes for one in sizes}) > 1
-    figure = Figure(figsize=(13 if grown else 8.5, 7.5), layout="constrained")
-    if grown:
-        left, right = figure.subplots(1, 2, width_ratios=(5, 4))
-        _draw_sizes(right, sizes)
-    else:
-        left = figure.subplots()
-    _draw_speeds(left, states)
+    panels: list[tuple[int, Callable[[Axes, Sequence[Timing]], None], Sequence[Timing]]]
+    panels = [(6, _draw_speeds, states), (5, _draw_sizes, sizes)]
+    panels = [panel for panel in panels if panel[2]]
+    widths = [width for width, _, _ in panels] or [6]
+    figure = Figure(figsize=(1.25 * sum(widths), 7.5), layout="constrained")
+    places = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)
+    for axes, (_, panel, timings) in zip(places[0], panels, strict=False):
+        panel(axes, timings)
     facts = report.facts
     figure.suptitle("llama_state: saving and restoring", x=0.01, ha="left", weight="bold")
     figure.supxlabel(

@@ -11,7 +11,7 @@ import importlib
 import struct
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,9 +133,8 @@ def subject(
     """
     n_ctx = n_tokens + _SPARE_CELLS
     if in_llama:
-        llm = open_llama(path, n_ctx, configuration)
-        yield Subject(ls.attach(llm), llm)
-        llm.close()
+        with closing(open_llama(path, n_ctx, configuration)) as llm:
+            yield Subject(ls.attach(llm), llm)
         return
     kind = configuration.cache_type
     with (

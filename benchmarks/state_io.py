@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
+        _check_extras(options)
         report = _read(options.read) if options.read else _measure(options)
     except ls.UnsupportedError as error:
         parser.error(str(error))
@@ -68,7 +69,6 @@ def _read(path: Path) -> Report:
 def _measure(options: argparse.Namespace) -> Report:
     sizes = options.sizes or ([64] if options.quick else SIZES)
     rounds = options.rounds or (3 if options.quick else 7)
-    _check_extras(options)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         made = tempfile.TemporaryDirectory(prefix="llama_state-", dir=options.folder)
@@ -82,9 +82,10 @@ def _measure(options: argparse.Namespace) -> Report:
 
 def _check_extras(options: argparse.Namespace) -> None:
     """Say that something is missing now, not after minutes."""
+    measured = [] if options.read else options.only or SECTIONS
     for extra, package, needed in (
-        ("testing", "gguf", True),
-        ("checkpoint", "xxhash", "checkpoints" in (options.only or SECTIONS)),
+        ("testing", "gguf", bool(measured)),
+        ("checkpoint", "xxhash", "checkpoints" in measured),
         ("plot", "matplotlib", options.chart is not None),
     ):
         if needed and importlib.util.find_spec(package) is None:
