@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
-from _states import Configuration, open_llama, some_tokens, write_model
+from _states import Configuration, llama_cpp, open_llama, some_tokens, write_model
 
 from llama_state.adapters.llama_cpp import PromptCache
 
@@ -76,6 +75,8 @@ def main() -> None:
     parser.add_argument("--flash-attn", action="store_true")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if llama_cpp is None:
+        parser.error("this needs llama-cpp-python: pip install llama-cpp-python")
     if options.child:
         cache, between, path = options.child
         print(json.dumps(prompts(path, cache, between, flash_attn=options.flash_attn)))
