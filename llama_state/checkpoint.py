@@ -17,7 +17,9 @@ from .fingerprint import Fingerprint
 if TYPE_CHECKING:
     from ._types import Buffer
 
-_FIELDS: Final = {"kind", "session version", "fingerprint", "logits of", "packed tokens", "meta"}
+_FIELDS: Final = {
+    *("kind", "source", "session version", "fingerprint", "logits of", "packed tokens", "meta"),
+}
 _PIECE: Final = 4 << 20
 NOTHING_KNOWN: Final = Fingerprint()
 
@@ -34,6 +36,7 @@ class Checkpoint:
         payload: The state as llama.cpp wrote it; kept, not copied.
         kind: "whole" or "sequence".
         session_version: The session version of the llama.cpp that wrote it.
+        source: The sequence that was saved; None for a whole context.
         tokens: The tokens that it stands for.
         logits: float32 logits of the last token of a sequence, as many as the vocabulary has.
         logits_of: The sequence that *logits* belong to.
@@ -44,6 +47,7 @@ class Checkpoint:
     Attributes:
         kind: "whole" or "sequence".
         session_version: The session version of the llama.cpp that wrote it.
+        source: The sequence that was saved; None for a whole context.
         tokens: The tokens that it stands for; none where *packed_tokens* are there.
         packed_tokens: See above; empty where there are none.
         logits: A read-only view of float32, or None.
@@ -62,6 +66,7 @@ class Checkpoint:
         *,
         kind: layout.Kind,
         session_version: int,
+        source: int | None = None,
         tokens: Iterable[int] = (),
         logits: Buffer | None = None,
         logits_of: int | None = None,
@@ -73,6 +78,7 @@ class Checkpoint:
             raise VersionError("state", found=session_version, expected=[*layout.SEQUENCE_VERSION])
         self.kind: layout.Kind = kind
         self.session_version = session_version
+        self.source = source
         self.tokens = tuple(layout.token_array(tokens))
         self.packed_tokens = tuple(layout.token_array(packed_tokens))
         self.fingerprint = fingerprint
@@ -84,6 +90,7 @@ class Checkpoint:
         self._metadata = _to_json(
             {
                 "kind": kind,
+                "source": source,
                 "session version": session_version,
                 "fingerprint": fingerprint.to_json(),
                 "logits of": logits_of,
@@ -105,14 +112,6 @@ class Checkpoint:
     def sequence_version(self) -> int:
         """The sequence version that belongs to :attr:`session_version`."""
         return layout.SEQUENCE_VERSION[self.session_version]
-
-    @property
-    def source(self) -> int | None:
-        """The sequence that was saved; None for a whole context, and where the state omits it."""
-        if self.kind == "whole" or not layout.has_sequence_head(self.payload):
-            return None
-        seq_id: int = layout.SEQUENCE_HEAD.unpack_from(self.payload)[1]
-        return seq_id
 
     @cached_property
     def layout(self) -> layout.Layout:
@@ -143,8 +142,7 @@ class Checkpoint:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        one = "one sequence" if self.source is None else f"sequence {self.source}"
-        what = "the whole context" if self.kind == "whole" else one
+        what = "the whole context" if self.kind == "whole" else f"sequence {self.source}"
         arch = self.fingerprint.model.get("architecture", "an unknown model")
         extras = [f"{len(self.tokens)} tokens", f"{len(self)} bytes"]
         if self.logits is not None:
@@ -268,7 +266,7 @@ class Checkpoint:
         version = self.session_version if whole else self.sequence_version
         words = array("i", self.tokens or self.packed_tokens)
         header = layout.pack_file_header(self.kind, version, words)
-        skip = layout.SEQUENCE_HEAD.size if self.source is not None else 0
+        skip = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
         return _files.write_file(path, [header, self.payload[skip:]], durable=durable)
 
     @classmethod
@@ -278,6 +276,7 @@ class Checkpoint:
         *,
         fingerprint: Fingerprint = NOTHING_KNOWN,
         meta: Mapping[str, Any] | None = None,
+        source: int = 0,
     ) -> Checkpoint:
         """Read llama.cpp's own session or sequence file, or a slot file of llama-server.
 
@@ -286,6 +285,8 @@ class Checkpoint:
             fingerprint: What it belongs to, such as :attr:`llama_state.Context.fingerprint` of
                 the context that it was saved from: the file does not say.
             meta: As in :class:`Checkpoint`.
+            source: The sequence that was saved, where the file does not say: recurrent states
+                name none.
 
         Raises:
             OSError: It can not be read.
@@ -305,13 +306,15 @@ class Checkpoint:
             # The 8 bytes before it, read by now, make room for the head of a blob; only our own
             # copy of the page is written to.
             start -= layout.SEQUENCE_HEAD.size
-            source = max(parsed.source or 0, 0)
+            known = parsed.source not in (None, layout.UNKNOWN_ID)
+            source = parsed.source if known and parsed.source is not None else source
             layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, source)
         packed = words[:1] == array("i", [-1])
         return cls(
             data[start:],
             kind=header.kind,
             session_version=version,
+            source=None if header.kind == "whole" else source,
             tokens=() if packed else words,
             packed_tokens=words if packed else (),
             fingerprint=fingerprint,
@@ -328,6 +331,7 @@ def _build(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> C
         payload,
         kind=fields["kind"],
         session_version=fields["session version"],
+        source=fields["source"],
         tokens=() if packed else tokens,
         packed_tokens=tokens if packed else (),
         logits=logits if len(memoryview(logits)) else None,
@@ -372,11 +376,11 @@ def _from_json(metadata: bytes) -> dict[str, Any]:
         raise FormatError(f"metadata that are no JSON: {error}", offset=64) from None
     if not isinstance(fields, dict) or set(fields) != _FIELDS:
         raise FormatError("metadata with other fields than those of a checkpoint", offset=64)
-    logits_of = fields["logits of"]
+    ids = (fields["logits of"], fields["source"])
     sound = (
-        fields["kind"] in ("whole", "sequence")
+        fields["kind"] == ("whole" if fields["source"] is None else "sequence")
         and type(fields["session version"]) is int
-        and (logits_of is None or type(logits_of) is int)
+        and all(type(seq_id) is int or seq_id is None for seq_id in ids)
         and isinstance(fields["packed tokens"], bool)
         and isinstance(fields["meta"], dict)
     )

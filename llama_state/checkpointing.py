@@ -73,6 +73,7 @@ class Checkpointing(Owner):
             payload,
             kind="whole" if scope is None else "sequence",
             session_version=self.library.session_version,
+            source=scope,
             tokens=tokens,
             logits=row,
             logits_of=last.seq_id if last else None,

@@ -89,6 +89,10 @@ class Fingerprint:
         Returns:
             The differences of the model, then those of the context; none where all agrees.
         """
+        if bool(self.model) != bool(current.model):
+            # Nothing at all is recorded of one: one difference says so better than all fields.
+            names = [side.model.get("architecture", "not recorded") for side in (self, current)]
+            return [Difference("model", *names)]
         return [
             *_differing(self, current, "model", strict=self._strict_in_model(current)),
             *_differing(self, current, "context", strict=_ALWAYS_COMPARED),

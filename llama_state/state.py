@@ -261,6 +261,9 @@ class ContextState:
                 "a split context can copy only whole sequences: use kv_unified=True"
             )
         blob = None if one_stream or first >= last else _transfer.read(call, src)
+        logits = self._handle.shared.last_logits
+        if logits is not None and logits.seq_id == dest:
+            self._handle.shared.last_logits = None
         self._restoring.empty(call, dest)
         if first >= last:
             return
