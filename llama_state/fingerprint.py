@@ -21,6 +21,7 @@ from . import _gguf, layout
 from ._files import open_regular
 from ._types import StrPath
 from .errors import Difference, FormatError, TruncatedError
+from .layout.cursor import U32
 
 __all__ = ["Fingerprint", "adapter_digest", "model_fields", "state_fields"]
 
@@ -35,7 +36,7 @@ _LONG_ARRAY = 1 << 10
 _SMALL_TENSOR = 16 << 10
 _SAMPLE = 4 << 10
 _N_SAMPLE = 4
-_U32, _U64, _ARRAY = Struct("<I"), Struct("<Q"), Struct("<IQ")
+_U64, _ARRAY = Struct("<Q"), Struct("<IQ")
 
 # Model fields that llama.cpp tells where the file is not known, and that the file's own digests
 # make superfluous; context fields that are no settings of what was computed.
@@ -309,7 +310,7 @@ def _tokenizer(header: _gguf.Header) -> str:
     for key, value in sorted(header.keys.items()):
         if key.startswith("tokenizer.ggml."):
             array = b"" if value.item is None else _ARRAY.pack(value.item, value.count)
-            chunks += [_packed(key), _U32.pack(value.type), array, value.raw]
+            chunks += [_packed(key), U32.pack(value.type), array, value.raw]
     return digest(chunks)
 
 
@@ -320,8 +321,8 @@ def _tensor_table(header: _gguf.Header) -> str:
         for tensor in sorted(header.tensors, key=lambda tensor: tensor.name)
         for chunk in (
             _packed(tensor.name),
-            _U32.pack(tensor.type_id),
-            _U32.pack(len(tensor.shape)),
+            U32.pack(tensor.type_id),
+            U32.pack(len(tensor.shape)),
             *map(_U64.pack, tensor.shape),
         )
     )

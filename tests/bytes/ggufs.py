@@ -134,3 +134,15 @@ def adapter(path: Path, seed: int = 0, alpha: float = 16.0) -> Path:
         f"{name}.lora_{end}": ((256, 1)[:: 1 - 2 * (end == "b")], F32, values) for end in "ab"
     }
     return write(path, keys, tensors)
+
+
+def half(path: Path, target: Path) -> Path:
+    """Write the same weights with matrices as f16."""
+    keys, tensors = parts_of(path)
+    narrow = {
+        name: (shape, F16, np.frombuffer(data, "<f4").astype("<f2").tobytes())
+        if len(shape) == 2 and kind == F32
+        else (shape, kind, data)
+        for name, (shape, kind, data) in tensors.items()
+    }
+    return write(target, keys, narrow)

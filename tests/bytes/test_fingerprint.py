@@ -275,7 +275,14 @@ def test_sums_are_compared_where_both_are_told() -> None:
     """Without a file they are all that tells sizes apart; with one they are not needed."""
     told = [Fingerprint({"parameters": n}) for n in ("1", "2")]
     assert told[0].differences(told[1]) == [("parameters", "1", "2")]
-    assert told[0].differences(Fingerprint()) == []
+    other = {"architecture": "llama"}
+    assert Fingerprint({**other, **told[0].model}).differences(Fingerprint(other)) == []
+
+
+def test_nothing_recorded_is_one_difference() -> None:
+    """Of a state that came without a fingerprint."""
+    assert Fingerprint().differences(SAVED) == [("model", "not recorded", "llama")]
+    assert SAVED.differences(Fingerprint()) == [("model", "llama", "not recorded")]
 
 
 # -- JSON

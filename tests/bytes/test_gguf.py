@@ -77,7 +77,7 @@ def test_as_the_gguf_package_reads_it(kind: str, tmp_path: Path) -> None:
 
 def test_types_are_those_of_the_gguf_package() -> None:
     """Name, values and bytes of a block of every type; two occur in no file."""
-    found = {id_: (name.lower(), *sizes) for id_, (name, *sizes) in TENSOR_TYPES.items()}
+    found = {id_: (t.name.lower(), t.elements, t.nbytes) for id_, t in TENSOR_TYPES.items()}
     known = {int(kind): (kind.name.lower(), *size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
     assert {id_: known[id_] for id_ in found} == found
     assert {known[id_][0] for id_ in set(known) - set(found)} <= {"q8_1", "q8_k"}

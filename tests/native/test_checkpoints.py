@@ -16,6 +16,7 @@ import llama_state as ls
 from llama_state.layout import SEQUENCE_VERSION
 from llama_state.testing.conformance import nmse
 from llama_state.testing.models import KINDS, write_model
+from tests.bytes import ggufs
 
 from .c_files import Native
 from .conftest import LIBRARY
@@ -193,6 +194,17 @@ def test_another_rope_base(other: Callable[..., ls.Model]) -> None:
     models = other(), other(overrides={"rope.freq_base": 5000.0})
     with models[0], models[1], context(models[0]) as one, context(models[1]) as two:
         assert refused(two, filled(one).checkpoint()) == ["llama.rope.freq_base"]
+
+
+def test_another_quantization_of_the_same_weights(
+    other: Callable[..., ls.Model], tmp_path: Path
+) -> None:
+    """The types of the tensors are named."""
+    a = other()
+    b = ls.Model(ggufs.half(Path(a.path), tmp_path / "half.gguf"), LIBRARY)
+    with a, b, context(a) as one, context(b) as two:
+        names = refused(two, filled(one).checkpoint())
+    assert names == ["tensor types", "tensor table", "weights"]
 
 
 def test_another_cache_type(llama: ls.Model) -> None:

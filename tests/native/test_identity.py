@@ -15,7 +15,7 @@ import llama_state as ls
 from llama_state.fingerprint import model_fields
 from llama_state.testing import write_model
 from tests.bytes import ggufs
-from tests.bytes.ggufs import F16, F32, adapter, string
+from tests.bytes.ggufs import F32, adapter, string
 
 from .conftest import LIBRARY
 
@@ -41,18 +41,6 @@ def of_pointer(path: Path) -> ls.Fingerprint:
         ctx = ls.attach(owner.pointer, LIBRARY, model_path=path)
         ctx.declare(adapters=[], rope={})
         return ctx.fingerprint
-
-
-def half(path: Path, target: Path) -> Path:
-    """The same weights, matrices as f16."""
-    keys, tensors = ggufs.parts_of(path)
-    narrow = {
-        name: (shape, F16, np.frombuffer(data, "<f4").astype("<f2").tobytes())
-        if len(shape) == 2 and kind == F32
-        else (shape, kind, data)
-        for name, (shape, kind, data) in tensors.items()
-    }
-    return ggufs.write(target, keys, narrow)
 
 
 def names(differences: list[ls.Difference]) -> list[str]:
@@ -133,7 +121,7 @@ def test_what_makes_another_model_is_named(
     """Other weights, other precision, another rope base, another tokenizer."""
     seed = write_model(tmp_path / "seed.gguf", text=True, seed=1)
     assert names(of(base).differences(of(seed))) == ["weights"]
-    found = of(base).differences(of(half(base, tmp_path / "half.gguf")))
+    found = of(base).differences(of(ggufs.half(base, tmp_path / "half.gguf")))
     assert names(found) == ["tensor types", "tensor table", "weights"]
     assert "f16 x " in str(found[0].current)
     rope = {"rope.freq_base": 5000.0}
@@ -172,7 +160,7 @@ def test_a_model_path_of_another_model(base: Path, tmp_path: Path) -> None:
     """Hyperparameters and sums of a file that is said to be the model's are compared."""
     other = write_model(tmp_path / "other.gguf", text=True, overrides={"rope.freq_base": 5000.0})
     layers = write_model(tmp_path / "layers.gguf", text=True, overrides={"block_count": 3})
-    bits = half(base, tmp_path / "half.gguf")
+    bits = ggufs.half(base, tmp_path / "half.gguf")
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(base.read_bytes()[:-1000])
     with context(base) as owner:
