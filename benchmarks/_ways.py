@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -209,25 +209,15 @@ def checkpoint_ways(work: Work) -> Iterator[Way]:
 
 
 def size_ways(work: Work) -> Iterator[Way]:
-    """Ours alone, for how they grow: in a context that holds another state in between."""
+    """Ours alone, for how they grow."""
     ctx, file = work.it.ctx, work.folder / "session"
-
-    def bring() -> None:
-        if ctx.n_past() != work.n_tokens:
-            work.restore()
-
-    bring()
     work.save(file, durable=True)
-    ways = (
-        copying(work),
-        Way(SNAPSHOT_OUT, OURS, lambda: ctx.snapshot(out=work.out)),
-        Way(SNAPSHOT, OURS, ctx.snapshot),
-        Way(RESTORE, OURS, work.restore),
-        _new_file(SAVE, OURS, work.folder, work.save),
-        Way(LOAD, OURS, lambda: ctx.load_state(file)),
-    )
-    for way in ways:
-        yield replace(way, before=bring)
+    yield copying(work)
+    yield Way(SNAPSHOT_OUT, OURS, lambda: ctx.snapshot(out=work.out))
+    yield Way(SNAPSHOT, OURS, ctx.snapshot)
+    yield Way(RESTORE, OURS, work.restore)
+    yield _new_file(SAVE, OURS, work.folder, work.save)
+    yield Way(LOAD, OURS, lambda: ctx.load_state(file))
 
 
 def _new_file(name: str, party: str, folder: Path, save: Callable[[Path], object]) -> Way:

@@ -184,12 +184,18 @@ class Bench:
             return self._alternate([(len(work.blob), ways)], "states", configuration)
 
     def _sizes(self, configuration: Configuration, sizes: Sequence[int]) -> list[Timing]:
-        """States of all sizes in one context, in turns: what drifts, drifts for all of them."""
+        """States of all sizes in turns: what drifts, drifts for all of them.
+
+        Each in a context of its size: llama.cpp zeroes all of a context that it restores whole.
+        """
         _progress(f"{', '.join(map(str, sizes))} MiB, {configuration}")
-        counts = [configuration.tokens_of(mib) for mib in sizes]
-        with self._subject(max(counts), configuration) as it, contextlib.ExitStack() as stack:
-            works = [stack.enter_context(self._work(it, n)) for n in counts]
-            groups = [(len(work.blob), _ways.size_ways(work)) for work in works]
+        with contextlib.ExitStack() as stack:
+            groups = []
+            for mib in sizes:
+                n_tokens = configuration.tokens_of(mib)
+                it = stack.enter_context(self._subject(n_tokens, configuration))
+                work = stack.enter_context(self._work(it, n_tokens))
+                groups.append((len(work.blob), _ways.size_ways(work)))
             return self._alternate(groups, "sizes", configuration)
 
     def _threads(self, mib: int) -> list[Timing]:
