@@ -20,11 +20,13 @@ from typing import NamedTuple
 from cffi import FFI
 
 INCLUDE = Path(__file__).resolve().parent / "include"
+# Our own C: what each declares as SINK_API or PAGES_API, Python sees.
+HELPERS = ("log_sink.h", "pages.h")
 PROTOTYPE = re.compile(
     r"^LLAMA_API (?P<result>.*?[ *])(?P<name>\w+)\((?P<args>.*)\);$", re.MULTILINE
 )
 PARAMETER = re.compile(r"^(?P<type>.*?[ *])(?P<name>\w+)$")
-SINK_FUNCTION = re.compile(r"^SINK_API (.*\))$", re.MULTILINE)
+HELPER_FUNCTION = re.compile(r"^(?:SINK|PAGES)_API (.*\))$", re.MULTILINE)
 TABLE = "const struct llama_api *api"
 
 
@@ -76,11 +78,11 @@ def wrapper(function: Prototype) -> str:
     return f"static {signature(function)} {{ {body} }}"
 
 
-def cdef(header: str, sink: str) -> str:
+def cdef(header: str, helpers: str) -> str:
     """Everything that Python sees, as cffi takes it."""
     functions = prototypes(header)
     chain = "struct log_chain { ggml_log_callback next; void *next_data; };"
-    signatures = [signature(f) for f in functions] + SINK_FUNCTION.findall(sink)
+    signatures = [signature(f) for f in functions] + HELPER_FUNCTION.findall(helpers)
     return "\n".join([types(header), table(functions), chain, *(s + ";" for s in signatures)])
 
 
@@ -92,8 +94,8 @@ def source(header: str) -> str:
             "#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>",
             types(header),
             table(functions),
-            "#define SINK_API static",
-            '#include "log_sink.h"',
+            "#define SINK_API static\n#define PAGES_API static",
+            *(f'#include "{name}"' for name in HELPERS),
             *map(wrapper, functions),
         ]
     )
@@ -121,16 +123,16 @@ def python_type(c_type: str) -> str:
     return "".join(word[0].upper() + word[1:] for name in words for word in name.split("_") if word)
 
 
-def stub(header: str, sink: str) -> str:
+def stub(header: str, helpers: str) -> str:
     """The text of ``_llama_cffi.pyi``."""
     functions = [
         Prototype(f.result, f.name, TABLE if f.args == "void" else f"{TABLE}, {f.args}")
         for f in prototypes(header)
     ]
-    sinks = prototypes("\n".join(f"LLAMA_API {s};" for s in SINK_FUNCTION.findall(sink)))
+    own = prototypes("\n".join(f"LLAMA_API {s};" for s in HELPER_FUNCTION.findall(helpers)))
     methods = []
     names: set[str] = set()
-    for f in functions + sinks:
+    for f in functions + own:
         kinds = [(name, python_type(kind)) for kind, name in f.parameters]
         names.update(name for _, kind in kinds for name in kind.split(" | "))
         names.update(python_type(f.result).split(" | "))
@@ -179,18 +181,19 @@ def stub(header: str, sink: str) -> str:
     )
 
 
-HEADER, SINK = ((INCLUDE / name).read_text() for name in ("llama.h", "log_sink.h"))
+HEADER = (INCLUDE / "llama.h").read_text()
+HELPER_TEXT = "".join((INCLUDE / name).read_text() for name in HELPERS)
 ffibuilder = FFI()
-ffibuilder.cdef(cdef(HEADER, SINK))
+ffibuilder.cdef(cdef(HEADER, HELPER_TEXT))
 ffibuilder.set_source(
     "llama_state._llama_cffi",
     source(HEADER),
     include_dirs=[str(INCLUDE)],
-    depends=[str(INCLUDE / "llama.h"), str(INCLUDE / "log_sink.h")],
+    depends=[str(INCLUDE / name) for name in ("llama.h", *HELPERS)],
 )
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--stub"]:
-        print(stub(HEADER, SINK), end="")
+        print(stub(HEADER, HELPER_TEXT), end="")
     else:
         ffibuilder.compile(verbose=True)

@@ -13,6 +13,7 @@ from typing import Any
 MODULES = (
     "",
     ".adapters.llama_cpp",
+    ".aio",
     ".container",
     ".fingerprint",
     ".layout",

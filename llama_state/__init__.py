@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
         "there, or Python from another folder to use the installed package."
     ) from error
 
+from ._buffers import trim_buffers
 from ._discovery import load_library
 from ._library import Library
 from .attaching import attach
@@ -75,4 +76,5 @@ __all__ = [
     "attach",
     "load_library",
     "model_fields",
+    "trim_buffers",
 ]

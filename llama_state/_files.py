@@ -8,7 +8,6 @@ file as it was; what a killed writer left behind has the same name and is taken 
 from __future__ import annotations
 
 import errno
-import hashlib
 import mmap
 import os
 import stat
@@ -18,24 +17,24 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ._types import StrPath
-from .errors import SaveError, TruncatedError
+from ._buffers import anonymous, flat, populate
+from ._replacing import replacing, reserve
+from ._types import Progress, StrPath
+from .errors import TruncatedError
 
 if TYPE_CHECKING:
     from ._types import Buffer
 
-try:
-    import fcntl
-except ImportError:  # not POSIX: writers of one target are not serialized there
-    fcntl = None  # type: ignore[assignment]
-
 _PIECE: Final = 16 << 20
-_NAME_MAX: Final = 255
-_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 def write_file(
-    path: StrPath, parts: Iterable[Buffer], *, durable: bool, at_most: int | None = None
+    path: StrPath,
+    parts: Iterable[Buffer],
+    *,
+    durable: bool,
+    at_most: int | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write *parts* one after the other to *path*: all of it, or nothing.
 
@@ -45,6 +44,7 @@ def write_file(
         durable: Wait until file and folder entry are on the disk (fsync).
         at_most: Bytes that there will not be more of, where *parts* are made while they are
             written; room for as many is taken first.
+        progress: Called before, and after each 16 MiB.
 
     Returns:
         The file's size in bytes.
@@ -54,29 +54,56 @@ def write_file(
     """
     if at_most is None:
         parts = [*parts]
-        at_most = sum(memoryview(part).nbytes for part in parts)
+        at_most = sum(len(flat(part)) for part in parts)
+    report = progress or nobody
     size = 0
-    outcome = "state not saved, what was there is untouched"
-    try:
-        target = Path(os.path.realpath(path))
-        mode = _replaceable(target)
-        with _sibling(target) as (fd, sibling):
-            if mode is not None:
-                os.fchmod(fd, mode)
-            _preallocate(fd, at_most)
-            for part in parts:
-                size += _write_all(fd, memoryview(part).cast("B"))
+    with replacing(path, durable=durable) as (fd, saving):
+        with saving:
+            reserve(fd, at_most)
+        report(0, at_most)
+        for part in parts:
+            view = flat(part)
+            for start, end in pieces(len(view)):
+                with saving:
+                    size += _write_all(fd, view[start:end])
+                report(size, at_most)
+        with saving:
             os.ftruncate(fd, size)
-            if durable:
-                os.fsync(fd)
-            sibling.replace(target)
-        outcome = "state saved, but not sure to survive a power cut"
-        if durable:
-            _sync_folder(target.parent)
-    except OSError as error:
-        raise SaveError(error.errno, f"{outcome}: {error.strerror}", os.fspath(path)) from error
-    except ValueError as error:  # a NUL in the path
-        raise SaveError(errno.EINVAL, f"{outcome}: {error}", os.fspath(path)) from error
+        if size < at_most:
+            report(size, size)
+    return size
+
+
+def fill_file(
+    path: StrPath,
+    size: int,
+    fill: Callable[[memoryview], object],
+    *,
+    durable: bool,
+    progress: Progress | None = None,
+) -> int:
+    """Let *fill* write the *size* bytes of a file into its own pages: all of it, or nothing.
+
+    For what finds no second place in memory: the system can write such pages out meanwhile.
+    Slower than :func:`write_file`, whose arguments, result and errors it has.
+
+    Raises:
+        SaveError: Also where the file system reserves no room: writing to the pages of a file
+            that has none kills the process.
+    """
+    report = progress or nobody
+    with replacing(path, durable=durable) as (fd, saving):
+        with saving:
+            if not reserve(fd, size):
+                reason = "no memory for a copy, and the file system reserves no room for the file"
+                raise OSError(errno.ENOMEM, reason)
+            memory = mmap.mmap(fd, size)
+        report(0, size)
+        for start, end in pieces(size):
+            with saving:
+                populate(memory, start, end)
+            report(end, size)
+        fill(memoryview(memory))
     return size
 
 
@@ -90,14 +117,21 @@ def read_file(path: StrPath) -> memoryview:
     with open_regular(path) as (file, size):
         if size == 0:
             return memoryview(b"")
-        view = memoryview(mmap.mmap(-1, size))
-        done = 0
-        while done < len(view):
-            got = file.readinto(view[done : done + _PIECE])
-            if not got:
-                raise TruncatedError("the file shrank while it was read", need=len(view), have=done)
-            done += got
+        view = memoryview(anonymous(size))
+        read_into(file, view, nobody)
         return view
+
+
+def read_into(file: FileIO, view: memoryview, report: Progress) -> None:
+    """Fill *view* with the beginning of *file*."""
+    report(0, len(view))
+    done = 0
+    while done < len(view):
+        got = file.readinto(view[done : done + _PIECE])
+        if not got:
+            raise TruncatedError("the file shrank while it was read", need=len(view), have=done)
+        done += got
+        report(done, len(view))
 
 
 def map_file(path: StrPath, *, writable: bool = False) -> memoryview:
@@ -151,83 +185,18 @@ def open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
         yield file, info.st_size
 
 
-def _replaceable(target: Path) -> int | None:
-    """The mode to keep of what stands at *target*; None where nothing does."""
-    try:
-        info = target.stat()
-    except FileNotFoundError:
-        return None
-    if stat.S_ISDIR(info.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(info.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
-    return stat.S_IMODE(info.st_mode)
-
-
-@contextmanager
-def _sibling(target: Path) -> Iterator[tuple[int, Path]]:
-    """An empty, locked file beside *target* and its name; it is gone after the block."""
-    part = target.with_name(_part_name(target.name))
-    fd = _open_locked(part)
-    try:
-        try:
-            os.ftruncate(fd, 0)
-            yield fd, part
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    finally:
-        os.close(fd)
-
-
-def _part_name(name: str) -> str:
-    """Always the same for one target, and not too long for a folder where *name* is not."""
-    part = f".{name}.part"
-    if len(os.fsencode(part)) <= _NAME_MAX:
-        return part
-    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.part"
-
-
-def _open_locked(part: Path) -> int:
-    # Never through a link that somebody else may have put there.
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-    while True:
-        fd = os.open(part, flags, 0o666)
-        if fcntl is None:
-            return fd
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        # The writer that we waited for has renamed or removed what we opened: begin anew.
-        try:
-            if os.path.samestat(os.fstat(fd), part.stat()):
-                return fd
-        except FileNotFoundError:
-            pass
-        os.close(fd)
-
-
-def _preallocate(fd: int, size: int) -> None:
-    """Find out now whether there is room; also the fastest way to write a new file."""
-    if size == 0 or not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
+def pieces(size: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each of the pieces in which files are read and written."""
+    for start in range(0, size, _PIECE):
+        yield start, min(start + _PIECE, size)
 
 
 def _write_all(fd: int, view: memoryview) -> int:
     done = 0
     while done < len(view):
-        done += os.write(fd, view[done : done + _PIECE])
+        done += os.write(fd, view[done:])
     return done
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # folders can not be opened there
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def nobody(done: int, total: int) -> None:
+    """The progress that nobody asked for."""

@@ -7,6 +7,7 @@ for the order of things here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from . import _memory, _refusals, _transfer, layout
@@ -74,7 +75,8 @@ class Restoring:
         return self.parse(scope, memoryview(blob), headed=self.head_size > 0)
 
     def _read_own(self, call: Call, seq_id: int) -> layout.Layout:
-        return self.parse_own(seq_id, _transfer.read(call, seq_id))
+        with _transfer.lent(call, seq_id) as blob:
+            return self.parse_own(seq_id, blob)
 
     # -- restoring
 
@@ -112,21 +114,21 @@ class Restoring:
         # Where anything is left that only llama.cpp can decide, what it would destroy is kept.
         # That of a sequence would lack what is outside a sliding window: then all is kept.
         kept = None if self._facts.n_swa else scope
-        backup = _transfer.read(call, kept) if filled and not sure else None
-        self._handle.shared.last_logits = None
-        if parsed is not None and scope is not None and partial:
-            consumed = self._put_partial(call, scope, blob, parsed, flags)
-        else:
-            self.empty(call, scope)
-            consumed = self._put(call, scope, blob, parsed)
-        after = _memory.occupied(call, self._facts.n_seq_max)
-        if not consumed or (parsed is not None and not _agrees(scope, parsed, before, after)):
-            log = call.log()
-            self.empty(call, scope)
-            rolled_back = not filled
-            if backup is not None:
-                rolled_back = self.put_back(call, kept, backup)
-            raise self._refusal(parsed, log, consumed=consumed, rolled_back=rolled_back)
+        with _transfer.lent(call, kept) if filled and not sure else nullcontext() as backup:
+            self._handle.shared.last_logits = None
+            if parsed is not None and scope is not None and partial:
+                consumed = self._put_partial(call, scope, blob, parsed, flags)
+            else:
+                self.empty(call, scope)
+                consumed = self._put(call, scope, blob, parsed)
+            after = _memory.occupied(call, self._facts.n_seq_max)
+            if not consumed or (parsed is not None and not _agrees(scope, parsed, before, after)):
+                log = call.log()
+                self.empty(call, scope)
+                rolled_back = not filled
+                if backup is not None:
+                    rolled_back = self.put_back(call, kept, backup)
+                raise self._refusal(parsed, log, consumed=consumed, rolled_back=rolled_back)
         if parsed is not None:
             self.fitting.learn(parsed)
         return {seq_id: span for seq_id, span in after.items() if scope in (None, seq_id)}

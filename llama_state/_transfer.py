@@ -6,8 +6,11 @@ A *scope* is a valid sequence id, or None for the whole context. *flags* are lla
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from ._buffers import POOL, flat
 from ._handles import Call
 from ._llama_cffi import ffi, lib
 from .errors import CapacityError, StateError
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from ._types import Buffer
 
 Scope: TypeAlias = "int | None"
+
+# Smaller memory comes from what the process has already.
+_WORTH_HUGE: Final = 4 << 20
 
 # llama_state_seq_flags
 PARTIAL_ONLY: Final = 1
@@ -36,8 +42,18 @@ def read(call: Call, scope: Scope, flags: int = 0) -> bytes:
     # Filled in place before anybody else sees it: zeroed pages come from the system as they are
     # touched, so this costs one pass, where a bytearray would cost two and a copy three.
     blob = bytes(size(call, scope, flags))
-    _fill(call, scope, ffi.from_buffer("uint8_t[]", blob), len(blob), flags)
+    target = ffi.from_buffer("uint8_t[]", blob)
+    if len(blob) >= _WORTH_HUGE:
+        lib.pages_huge(target, len(blob))
+    _fill(call, scope, target, len(blob), flags)
     return blob
+
+
+@contextmanager
+def lent(call: Call, scope: Scope) -> Iterator[memoryview]:
+    """The state in a buffer that is lent, for what needs it no longer than the block."""
+    with POOL.lend(size(call, scope), spill=True) as buffer:
+        yield read_into(call, scope, buffer)
 
 
 def read_into(call: Call, scope: Scope, out: Buffer, flags: int = 0) -> memoryview:
@@ -50,11 +66,26 @@ def read_into(call: Call, scope: Scope, out: Buffer, flags: int = 0) -> memoryvi
         CapacityError: The buffer is too small.
     """
     need = size(call, scope, flags)
-    view = memoryview(out).cast("B")
+    view = flat(out)
     if len(view) < need:
         raise CapacityError("output buffer, in bytes", need=need, have=len(view))
     _fill(call, scope, ffi.from_buffer("uint8_t[]", view, require_writable=True), need, flags)
     return view[:need]
+
+
+def overwrite(view: memoryview, start: int, data: bytes) -> None:
+    """Write *data* into a buffer of ours; of a private mapping that is read-only its pages change.
+
+    Raises:
+        MemoryError: They can not be written to.
+    """
+    if view.readonly:
+        here = ffi.from_buffer("uint8_t[]", view) + start
+        if not lib.pages_writable(here, len(data)):
+            raise MemoryError("the pages of a file can not be written to")
+        ffi.memmove(here, data, len(data))
+    else:
+        view[start : start + len(data)] = data
 
 
 def _fill(call: Call, scope: Scope, target: Any, need: int, flags: int) -> None:

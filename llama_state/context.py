@@ -11,7 +11,7 @@ from ._facts import Asked, context_facts
 from ._handles import Call, Handle, LastLogits
 from ._library import Library
 from ._llama_cffi import ffi
-from ._types import StrPath
+from ._types import Progress, StrPath
 from .checkpointing import Checkpointing
 from .device import DeviceSnapshot
 from .errors import StateError, UnsupportedError
@@ -273,13 +273,26 @@ class Context(Checkpointing):
         """
         return self._state.restore(None, blob, validate=validate)
 
-    def save_state(self, path: StrPath, tokens: Iterable[int] = (), *, durable: bool = True) -> int:
+    def save_state(
+        self,
+        path: StrPath,
+        tokens: Iterable[int] = (),
+        *,
+        durable: bool = True,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
+    ) -> int:
         """Write all sequences to a session file, as ``llama_state_save_file`` would.
 
         Args:
             path: The file; an existing one is replaced only by a complete new one.
             tokens: A token list to store along, usually the prompt.
             durable: Wait until the file is on the disk.
+            progress: Called with the bytes that are done and those there will be, first with
+                none, then after each 16 MiB. What it raises stops the save and is passed on;
+                what was at *path* is still there.
+            memory_limit: Bytes of memory that copies of a state may take meanwhile. Where that,
+                or what there is, does not do, the pages of files serve instead, more slowly.
 
         Returns:
             Bytes written.
@@ -287,14 +300,26 @@ class Context(Checkpointing):
         Raises:
             SaveError: It could not be written; what was at *path* is still there.
         """
-        return self._state.save(None, path, tokens, durable=durable)
+        return self._state.save(
+            None, path, tokens, durable=durable, progress=progress, memory_limit=memory_limit
+        )
 
-    def load_state(self, path: StrPath, *, validate: bool = True) -> Restored:
+    def load_state(
+        self,
+        path: StrPath,
+        *,
+        validate: bool = True,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
+    ) -> Restored:
         """Replace all sequences by those of a session file.
 
         Args:
             path: The file.
             validate: See :meth:`restore`; the version of the file must be known all the same.
+            progress: As in :meth:`save_state`, while the file is read: this context is touched
+                after the last call. What it raises stops the load.
+            memory_limit: See :meth:`save_state`.
 
         Returns:
             The token list of the file and the sequences that came back.
@@ -304,7 +329,9 @@ class Context(Checkpointing):
             VersionError: It was written by another version of llama.cpp.
             StateError: As :meth:`restore` otherwise.
         """
-        return self._state.load(None, path, validate=validate)
+        return self._state.load(
+            None, path, validate=validate, progress=progress, memory_limit=memory_limit
+        )
 
     # -- one sequence
 
@@ -380,24 +407,46 @@ class Context(Checkpointing):
         return DeviceSnapshot(self._state, self._state.check_sequence(seq_id))
 
     def seq_save_state(
-        self, path: StrPath, seq_id: int = 0, tokens: Iterable[int] = (), *, durable: bool = True
+        self,
+        path: StrPath,
+        seq_id: int = 0,
+        tokens: Iterable[int] = (),
+        *,
+        durable: bool = True,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
     ) -> int:
         """Write one sequence to a sequence file, as ``llama_state_seq_save_file`` would.
 
         Arguments, result and errors as :meth:`save_state`; SequenceIdError as
         :meth:`seq_snapshot`.
         """
-        return self._state.save(self._state.check_sequence(seq_id), path, tokens, durable=durable)
+        return self._state.save(
+            self._state.check_sequence(seq_id),
+            path,
+            tokens,
+            durable=durable,
+            progress=progress,
+            memory_limit=memory_limit,
+        )
 
     def seq_load_state(
-        self, path: StrPath, dest_seq_id: int = 0, *, validate: bool = True
+        self,
+        path: StrPath,
+        dest_seq_id: int = 0,
+        *,
+        validate: bool = True,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
     ) -> Restored:
         """Replace one sequence by that of a sequence file; the others stay.
 
-        Result and errors as :meth:`load_state`; SequenceIdError as :meth:`seq_restore`.
+        Arguments, result and errors as :meth:`load_state`; SequenceIdError as :meth:`seq_restore`.
         """
         self._state.check_sequence(dest_seq_id)
-        return self._state.load(dest_seq_id, path, validate=validate)
+        return self._state.load(
+            dest_seq_id, path, validate=validate, progress=progress, memory_limit=memory_limit
+        )
 
     # -- undoing
 

@@ -8,16 +8,19 @@ reports are compared after. See ``docs/guarantees.md``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from . import _files, _memory, _transfer, layout
+from ._buffers import POOL, flat
 from ._facts import Facts
 from ._fitting import Held
 from ._handles import Call, Handle
+from ._opening import opened
 from ._restoring import LOSES_STREAMS, Restoring
 from ._transfer import Scope
-from ._types import StrPath
+from ._types import Progress, StrPath
 from .errors import (
     FormatError,
     RestoreError,
@@ -142,42 +145,80 @@ class ContextState:
         self._restoring.fitting.learn(parsed)
         return state_fields(parsed)
 
-    def save(self, scope: Scope, path: StrPath, tokens: Iterable[int], *, durable: bool) -> int:
+    def save(
+        self,
+        scope: Scope,
+        path: StrPath,
+        tokens: Iterable[int],
+        *,
+        durable: bool,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
+    ) -> int:
         """Write llama.cpp's own session or sequence file."""
         ids = layout.token_array(tokens)
-        with self._handle.use() as call:
-            blob = memoryview(_transfer.read(call, scope))
-        payload = blob if scope is None else blob[self._restoring.head_size :]
         header = layout.pack_file_header(*self._file_kind(scope), ids)
-        return _files.write_file(path, [header, payload], durable=durable)
+        skip = 0 if scope is None else self._restoring.head_size
+        with POOL.limited(memory_limit), ExitStack() as stack:
+            with self._handle.use() as call:
+                need = _transfer.size(call, scope)
+                try:
+                    buffer = stack.enter_context(POOL.lend(need))
+                except MemoryError:
+                    # The head in front of a blob has no place in a file: the payload comes to
+                    # lie where it belongs, and the header over the head.
+                    start = len(header) - skip
+
+                    def fill(pages: memoryview) -> None:
+                        _transfer.read_into(call, scope, pages[start:])
+                        pages[: len(header)] = header
+
+                    return _files.fill_file(
+                        path, start + need, fill, durable=durable, progress=progress
+                    )
+                blob = _transfer.read_into(call, scope, buffer)
+            return _files.write_file(
+                path, [header, blob[skip:]], durable=durable, progress=progress
+            )
 
     def load(
-        self, scope: Scope, path: StrPath, *, validate: bool, admit: Admit | None = None
+        self,
+        scope: Scope,
+        path: StrPath,
+        *,
+        validate: bool,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
+        admit: Admit | None = None,
     ) -> Restored:
         """Restore from llama.cpp's own session or sequence file."""
-        data = _files.read_file(path)
-        header = layout.parse_file_header(data, any_version=True)
-        kind, version = self._file_kind(scope)
-        if header.kind != kind:
-            raise FormatError(f"{path} is a {header.kind} state file, not a {kind} one", offset=0)
-        if header.version != version:
-            raise VersionError(f"{path}", found=header.version, expected=version, offset=4)
-        tokens = tuple(layout.unpack_tokens(data, header))
-        payload = data[header.payload_offset :]
+        with POOL.limited(memory_limit), opened(path, progress=progress) as data:
+            header = layout.parse_file_header(data, any_version=True)
+            kind, version = self._file_kind(scope)
+            if header.kind != kind:
+                reason = f"{path} is a {header.kind} state file, not a {kind} one"
+                raise FormatError(reason, offset=0)
+            if header.version != version:
+                raise VersionError(f"{path}", found=header.version, expected=version, offset=4)
+            tokens = tuple(layout.unpack_tokens(data, header))
+            start = header.payload_offset
+            parsed = self._parse_payload(scope, data[start:], start) if validate else None
+            if admit is not None:
+                admit(parsed, tokens)
+            if scope is not None and self._restoring.head_size:
+                # The 8 bytes before the payload are read by now and make room for the blob's head.
+                start -= self._restoring.head_size
+                head = layout.SEQUENCE_HEAD.pack(layout.SEQUENCE_MAGIC, scope)
+                _transfer.overwrite(data, start, head)
+            with self._handle.use() as call:
+                held = self._restoring.restore(call, scope, data[start:], parsed)
+            return Restored(len(data), tokens, self._spans(held))
+
+    def _parse_payload(self, scope: Scope, payload: memoryview, offset: int) -> layout.Layout:
         try:
-            parsed = self._restoring.parse(scope, payload, headed=False) if validate else None
+            return self._restoring.parse(scope, payload, headed=False)
         except FormatError as error:
-            raise error.moved(header.payload_offset) from None
-        if admit is not None:
-            admit(parsed, tokens)
-        blob = payload
-        if scope is not None and self._restoring.head_size:
-            # The 8 bytes before the payload are read by now and make room for the blob's head.
-            blob = data[header.payload_offset - self._restoring.head_size :]
-            layout.SEQUENCE_HEAD.pack_into(blob, 0, layout.SEQUENCE_MAGIC, scope)
-        with self._handle.use() as call:
-            held = self._restoring.restore(call, scope, blob, parsed)
-        return Restored(len(data), tokens, self._spans(held))
+            raise error.moved(offset) from None
 
     def restore(
         self,
@@ -190,7 +231,7 @@ class ContextState:
     ) -> Restored:
         """Restore from a blob; see the module's docstring for the order of things."""
         flags = self._flags(partial)
-        data = memoryview(blob).cast("B")
+        data = flat(blob)
         into = self._restoring
         headed = into.is_headed(data)
         parsed = into.parse(scope, data, headed=headed, partial=partial) if validate else None
@@ -260,18 +301,19 @@ class ContextState:
             raise UnsupportedError(
                 "a split context can copy only whole sequences: use kv_unified=True"
             )
-        blob = None if one_stream or first >= last else _transfer.read(call, src)
         logits = self._handle.shared.last_logits
         if logits is not None and logits.seq_id == dest:
             self._handle.shared.last_logits = None
-        self._restoring.empty(call, dest)
-        if first >= last:
-            return
-        if blob is None:
-            _memory.share(call, src, dest, *((first, last) if part else (-1, -1)))
-        elif _transfer.write(call, dest, blob) != len(blob):
+        if one_stream or first >= last:
             self._restoring.empty(call, dest)
-            raise RestoreError("the copy was refused", log=call.log(), rolled_back=False)
+            if first < last:
+                _memory.share(call, src, dest, *((first, last) if part else (-1, -1)))
+            return
+        with _transfer.lent(call, src) as blob:
+            self._restoring.empty(call, dest)
+            if _transfer.write(call, dest, blob) != len(blob):
+                self._restoring.empty(call, dest)
+                raise RestoreError("the copy was refused", log=call.log(), rolled_back=False)
 
     def undo(self, scope: Scope, backup: Buffer) -> None:
         """Put back what :meth:`snapshot` gave earlier, over whatever is there now.

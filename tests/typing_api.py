@@ -11,6 +11,7 @@ from typing_extensions import assert_type
 
 import llama_state as ls
 from llama_state.adapters.llama_cpp import LlamaContext, PromptCache
+from llama_state.aio import AsyncContext
 from llama_state.fingerprint import adapter_digest, model_fields
 from llama_state.testing import KINDS, write_benchmark_model, write_model, write_probe
 from llama_state.testing.conformance import Report, Row, check_model, round_trips
@@ -156,8 +157,35 @@ def whole(ctx: ls.Context, path: Path) -> None:
     assert_type(ctx.save_state("s", tokens=range(3), durable=False), int)
     assert_type(ctx.load_state(path), ls.Restored)
     assert_type(ctx.load_state("s", validate=False), ls.Restored)
+    assert_type(ctx.save_state(path, progress=lambda done, total: None), int)
+    assert_type(ctx.load_state(path, progress=print, memory_limit=1 << 20), ls.Restored)
+    assert_type(ls.trim_buffers(), int)
+    ctx.load_state(path, progress=True)  # type: ignore[arg-type]
     ctx.restore("text")  # type: ignore[arg-type]
     ctx.save_state(3)  # type: ignore[arg-type]
+
+
+async def asynchronous(ctx: ls.Context, path: Path) -> None:
+    async with AsyncContext(ctx) as entered:
+        assert_type(entered, AsyncContext)
+    actx = AsyncContext(ctx)
+    assert_type(await actx.decode([1, 2], seq_id=0), None)
+    assert_type(await actx.logits(), memoryview[float])
+    assert_type(await actx.n_past(1), int)
+    assert_type(await actx.snapshot(), bytes)
+    view: memoryview = await actx.snapshot(bytearray(8))
+    assert_type(await actx.seq_snapshot(1), bytes)
+    assert_type(await actx.restore(view, validate=False), ls.Restored)
+    assert_type(await actx.save_state(path, durable=False), int)
+    assert_type(await actx.load_state(path, progress=print), ls.Restored)
+    assert_type(await actx.seq_load_state(path, 1, memory_limit=0), ls.Restored)
+    kept = await actx.seq_device_snapshot()
+    assert_type(await actx.run(kept.restore, 0), ls.Restored)
+    async with actx.savepoint(0) as nothing:
+        assert_type(nothing, None)
+    assert_type(await actx.close(), None)
+    await actx.decode("text")  # type: ignore[arg-type]
+    await actx.n_past("0")  # type: ignore[arg-type]
 
 
 def one_sequence(ctx: ls.Context, path: Path) -> None:

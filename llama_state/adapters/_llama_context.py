@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _memory, engine
 from .._library import Library
-from .._types import StrPath
+from .._types import Progress, StrPath
 from ..checkpoint import Checkpoint
 from ..context import Context
 from ..device import DeviceSnapshot
@@ -164,7 +164,13 @@ class LlamaContext(Context):
     # -- saving
 
     def save_state(
-        self, path: StrPath, tokens: Iterable[int] | None = None, *, durable: bool = True
+        self,
+        path: StrPath,
+        tokens: Iterable[int] | None = None,
+        *,
+        durable: bool = True,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
     ) -> int:
         """As :meth:`llama_state.Context.save_state`; *tokens* not given are those of the ``Llama``.
 
@@ -173,7 +179,9 @@ class LlamaContext(Context):
         """
         with self._handle.use():
             ids = self.tokens if tokens is None else tokens
-            return super().save_state(path, ids, durable=durable)
+            return super().save_state(
+                path, ids, durable=durable, progress=progress, memory_limit=memory_limit
+            )
 
     def seq_save_state(
         self,
@@ -182,6 +190,8 @@ class LlamaContext(Context):
         tokens: Iterable[int] | None = None,
         *,
         durable: bool = True,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
     ) -> int:
         """As :meth:`llama_state.Context.seq_save_state`; *tokens* of sequence 0 that are not
         given are those of the ``Llama``.
@@ -192,7 +202,9 @@ class LlamaContext(Context):
         with self._handle.use():
             own = self.tokens if tokens is None and seq_id == 0 else ()
             ids = own if tokens is None else tokens
-            return super().seq_save_state(path, seq_id, ids, durable=durable)
+            return super().seq_save_state(
+                path, seq_id, ids, durable=durable, progress=progress, memory_limit=memory_limit
+            )
 
     def seq_device_snapshot(self, seq_id: int = 0) -> DeviceSnapshot:
         """As :meth:`llama_state.Context.seq_device_snapshot`, with the tokens of the ``Llama``.
@@ -245,13 +257,21 @@ class LlamaContext(Context):
         return self._replace(None, run, tokens, validate=validate)
 
     def load_state(
-        self, path: StrPath, *, validate: bool = True, tokens: Iterable[int] | None = None
+        self,
+        path: StrPath,
+        *,
+        validate: bool = True,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
+        tokens: Iterable[int] | None = None,
     ) -> Restored:
         """As :meth:`llama_state.Context.load_state`; the ``Llama`` gets the tokens of the file.
 
         Args:
             path: The file.
             validate: See :meth:`llama_state.Context.restore`.
+            progress: See :meth:`llama_state.Context.load_state`.
+            memory_limit: See :meth:`llama_state.Context.save_state`.
             tokens: The tokens of its sequence 0, where the file does not list them.
 
         Raises:
@@ -260,7 +280,14 @@ class LlamaContext(Context):
         """
 
         def run(admit: Admit) -> Restored:
-            return self._state.load(None, path, validate=validate, admit=admit)
+            return self._state.load(
+                None,
+                path,
+                validate=validate,
+                progress=progress,
+                memory_limit=memory_limit,
+                admit=admit,
+            )
 
         return self._replace(None, run, tokens, validate=validate)
 
@@ -300,13 +327,22 @@ class LlamaContext(Context):
         dest_seq_id: int = 0,
         *,
         validate: bool = True,
+        progress: Progress | None = None,
+        memory_limit: int | None = None,
         tokens: Iterable[int] | None = None,
     ) -> Restored:
         """As :meth:`llama_state.Context.seq_load_state`; *tokens*, errors as :meth:`load_state`."""
         seq_id = self._state.check_sequence(dest_seq_id)
 
         def run(admit: Admit) -> Restored:
-            return self._state.load(seq_id, path, validate=validate, admit=admit)
+            return self._state.load(
+                seq_id,
+                path,
+                validate=validate,
+                progress=progress,
+                memory_limit=memory_limit,
+                admit=admit,
+            )
 
         return self._replace(seq_id, run, tokens, validate=validate)
 

@@ -6,6 +6,7 @@ import sys
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
+from .._buffers import flat
 from ..errors import TruncatedError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def open_view(data: Buffer) -> memoryview:
     """
     if sys.byteorder != "little":
         raise UnsupportedError("states are read on little-endian hosts only")
-    return memoryview(data).cast("B")
+    return flat(data)
 
 
 class Cursor:

@@ -75,6 +75,8 @@ def geometry_of(cache: Cache) -> CacheGeometry:
 
 def merge(a: Geometry, b: Geometry) -> Geometry:
     """Return *a* with what it does not know filled in from *b*, of the same context."""
+    if a.caches == b.caches:
+        return Geometry(a.arch or b.arch, a.module, a.caches)
     others = {cache.name: cache for cache in b.caches}
     merged = [_fill(cache, others.pop(cache.name, cache)) for cache in a.caches]
     return Geometry(a.arch or b.arch, a.module, (*merged, *others.values()))
@@ -86,6 +88,8 @@ def differences(saved: Geometry, current: Geometry) -> tuple[Difference, ...]:
         return (Difference("architecture", saved.arch, current.arch),)
     if saved.module != current.module:
         return (Difference("kind of memory", saved.module, current.module),)
+    if saved.caches == current.caches:
+        return ()
     others = {cache.name: cache for cache in current.caches}
     seen: Counter[str] = Counter()
     found: dict[Difference, list[str]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from . import spans as _spans
 from .blocks import Cache, Compressed
@@ -12,7 +13,9 @@ from .spans import Span
 from .traits import Module, Traits
 
 
-@dataclass(frozen=True, slots=True)
+# Without slots: what is computed from the fields is kept beside them, since a restore asks for it
+# several times.
+@dataclass(frozen=True)
 class Layout:
     """What a state holds, and where. It refers to no byte of the state.
 
@@ -44,7 +47,7 @@ class Layout:
         """The kind of memory."""
         return self.traits.module
 
-    @property
+    @cached_property
     def sequences(self) -> tuple[int, ...]:
         """The ids of all sequences that own a cell, increasing.
 
@@ -52,7 +55,7 @@ class Layout:
         """
         return _spans.owners(self.caches)
 
-    @property
+    @cached_property
     def spans(self) -> dict[int, Span]:
         """Sequence id -> (smallest, largest) position, as llama.cpp reports after a restore."""
         return {i: _spans.answered(self.caches, self.traits, i) for i in self.sequences}
@@ -62,12 +65,12 @@ class Layout:
         """Sequence id -> (smallest, largest) position in the first cache, which omits none."""
         return {i: _spans.span(self.caches[0], i) for i in self.sequences}
 
-    @property
+    @cached_property
     def geometry(self) -> Geometry:
         """The settings of the context that it was saved from, as far as it records them."""
         return Geometry(self.arch, self.module, tuple(map(geometry_of, self.caches)))
 
-    @property
+    @cached_property
     def cells_needed(self) -> dict[str, tuple[int, ...]]:
         """Cache name -> the cells that it must have room for, one number a stream.
 

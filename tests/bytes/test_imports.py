@@ -17,8 +17,9 @@ PACKAGE = Path(llama_state.__file__).parent
 # Lower ranks know nothing of higher ones. Everybody may import errors and _types.
 RANKS = [
     {"errors", "_types"},
+    {"_buffers", "_progress", "_replacing"},
     {"_llama_cffi", "layout", "_files", "_params", "_digests", "_zstd"},
-    {"_log", "_gguf", "container"},
+    {"_log", "_gguf", "container", "_opening"},
     {"_library", "fingerprint"},
     {"_discovery", "_handles", "checkpoint"},
     {"_memory", "_transfer", "_facts", "_refusals"},
@@ -27,7 +28,7 @@ RANKS = [
     {"engine", "state"},
     {"device", "checkpointing"},
     {"context"},
-    {"model", "adapters"},
+    {"model", "adapters", "aio"},
     {"attaching"},
     {"testing"},
     {"cli"},
@@ -35,8 +36,8 @@ RANKS = [
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 BYTES = {
-    *("errors", "_types", "layout", "_files", "_gguf", "_params", "_refusals"),
-    *("_digests", "_zstd", "container", "fingerprint", "checkpoint"),
+    *("errors", "_types", "layout", "_buffers", "_files", "_gguf", "_params", "_refusals"),
+    *("_digests", "_progress", "_replacing", "_zstd", "container", "fingerprint", "checkpoint"),
 }
 
 

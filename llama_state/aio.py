@@ -1,0 +1,196 @@
+"""A context for asyncio: the same names as coroutines, and an event loop that never waits.
+
+A class, since the thread that does the work needs somebody to whom it belongs: one for each
+context, so that calls come one after the other in the order in which they were awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+
+from ._types import Progress
+from .context import Context
+from .errors import ClosedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ._types import Buffer
+
+__all__ = ["AsyncContext"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _coroutine(
+    method: Callable[Concatenate[Context, P], R],
+) -> Callable[Concatenate[AsyncContext, P], Coroutine[Any, Any, R]]:
+    """Make a coroutine of a method of Context: of the method that the context at hand has."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    async def call(self: AsyncContext, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = await self.run(getattr(self.context, name), *args, **kwargs)
+        return result
+
+    call.__doc__ = f"As :meth:`llama_state.Context.{name}`."
+    return call
+
+
+def _stoppable(
+    method: Callable[Concatenate[Context, P], R],
+) -> Callable[Concatenate[AsyncContext, P], Coroutine[Any, Any, R]]:
+    """Make a coroutine of a method that reports progress: where it does, it can be stopped."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    async def call(self: AsyncContext, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        stop = threading.Event()
+        kwargs["progress"] = _until(stop, kwargs.get("progress"))  # type: ignore[arg-type]
+        work = functools.partial(getattr(self.context, name), *args, **kwargs)
+        result: R = await self._finish(work, stop)
+        return result
+
+    call.__doc__ = (
+        f"As :meth:`llama_state.Context.{name}`; *progress* is called in the context's thread."
+    )
+    return call
+
+
+class AsyncContext:
+    """A context whose methods are coroutines, run in a thread of its own.
+
+    Calls of several tasks wait for each other, and never the event loop for them. A task that is
+    cancelled leaves everything whole: what has not begun does not begin; a save or a load that
+    reads its file stops at the next step of its progress, with the old file in place and the
+    context as it was; any other call is waited for, and its effect is there. The
+    ``CancelledError`` comes when the context is free again.
+
+    Args:
+        context: The context; use it through this only while coroutines run.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._worker = ThreadPoolExecutor(1, "llama_state-aio")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the context once no call runs on it. Safe to call again."""
+        # Not behind what waits in the thread: that fails with ClosedError then.
+        await asyncio.to_thread(self.context.close)
+        self._worker.shutdown(wait=False)
+
+    async def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call any function in the context's thread, such as :meth:`DeviceSnapshot.restore`."""
+        return await self._finish(functools.partial(function, *args, **kwargs))
+
+    decode = _coroutine(Context.decode)
+    logits = _coroutine(Context.logits)
+    n_past = _coroutine(Context.n_past)
+    seq_rm = _coroutine(Context.seq_rm)
+    seq_cp = _coroutine(Context.seq_cp)
+    clear = _coroutine(Context.clear)
+
+    state_size = _coroutine(Context.state_size)
+    restore = _coroutine(Context.restore)
+    save_state = _stoppable(Context.save_state)
+    load_state = _stoppable(Context.load_state)
+
+    seq_state_size = _coroutine(Context.seq_state_size)
+    seq_restore = _coroutine(Context.seq_restore)
+    seq_device_snapshot = _coroutine(Context.seq_device_snapshot)
+    seq_save_state = _stoppable(Context.seq_save_state)
+    seq_load_state = _stoppable(Context.seq_load_state)
+
+    @overload
+    async def snapshot(self) -> bytes: ...
+    @overload
+    async def snapshot(self, out: Buffer) -> memoryview: ...
+    async def snapshot(self, out: Buffer | None = None) -> bytes | memoryview:
+        """As :meth:`llama_state.Context.snapshot`."""
+        if out is None:
+            return await self.run(self.context.snapshot)
+        return await self.run(self.context.snapshot, out)
+
+    @overload
+    async def seq_snapshot(self, seq_id: int = 0, *, partial: bool = False) -> bytes: ...
+    @overload
+    async def seq_snapshot(
+        self, seq_id: int = 0, *, out: Buffer, partial: bool = False
+    ) -> memoryview: ...
+    async def seq_snapshot(
+        self, seq_id: int = 0, out: Buffer | None = None, *, partial: bool = False
+    ) -> bytes | memoryview:
+        """As :meth:`llama_state.Context.seq_snapshot`."""
+        work = functools.partial(self.context.seq_snapshot, seq_id, partial=partial)
+        return await self.run(work if out is None else functools.partial(work, out=out))
+
+    @asynccontextmanager
+    async def savepoint(self, *seq_ids: int) -> AsyncIterator[None]:
+        """As :meth:`llama_state.Context.savepoint`; a block that is cancelled is undone."""
+        point = self.context.savepoint(*seq_ids)
+        await self.run(point.__enter__)
+        try:
+            yield
+        except BaseException as error:
+            await self.run(point.__exit__, type(error), error, error.__traceback__)
+            raise
+        await self.run(point.__exit__, None, None, None)
+
+    async def _finish(self, work: Callable[[], R], stop: threading.Event | None = None) -> R:
+        """Do *work* in the thread, and leave only when it is over, also when cancelled."""
+        try:
+            running = self._worker.submit(work)
+        except RuntimeError:
+            raise ClosedError("the context was closed") from None
+        done = asyncio.wrap_future(running)
+        try:
+            await asyncio.wait([done])
+        except asyncio.CancelledError:
+            if stop is not None:
+                stop.set()
+            # One that waits in the queue is taken out; one that runs can not be, and ends.
+            running.cancel()
+            while not done.done():
+                # Cancelled again: it makes no difference.
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([done])
+            if not done.cancelled():
+                done.exception()  # seen: asyncio need not complain of it
+            raise
+        return done.result()
+
+
+class _Stopped(Exception):
+    """The task that waits for a call was cancelled."""
+
+
+def _until(stop: threading.Event, progress: Progress | None) -> Progress:
+    """A progress that stops the call when *stop* is set."""
+
+    def report(done: int, total: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        if progress is not None:
+            progress(done, total)
+
+    return report
