@@ -69,6 +69,8 @@ TARGETS = (
     Target(_ways.SAVE_OVER, _ways.SAVE, _both(0.95)),
     Target(_ways.SAVE_OVER, _ways.SAVE_FILE_OVER, {}),
     Target(_ways.LOAD, _ways.LOAD_FILE, _both(1.0)),
+    Target(_ways.SAVE_LIMITED, _ways.SAVE, {}),
+    Target(_ways.LOAD_LIMITED, _ways.LOAD, {}),
     # At most 1.25 and 1.35 times as long.
     Target(_ways.CHECKPOINT, _ways.SNAPSHOT_OUT, _both(0.8)),
     Target(_ways.LOAD_AND_RESUME, _ways.RESTORE, _both(0.74)),

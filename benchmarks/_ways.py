@@ -45,11 +45,16 @@ SAVE_FILE_OVER = "llama_state_save_file over"
 SAVE = "save_state()"
 SAVE_OVER = "save_state() over"
 SAVE_DURABLE = "save_state() durable"
+SAVE_LIMITED = "save_state(memory_limit=1/16)"
 LOAD_FILE = "llama_state_load_file"
 LOAD = "load_state()"
+LOAD_LIMITED = "load_state(memory_limit=1/16)"
 CHECKPOINT = "checkpoint(out=buffer)"
 RESUME = "resume(mapped)"
 LOAD_AND_RESUME = "Checkpoint.load() and resume()"
+
+# What a limited save may take of memory, as a share of the state.
+_MEMORY_SHARE = 16
 
 OURS, C, ION7, LLAMA_CPP_PYTHON = "llama_state", "llama.cpp", "ion7-core", "llama-cpp-python"
 
@@ -85,9 +90,9 @@ class Work:
         """Its tokens."""
         return some_tokens(self.n_tokens)
 
-    def save(self, path: Path, *, durable: bool = False) -> None:
+    def save(self, path: Path, *, durable: bool = False, memory_limit: int | None = None) -> None:
         """save_state, by default without waiting for the disk."""
-        self.it.ctx.save_state(path, self.tokens, durable=durable)
+        self.it.ctx.save_state(path, self.tokens, durable=durable, memory_limit=memory_limit)
 
     def restore(self, blob: Buffer | None = None) -> None:
         """Restore from *blob*, by default the state that is to be moved about."""
@@ -185,12 +190,15 @@ def file_ways(work: Work) -> Iterator[Way]:
     yield _new_file(SAVE_FILE, C, folder, bare.save_file)
     yield _new_file(SAVE, OURS, folder, work.save)
     yield _new_file(SAVE_DURABLE, OURS, folder, partial(work.save, durable=True))
+    limit = len(work.blob) // _MEMORY_SHARE
+    yield _new_file(SAVE_LIMITED, OURS, folder, partial(work.save, memory_limit=limit))
     yield _over_file(SAVE_FILE_OVER, C, folder / "theirs", bare.save_file)
     yield _over_file(SAVE_OVER, OURS, folder / "ours", work.save)
     file = folder / "session"
     work.save(file, durable=True)
     yield Way(LOAD_FILE, C, lambda: bare.load_file(file))
     yield Way(LOAD, OURS, lambda: ctx.load_state(file))
+    yield Way(LOAD_LIMITED, OURS, lambda: ctx.load_state(file, memory_limit=limit))
 
 
 def checkpoint_ways(work: Work) -> Iterator[Way]:
