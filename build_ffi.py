@@ -107,6 +107,7 @@ SCALARS = {
     "int": "int",
     "int32_t": "int",
     "uint32_t": "int",
+    "uint64_t": "int",
     "size_t": "int",
     "void": "None",
 }

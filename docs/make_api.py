@@ -14,6 +14,7 @@ MODULES = (
     "",
     ".adapters.llama_cpp",
     ".aio",
+    ".container",
     ".fingerprint",
     ".layout",
     ".testing",
@@ -57,6 +58,30 @@ def signature(name: str, thing: Callable[..., Any]) -> str:
     return f"```python\n{textwrap.fill(text, 100, subsequent_indent='    ')}\n```\n"
 
 
+def bases(thing: type) -> list[type]:
+    """The bases that a reader can look up: private ones of this package are folded in."""
+    found = []
+    for base in thing.__bases__:
+        hidden = base.__module__.startswith("llama_state") and not is_public(base)
+        found += bases(base) if hidden else [base] if base is not object else []
+    return found
+
+
+def is_public(thing: type) -> bool:
+    """Whether this page has it."""
+    modules = (import_module(f"llama_state{name}") for name in MODULES)
+    return any(thing.__name__ in module.__all__ for module in modules)
+
+
+def members(thing: type) -> dict[str, Any]:
+    """What a class has itself, and what it has of bases that are folded in."""
+    found = dict(vars(thing))
+    for base in thing.__mro__[1:]:
+        if base.__module__.startswith("llama_state") and not is_public(base):
+            found |= {name: value for name, value in vars(base).items() if name not in found}
+    return found
+
+
 def described(name: str, thing: Any) -> Iterator[str]:
     """Yield the lines of anything public, and of what a class adds to its bases."""
     yield f"{'####' if '.' in name else '###'} `{name}`\n"
@@ -65,13 +90,13 @@ def described(name: str, thing: Any) -> Iterator[str]:
     elif inspect.isfunction(thing):
         yield from (signature(name.rpartition(".")[2], thing), *markdown(thing))
     elif inspect.isclass(thing) and not hasattr(thing, "__origin__"):
-        if bases := [f"`{base.__name__}`" for base in thing.__bases__ if base is not object]:
-            yield f"Derives from {', '.join(bases)}.\n"
+        if listed := [f"`{base.__name__}`" for base in bases(thing)]:
+            yield f"Derives from {', '.join(listed)}.\n"
         data = dataclasses.is_dataclass(thing) or issubclass(thing, tuple)
         if data or "\nArgs:" in (inspect.getdoc(thing) or ""):
             yield signature(name, thing)
         yield from markdown(thing)
-        for own, value in vars(thing).items():
+        for own, value in members(thing).items():
             if own[0] != "_" and (isinstance(value, property) or inspect.isfunction(value)):
                 yield from described(f"{name}.{own}", value)
     else:

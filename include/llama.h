@@ -60,6 +60,10 @@ LLAMA_API void llama_free(struct llama_context *ctx);
 // Facts of a model
 LLAMA_API const struct llama_vocab *llama_model_get_vocab(const struct llama_model *model);
 LLAMA_API int32_t llama_model_meta_val_str(const struct llama_model *model, const char *key, char *buf, size_t size);
+LLAMA_API int32_t llama_model_meta_count(const struct llama_model *model);
+LLAMA_API int32_t llama_model_meta_key_by_index(const struct llama_model *model, int32_t i, char *buf, size_t size);
+LLAMA_API uint64_t llama_model_n_params(const struct llama_model *model);
+LLAMA_API uint64_t llama_model_size(const struct llama_model *model);
 LLAMA_API int32_t llama_model_rope_type(const struct llama_model *model);
 LLAMA_API int32_t llama_model_n_swa(const struct llama_model *model);
 LLAMA_API bool llama_model_is_recurrent(const struct llama_model *model);

@@ -16,6 +16,7 @@ from ._buffers import trim_buffers
 from ._discovery import load_library
 from ._library import Library
 from .attaching import attach
+from .checkpoint import Checkpoint
 from .context import Context
 from .device import DeviceSnapshot
 from .errors import (
@@ -27,6 +28,7 @@ from .errors import (
     FormatError,
     LibraryNotFoundError,
     MismatchError,
+    MismatchWarning,
     ModelLoadError,
     RestoreError,
     SaveError,
@@ -37,7 +39,7 @@ from .errors import (
     UnsupportedError,
     VersionError,
 )
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, model_fields
 from .model import Model
 from .state import Restored, Span
 
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CapacityError",
+    "Checkpoint",
     "ChecksumError",
     "ClosedError",
     "Context",
@@ -56,6 +59,7 @@ __all__ = [
     "Library",
     "LibraryNotFoundError",
     "MismatchError",
+    "MismatchWarning",
     "Model",
     "ModelLoadError",
     "RestoreError",
@@ -71,5 +75,6 @@ __all__ = [
     "__version__",
     "attach",
     "load_library",
+    "model_fields",
     "trim_buffers",
 ]

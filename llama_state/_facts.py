@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from . import layout
@@ -103,9 +104,21 @@ def context_facts(call: Call, asked: Asked) -> Facts:
 
 def metadata(api: Any, model: Any, key: str) -> str | None:
     """A GGUF value of the model as text, or None where the key is not there."""
-    size = lib.llama_model_meta_val_str(api, model, key.encode(), ffi.NULL, 0)
+    return _text(partial(lib.llama_model_meta_val_str, api, model, key.encode()))
+
+
+def hyperparameters(api: Any, model: Any, prefix: str) -> dict[str, str]:
+    """The GGUF keys that begin with *prefix*, with their values; llama.cpp tells no arrays."""
+    indices = range(lib.llama_model_meta_count(api, model))
+    keys = (_text(partial(lib.llama_model_meta_key_by_index, api, model, i)) for i in indices)
+    return {key: metadata(api, model, key) or "" for key in keys if key and key.startswith(prefix)}
+
+
+def _text(read: Callable[[Any, int], int]) -> str | None:
+    """What *read* writes to a buffer when it is called with the buffer and its size."""
+    size = read(ffi.NULL, 0)
     if size < 0:
         return None
     out = ffi.new("char[]", size + 1)
-    lib.llama_model_meta_val_str(api, model, key.encode(), out, size + 1)
+    read(out, size + 1)
     return ffi.string(out).decode("utf-8", "replace")

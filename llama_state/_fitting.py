@@ -38,6 +38,11 @@ class Fitting:
         self._read = read
         self._known: layout.Geometry | None = None
 
+    @property
+    def known(self) -> layout.Geometry | None:
+        """What has been learned so far."""
+        return self._known
+
     def learn(self, parsed: layout.Layout) -> None:
         """Remember the geometry of a state that this context wrote or took."""
         new = replace(parsed.geometry, arch=self._facts.arch)

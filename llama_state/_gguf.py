@@ -21,6 +21,7 @@ from typing import Final
 from ._files import open_regular
 from ._types import StrPath
 from .errors import FormatError, TruncatedError, UnsupportedError, VersionError
+from .layout import TYPES, TensorType
 from .layout.cursor import U32, Cursor
 
 MAX_HEADER: Final = 1 << 28
@@ -52,43 +53,35 @@ _NUMBER = {
 }
 _U32_TYPE, _STRING, _ARRAY = 4, 8, 9
 
-TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = MappingProxyType(
+TENSOR_TYPES: Mapping[int, TensorType] = MappingProxyType(
     {
-        0: ("f32", 1, 4),
-        1: ("f16", 1, 2),
-        2: ("q4_0", 32, 18),
-        3: ("q4_1", 32, 20),
-        6: ("q5_0", 32, 22),
-        7: ("q5_1", 32, 24),
-        8: ("q8_0", 32, 34),
-        10: ("q2_K", 256, 84),
-        11: ("q3_K", 256, 110),
-        12: ("q4_K", 256, 144),
-        13: ("q5_K", 256, 176),
-        14: ("q6_K", 256, 210),
-        16: ("iq2_xxs", 256, 66),
-        17: ("iq2_xs", 256, 74),
-        18: ("iq3_xxs", 256, 98),
-        19: ("iq1_s", 256, 50),
-        20: ("iq4_nl", 32, 18),
-        21: ("iq3_s", 256, 110),
-        22: ("iq2_s", 256, 82),
-        23: ("iq4_xs", 256, 136),
-        24: ("i8", 1, 1),
-        25: ("i16", 1, 2),
-        26: ("i32", 1, 4),
-        27: ("i64", 1, 8),
-        28: ("f64", 1, 8),
-        29: ("iq1_m", 256, 56),
-        30: ("bf16", 1, 2),
-        34: ("tq1_0", 256, 54),
-        35: ("tq2_0", 256, 66),
-        39: ("mxfp4", 32, 17),
-        40: ("nvfp4", 64, 36),
-        41: ("q1_0", 128, 18),
+        **TYPES,
+        10: TensorType("q2_K", 256, 84),
+        11: TensorType("q3_K", 256, 110),
+        12: TensorType("q4_K", 256, 144),
+        13: TensorType("q5_K", 256, 176),
+        14: TensorType("q6_K", 256, 210),
+        16: TensorType("iq2_xxs", 256, 66),
+        17: TensorType("iq2_xs", 256, 74),
+        18: TensorType("iq3_xxs", 256, 98),
+        19: TensorType("iq1_s", 256, 50),
+        21: TensorType("iq3_s", 256, 110),
+        22: TensorType("iq2_s", 256, 82),
+        23: TensorType("iq4_xs", 256, 136),
+        24: TensorType("i8", 1, 1),
+        25: TensorType("i16", 1, 2),
+        26: TensorType("i32", 1, 4),
+        27: TensorType("i64", 1, 8),
+        28: TensorType("f64", 1, 8),
+        29: TensorType("iq1_m", 256, 56),
+        34: TensorType("tq1_0", 256, 54),
+        35: TensorType("tq2_0", 256, 66),
+        39: TensorType("mxfp4", 32, 17),
+        40: TensorType("nvfp4", 64, 36),
+        41: TensorType("q1_0", 128, 18),
     }
 )
-"""ggml type id -> name, values in a block, bytes of a block."""
+"""ggml type id -> type: those of caches and those that only weights have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +151,7 @@ class Tensor:
     def type(self) -> str:
         """The name of its type."""
         known = TENSOR_TYPES.get(self.type_id)
-        return known[0] if known else f"type {self.type_id}"
+        return known.name if known else f"type {self.type_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,12 +357,12 @@ def _read_entry(cursor: _HeaderCursor) -> tuple[str, tuple[int, ...], int, int]:
 
 def _nbytes(name: str, shape: tuple[int, ...], type_id: int) -> int | None:
     """Bytes of a tensor, None where its type is not known."""
-    if type_id not in TENSOR_TYPES:
+    if (known := TENSOR_TYPES.get(type_id)) is None:
         return None
-    kind, elements, nbytes = TENSOR_TYPES[type_id]
-    if (shape or (1,))[0] % elements:
-        raise FormatError(f"tensor {name!r}: rows of {shape[0]} values are not whole {kind}")
-    return prod(shape) // elements * nbytes
+    row = shape[0] if shape else 1
+    if row % known.elements:
+        raise FormatError(f"tensor {name!r}: rows of {row} values are not whole {known.name}")
+    return prod(shape) // known.elements * known.nbytes
 
 
 def _check_part(keys: Mapping[str, Value], part: int, n_part: int) -> None:

@@ -13,11 +13,25 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._library import Library
 from ._llama_cffi import ffi, lib
 from .errors import ClosedError
+
+
+class LastLogits(NamedTuple):
+    """The logits that can be sampled from.
+
+    Attributes:
+        seq_id: The sequence of the token that they follow.
+        n_past: Positions that the sequence had then.
+        row: float32 values that were kept; None where llama.cpp has them.
+    """
+
+    seq_id: int
+    n_past: int
+    row: memoryview[float] | None = None
 
 
 class Shared:
@@ -27,17 +41,17 @@ class Shared:
         freed: The pointer is dangling.
         lock: Held during every call.
         on_device: Sequence id -> the snapshot whose data llama.cpp keeps on the device.
-        has_logits: The last call that changed the memory was a decode of ours: llama.cpp
-            itself goes on giving the logits of before.
+        last_logits: Whose logits are there; None where the last call that changed the memory
+            was no decode of ours: llama.cpp itself goes on giving the logits of before.
     """
 
-    __slots__ = ("__weakref__", "freed", "has_logits", "lock", "on_device")
+    __slots__ = ("__weakref__", "freed", "last_logits", "lock", "on_device")
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.freed = False
         self.on_device: dict[int, object] = {}
-        self.has_logits = False
+        self.last_logits: LastLogits | None = None
 
 
 # One for each context, however many handles it has: (library, address) -> what they share.

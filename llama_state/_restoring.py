@@ -70,13 +70,13 @@ class Restoring:
             blob, version=version, headed=headed, traits=traits, partial=partial
         )
 
-    def _parse_own(self, scope: Scope, blob: Buffer) -> layout.Layout:
+    def parse_own(self, scope: Scope, blob: Buffer) -> layout.Layout:
         """Parse what this context's library has just written."""
         return self.parse(scope, memoryview(blob), headed=self.head_size > 0)
 
     def _read_own(self, call: Call, seq_id: int) -> layout.Layout:
         with _transfer.lent(call, seq_id) as blob:
-            return self._parse_own(seq_id, blob)
+            return self.parse_own(seq_id, blob)
 
     # -- restoring
 
@@ -115,7 +115,7 @@ class Restoring:
         # That of a sequence would lack what is outside a sliding window: then all is kept.
         kept = None if self._facts.n_swa else scope
         with _transfer.lent(call, kept) if filled and not sure else nullcontext() as backup:
-            self._handle.shared.has_logits = False
+            self._handle.shared.last_logits = None
             if parsed is not None and scope is not None and partial:
                 consumed = self._put_partial(call, scope, blob, parsed, flags)
             else:
@@ -172,7 +172,7 @@ class Restoring:
         """Put a state of this context back; False where the destination could only be emptied."""
         self.empty(call, scope)
         try:
-            parsed = self._parse_own(scope, backup)
+            parsed = self.parse_own(scope, backup)
         except UnsupportedError:  # a format that was restored without validation
             parsed = None
         if self._put(call, scope, memoryview(backup), parsed):

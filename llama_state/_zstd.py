@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 LEVEL = 1  # cache rows are close to noise: higher levels take longer and save no more
 
 
+def require() -> None:
+    """Raise UnsupportedError where there is none."""
+    _module()
+
+
 def compress(data: Buffer) -> bytes:
     """One frame of *data*."""
     module, modern = _module()

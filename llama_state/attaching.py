@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 from typing import Any
 
 from ._handles import context_handle
+from ._identity import Origin
 from ._library import Library
 from ._llama_cffi import ffi
+from ._types import StrPath
 from .context import Context
 from .errors import ClosedError, StateError
 
 
-def attach(obj: Any, library: Library | None = None) -> Context:
+def attach(
+    obj: Any, library: Library | None = None, *, model_path: StrPath | None = None
+) -> Context:
     """The whole API on a context that another binding made.
 
     The context is borrowed: it is never freed here, and *obj* is kept alive. Every attachment
@@ -26,6 +31,8 @@ def attach(obj: Any, library: Library | None = None) -> Context:
         library: The library whose ``llama_context`` it is, from
             ``load_library(path_of_the_shared_object)``. A pointer given to another library is
             memory corruption, so it is never guessed; of a ``Llama`` it is known.
+        model_path: The file that the context's model was loaded from, for its
+            :attr:`~llama_state.Context.fingerprint`; of a ``Llama`` it is known.
 
     Returns:
         A context; of a ``Llama`` a :class:`llama_state.adapters.llama_cpp.LlamaContext`, which
@@ -33,14 +40,16 @@ def attach(obj: Any, library: Library | None = None) -> Context:
 
     Raises:
         ClosedError: A null pointer, or a ``Llama`` that was closed.
-        StateError: No *library*, or another one than the ``Llama``'s, or an object that is no
-            pointer.
+        StateError: No *library*, or another one than the ``Llama``'s, a *model_path* for a
+            ``Llama``, or an object that is no pointer.
     """
     # Whoever has a Llama has imported the package.
     llama_cpp = sys.modules.get("llama_cpp")
     if llama_cpp is not None and isinstance(obj, getattr(llama_cpp, "Llama", ())):
         from .adapters.llama_cpp import LlamaContext
 
+        if model_path is not None:
+            raise StateError("the model_path of a Llama is known: do not give it")
         return LlamaContext(obj, library)
     address = _address(obj)
     if not address:
@@ -51,7 +60,10 @@ def attach(obj: Any, library: Library | None = None) -> Context:
             "attach(pointer, library=load_library('/path/to/libllama.so'))"
         )
     ptr = ffi.cast("struct llama_context *", address)
-    return Context(context_handle(library, ptr, owned=False, keep=obj))
+    handle = context_handle(library, ptr, owned=False, keep=obj)
+    if model_path is None:
+        return Context(handle)
+    return Context(handle, origin=Origin(str(Path(model_path).absolute())))
 
 
 def _address(obj: Any) -> int:

@@ -10,14 +10,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from . import _files, container, layout
-from ._types import StrPath
+from ._types import Progress, StrPath
 from .errors import ChecksumError, FormatError, VersionError
 from .fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from ._types import Buffer
 
-_FIELDS: Final = {"kind", "session version", "fingerprint", "logits of", "packed tokens", "meta"}
+_FIELDS: Final = {
+    *("kind", "source", "session version", "fingerprint", "logits of", "packed tokens", "meta"),
+}
 _PIECE: Final = 4 << 20
 NOTHING_KNOWN: Final = Fingerprint()
 
@@ -34,6 +36,7 @@ class Checkpoint:
         payload: The state as llama.cpp wrote it; kept, not copied.
         kind: "whole" or "sequence".
         session_version: The session version of the llama.cpp that wrote it.
+        source: The sequence that was saved; None for a whole context.
         tokens: The tokens that it stands for.
         logits: float32 logits of the last token of a sequence, as many as the vocabulary has.
         logits_of: The sequence that *logits* belong to.
@@ -44,6 +47,7 @@ class Checkpoint:
     Attributes:
         kind: "whole" or "sequence".
         session_version: The session version of the llama.cpp that wrote it.
+        source: The sequence that was saved; None for a whole context.
         tokens: The tokens that it stands for; none where *packed_tokens* are there.
         packed_tokens: See above; empty where there are none.
         logits: A read-only view of float32, or None.
@@ -62,6 +66,7 @@ class Checkpoint:
         *,
         kind: layout.Kind,
         session_version: int,
+        source: int | None = None,
         tokens: Iterable[int] = (),
         logits: Buffer | None = None,
         logits_of: int | None = None,
@@ -73,6 +78,7 @@ class Checkpoint:
             raise VersionError("state", found=session_version, expected=[*layout.SEQUENCE_VERSION])
         self.kind: layout.Kind = kind
         self.session_version = session_version
+        self.source = source
         self.tokens = tuple(layout.token_array(tokens))
         self.packed_tokens = tuple(layout.token_array(packed_tokens))
         self.fingerprint = fingerprint
@@ -84,6 +90,7 @@ class Checkpoint:
         self._metadata = _to_json(
             {
                 "kind": kind,
+                "source": source,
                 "session version": session_version,
                 "fingerprint": fingerprint.to_json(),
                 "logits of": logits_of,
@@ -106,14 +113,6 @@ class Checkpoint:
         """The sequence version that belongs to :attr:`session_version`."""
         return layout.SEQUENCE_VERSION[self.session_version]
 
-    @property
-    def source(self) -> int | None:
-        """The sequence that was saved; None for a whole context, and where the state omits it."""
-        if self.kind == "whole" or not layout.has_sequence_head(self.payload):
-            return None
-        seq_id: int = layout.SEQUENCE_HEAD.unpack_from(self.payload)[1]
-        return seq_id
-
     @cached_property
     def layout(self) -> layout.Layout:
         """What the payload holds, and where.
@@ -122,16 +121,8 @@ class Checkpoint:
             FormatError: It is damaged.
             UnsupportedError: A format that is not known.
         """
-        model = self.fingerprint.model
-        traits = layout.model_traits(model.get("architecture", ""), model.get)
-        if self.kind == "whole":
-            return layout.parse_whole(self.payload, version=self.session_version, traits=traits)
-        return layout.parse_sequence(
-            self.payload,
-            version=self.session_version,
-            headed=layout.has_sequence_head(self.payload),
-            traits=traits,
-        )
+        headed = layout.has_sequence_head(self.payload)
+        return _parse(self.payload, self.kind, self.session_version, self.fingerprint, headed)
 
     def __len__(self) -> int:
         return len(self.payload)
@@ -178,6 +169,7 @@ class Checkpoint:
         key: bytes | None = None,
         compress: bool = False,
         durable: bool = True,
+        progress: Progress | None = None,
     ) -> int:
         """Write the checkpoint to a file.
 
@@ -187,6 +179,8 @@ class Checkpoint:
             compress: Compress with zstd what gets at least 5 % smaller by it. Slower than a
                 local disk; for networks.
             durable: Wait until the file is on the disk.
+            progress: Called with the bytes that are written, and with all. An exception in it
+                ends the save; what was at *path* is still there.
 
         Returns:
             Bytes written.
@@ -203,7 +197,7 @@ class Checkpoint:
             n_tokens=len(memoryview(tokens)),
             n_logits=len(memoryview(logits).cast("B")) // 4,
         )
-        return _files.write_file(path, parts, durable=durable, at_most=size)
+        return _files.write_file(path, parts, durable=durable, at_most=size, progress=progress)
 
     def to_bytes(self, *, key: bytes | None = None, compress: bool = False) -> bytes:
         """What :meth:`save` would write."""
@@ -216,7 +210,14 @@ class Checkpoint:
         )
 
     @classmethod
-    def load(cls, path: StrPath, *, key: bytes | None = None, mapped: bool = True) -> Checkpoint:
+    def load(
+        cls,
+        path: StrPath,
+        *,
+        key: bytes | None = None,
+        mapped: bool = True,
+        progress: Progress | None = None,
+    ) -> Checkpoint:
         """Read and verify a file that :meth:`save` wrote.
 
         Args:
@@ -225,6 +226,7 @@ class Checkpoint:
             mapped: Use the pages of the file, for as long as the checkpoint lives, instead of
                 reading it into memory. Files that are replaced, as :meth:`save` does it, may be
                 mapped; one that somebody cuts off while it is in use kills the process.
+            progress: Called with the bytes that are verified, and with all.
 
         Raises:
             OSError: It can not be read.
@@ -233,20 +235,22 @@ class Checkpoint:
             UnsupportedError: xxhash, or zstandard, is not installed.
         """
         if not mapped:
-            return cls.from_bytes(_files.read_file(path), key=key)
+            return cls.from_bytes(_files.read_file(path), key=key, progress=progress)
         unchanged = _files.watch(path)
-        checkpoint = cls.from_bytes(_files.map_file(path), key=key)
+        checkpoint = cls.from_bytes(_files.map_file(path), key=key, progress=progress)
         checkpoint._unchanged = unchanged
         return checkpoint
 
     @classmethod
-    def from_bytes(cls, data: Buffer, *, key: bytes | None = None) -> Checkpoint:
+    def from_bytes(
+        cls, data: Buffer, *, key: bytes | None = None, progress: Progress | None = None
+    ) -> Checkpoint:
         """Verify what :meth:`to_bytes` gave; the payload is a view of *data*, not a copy.
 
-        Errors as :meth:`load`.
+        Arguments and errors as :meth:`load`.
         """
         found = container.open_container(data, key=key)
-        found.verify()
+        found.verify(progress)
         return _build(found.payload(), bytes(found.metadata), found.tokens, found.logits)
 
     def check_unchanged(self) -> None:
@@ -275,7 +279,7 @@ class Checkpoint:
         version = self.session_version if whole else self.sequence_version
         words = array("i", self.tokens or self.packed_tokens)
         header = layout.pack_file_header(self.kind, version, words)
-        skip = layout.SEQUENCE_HEAD.size if self.source is not None else 0
+        skip = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
         return _files.write_file(path, [header, self.payload[skip:]], durable=durable)
 
     @classmethod
@@ -285,6 +289,7 @@ class Checkpoint:
         *,
         fingerprint: Fingerprint = NOTHING_KNOWN,
         meta: Mapping[str, Any] | None = None,
+        source: int = 0,
     ) -> Checkpoint:
         """Read llama.cpp's own session or sequence file, or a slot file of llama-server.
 
@@ -293,6 +298,8 @@ class Checkpoint:
             fingerprint: What it belongs to, such as :attr:`llama_state.Context.fingerprint` of
                 the context that it was saved from: the file does not say.
             meta: As in :class:`Checkpoint`.
+            source: The sequence that was saved, where the file does not say: recurrent states
+                name none.
 
         Raises:
             OSError: It can not be read.
@@ -303,29 +310,29 @@ class Checkpoint:
         data = _files.map_file(path, writable=True)
         header = layout.parse_file_header(data)
         words = layout.unpack_tokens(data, header)
-        start = header.payload_offset
+        start, version = header.payload_offset, header.session_version
+        try:
+            parsed = _parse(data[start:], header.kind, version, fingerprint, headed=False)
+        except FormatError as error:
+            raise error.moved(start) from None
         if header.kind == "sequence":
             # The 8 bytes before it, read by now, make room for the head of a blob; only our own
             # copy of the page is written to.
             start -= layout.SEQUENCE_HEAD.size
-            layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, 0)
+            known = parsed.source not in (None, layout.UNKNOWN_ID)
+            source = parsed.source if known and parsed.source is not None else source
+            layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, source)
         packed = words[:1] == array("i", [-1])
-        checkpoint = cls(
+        return cls(
             data[start:],
             kind=header.kind,
-            session_version=header.session_version,
+            session_version=version,
+            source=None if header.kind == "whole" else source,
             tokens=() if packed else words,
             packed_tokens=words if packed else (),
             fingerprint=fingerprint,
             meta=meta,
         )
-        try:
-            source = checkpoint.layout.source
-        except FormatError as error:
-            raise error.moved(start) from None
-        if header.kind == "sequence" and source not in (None, layout.UNKNOWN_ID):
-            layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, source)
-        return checkpoint
 
 
 def _build(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> Checkpoint:
@@ -337,6 +344,7 @@ def _build(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> C
         payload,
         kind=fields["kind"],
         session_version=fields["session version"],
+        source=fields["source"],
         tokens=() if packed else tokens,
         packed_tokens=tokens if packed else (),
         logits=logits if len(memoryview(logits)) else None,
@@ -344,6 +352,21 @@ def _build(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> C
         fingerprint=Fingerprint.from_json(fields["fingerprint"]),
         meta=fields["meta"],
     )
+
+
+def _parse(
+    payload: memoryview,
+    kind: layout.Kind,
+    version: int,
+    fingerprint: Fingerprint,
+    headed: bool,
+) -> layout.Layout:
+    """Describe a state as one of the model in *fingerprint*, where it names one."""
+    model = fingerprint.model
+    traits = layout.model_traits(model.get("architecture", ""), model.get)
+    if kind == "whole":
+        return layout.parse_whole(payload, version=version, traits=traits)
+    return layout.parse_sequence(payload, version=version, headed=headed, traits=traits)
 
 
 def _to_json(fields: Mapping[str, Any]) -> bytes:
@@ -366,11 +389,11 @@ def _from_json(metadata: bytes) -> dict[str, Any]:
         raise FormatError(f"metadata that are no JSON: {error}", offset=64) from None
     if not isinstance(fields, dict) or set(fields) != _FIELDS:
         raise FormatError("metadata with other fields than those of a checkpoint", offset=64)
-    logits_of = fields["logits of"]
+    ids = (fields["logits of"], fields["source"])
     sound = (
-        fields["kind"] in ("whole", "sequence")
+        fields["kind"] == ("whole" if fields["source"] is None else "sequence")
         and type(fields["session version"]) is int
-        and (logits_of is None or type(logits_of) is int)
+        and all(type(seq_id) is int or seq_id is None for seq_id in ids)
         and isinstance(fields["packed tokens"], bool)
         and isinstance(fields["meta"], dict)
     )

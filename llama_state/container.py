@@ -20,7 +20,9 @@ from ._digests import Digest
 from .errors import ChecksumError, FormatError, TruncatedError, VersionError
 
 if TYPE_CHECKING:
-    from ._types import Buffer
+    from ._types import Buffer, Progress
+
+__all__ = ["Container", "Part", "is_container", "open_container", "pack"]
 
 MAGIC: Final = b"\x89LLST\r\n\x1a"
 MARK: Final = b"\x1aLLSTend"
@@ -158,22 +160,33 @@ class Container:
 
     def damaged(self) -> Iterator[Part]:
         """The parts that are not what was written."""
-        if len(self.data) <= ALONE:
-            yield from (part for part in self.parts if not self._sound(part))
-            return
-        # Digests release the GIL.
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            results = pool.map(self._sound, self.parts)
-            yield from (p for p, sound in zip(self.parts, results, strict=True) if not sound)
+        return (part for part, sound in self._results() if not sound)
 
-    def verify(self) -> None:
+    def verify(self, progress: Progress | None = None) -> None:
         """Compare every part with its digest.
+
+        Args:
+            progress: Called after each part with the bytes that were compared, and all.
 
         Raises:
             ChecksumError: At least one is not what was written.
         """
-        for part in self.damaged():
-            raise ChecksumError(f"{part.name} is not what was written", offset=part.offset)
+        done, total = 0, sum(part.stored for part in self.parts)
+        for part, sound in self._results():
+            if not sound:
+                raise ChecksumError(f"{part.name} is not what was written", offset=part.offset)
+            done += part.stored
+            if progress is not None:
+                progress(done, total)
+
+    def _results(self) -> Iterator[tuple[Part, bool]]:
+        """Yield each part, and whether it is what was written."""
+        if len(self.data) <= ALONE:
+            yield from ((part, self._sound(part)) for part in self.parts)
+            return
+        # Digests release the GIL.
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            yield from zip(self.parts, pool.map(self._sound, self.parts), strict=True)
 
     def _sound(self, part: Part) -> bool:
         return self._digest(self.data[part.offset : part.offset + part.stored]) == part.digest
@@ -199,13 +212,30 @@ def pack(
         key: Authenticate with this key: 16 bytes or more.
         compress: Compress chunks where that saves 5 % or more.
         chunk: Bytes of payload that have a digest: a multiple of 4096, up to 64 MiB.
+
+    Raises:
+        ValueError: The key is too short.
+        UnsupportedError: A package that this needs is not installed.
     """
     view = memoryview(payload).cast("B")
     token_bytes, logit_bytes = (bytes(memoryview(part).cast("B")) for part in (tokens, logits))
     flags = (KEYED if key is not None else 0) | (COMPRESSED if compress else 0)
     counts = (len(metadata), len(token_bytes) // 4, len(logit_bytes) // 4, len(view))
-    header = Header(flags, chunk, *counts)
-    digest, table_digest = _digests.keyed(key) if key is not None else _digests.plain()
+    digests = _digests.plain() if key is None else _digests.keyed(key)
+    if compress:
+        _zstd.require()
+    heads = (metadata, token_bytes, logit_bytes)
+    return _pieces(Header(flags, chunk, *counts), heads, view, *digests)
+
+
+def _pieces(
+    header: Header,
+    heads: tuple[bytes, bytes, bytes],
+    payload: memoryview,
+    digest: Digest,
+    table_digest: Digest,
+) -> Iterator[Buffer]:
+    """Yield the container of these parts."""
     entries = bytearray()
     at = 0
 
@@ -217,11 +247,11 @@ def pack(
 
     head = header.pack()
     ends = (header.tokens_offset, header.logits_offset, header.payload_offset)
-    for part, end in zip((head + metadata, token_bytes, logit_bytes), ends, strict=True):
+    for part, end in zip((head + heads[0], *heads[1:]), ends, strict=True):
         yield add(part + bytes(end - at - len(part)), end - at)
-    for start in range(0, len(view), chunk):
-        raw = view[start : start + chunk]
-        frame = _zstd.compress(raw) if compress else b""
+    for start in range(0, len(payload), header.chunk):
+        raw = payload[start : start + header.chunk]
+        frame = _zstd.compress(raw) if header.flags & COMPRESSED else b""
         if len(raw) / MAX_SHRINK <= len(frame) < KEEP_BELOW * len(raw):
             yield add(frame, len(frame), ZSTD)
         else:

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, overload
 
-from . import _memory, engine
+from . import _identity, _memory, engine
 from ._facts import Asked, context_facts
-from ._handles import Call, Handle, Owner
+from ._handles import Call, Handle, LastLogits
 from ._library import Library
 from ._llama_cffi import ffi
 from ._types import Progress, StrPath
+from .checkpointing import Checkpointing
 from .device import DeviceSnapshot
 from .errors import StateError, UnsupportedError
+from .fingerprint import Fingerprint
 from .state import ContextState, Restored
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 NOTHING_ASKED = Asked()
 
 
-class Context(Owner):
+class Context(Checkpointing):
     """The memory of one or more sequences in llama.cpp.
 
     Made by :meth:`llama_state.Model.context`, or by :func:`llama_state.attach` around a context
@@ -39,8 +41,14 @@ class Context(Owner):
         arch: The model's ``general.architecture``.
     """
 
-    def __init__(self, handle: Handle, asked: Asked = NOTHING_ASKED) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        asked: Asked = NOTHING_ASKED,
+        origin: _identity.Origin = _identity.UNKNOWN,
+    ) -> None:
         self._handle = handle
+        self._identity = _identity.Identity(origin)
         with handle.use() as call:
             self._facts = context_facts(call, asked)
         self._state = ContextState(handle, self._facts)
@@ -63,6 +71,41 @@ class Context(Owner):
             ClosedError: The context was closed.
         """
         return int(ffi.cast("uintptr_t", self._handle.resource.ptr))
+
+    # -- what its states belong to
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The model and the settings that this context's states belong to, as far as known.
+
+        Samples of the model's file are read the first time. What can not be learned is in its
+        ``unknown``, with the reason, and is no error here.
+        """
+        with self._handle.use() as call:
+            return self._identity.fingerprint(call, self.library, self._facts, self._state.known)
+
+    def declare(
+        self,
+        *,
+        adapters: Sequence[tuple[StrPath, float]] | None = None,
+        rope: _identity.Rope | None = None,
+    ) -> None:
+        """Say what llama.cpp does not tell of a context, for its :attr:`fingerprint`.
+
+        Args:
+            adapters: (GGUF file, scale) of every LoRA adapter and control vector in use; none
+                at all is ``[]``.
+            rope: The rope and YaRN settings that the context was made with, by their names in
+                ``llama_context_params``, such as ``{"rope_freq_base": 1e6}``; those left out
+                are the model's own.
+
+        Raises:
+            OSError: An adapter's file can not be read.
+            FormatError: It is no GGUF file, or damaged.
+            UnsupportedError: There is no such rope setting.
+        """
+        with self._handle.use():
+            self._identity.declare(adapters, rope)
 
     # -- decoding and positions
 
@@ -95,20 +138,25 @@ class Context(Owner):
         if not ids:
             return
         with self._handle.use() as call:
-            self._handle.shared.has_logits = False
+            self._handle.shared.last_logits = None
             engine.decode(call, ids, seq_id, self.n_batch)
-            self._handle.shared.has_logits = True
+            n_past = _memory.positions(call, seq_id).last + 1
+            self._handle.shared.last_logits = LastLogits(seq_id, n_past)
 
     def logits(self) -> memoryview[float]:
         """The logits of the last token decoded: ``n_vocab`` float32, a copy.
+
+        After :meth:`resume`, those of the checkpoint, if it has some.
 
         Raises:
             StateError: Nothing was decoded since the context was made, restored or cleared: no
                 logits are in a state.
         """
         with self._handle.use() as call:
-            fresh = self._handle.shared.has_logits
-            row = engine.last_logits(call, self.n_vocab) if fresh else None
+            last = self._handle.shared.last_logits
+            if last is not None and last.row is not None:
+                return memoryview(bytes(last.row)).cast("f")
+            row = engine.last_logits(call, self.n_vocab) if last else None
         if row is None:
             raise StateError("no logits: decode a token first (a state does not contain logits)")
         return row
@@ -177,7 +225,7 @@ class Context(Owner):
     def clear(self) -> None:
         """Empty every sequence."""
         with self._handle.use() as call:
-            self._handle.shared.has_logits = False
+            self._handle.shared.last_logits = None
             _memory.clear(call, data=False)
 
     # -- the whole context

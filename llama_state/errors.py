@@ -18,6 +18,7 @@ __all__ = [
     "FormatError",
     "LibraryNotFoundError",
     "MismatchError",
+    "MismatchWarning",
     "ModelLoadError",
     "RestoreError",
     "SaveError",
@@ -122,6 +123,10 @@ class MismatchError(StateError, ValueError):
     def __init__(self, differences: Sequence[Difference]) -> None:
         super().__init__("the state does not fit: " + "; ".join(map(str, differences)))
         self.differences = tuple(differences)
+
+
+class MismatchWarning(UserWarning):
+    """What ``check="warn"`` lets pass: the text of the :class:`MismatchError`."""
 
 
 class CapacityError(StateError, ValueError):

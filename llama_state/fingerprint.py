@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 from struct import Struct
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from . import _gguf, layout
 from ._files import open_regular
 from ._types import StrPath
 from .errors import Difference, FormatError, TruncatedError
+from .layout.cursor import U32
 
 __all__ = ["Fingerprint", "adapter_digest", "model_fields", "state_fields"]
 
@@ -35,7 +36,7 @@ _LONG_ARRAY = 1 << 10
 _SMALL_TENSOR = 16 << 10
 _SAMPLE = 4 << 10
 _N_SAMPLE = 4
-_U32, _U64, _ARRAY = Struct("<I"), Struct("<Q"), Struct("<IQ")
+_U64, _ARRAY = Struct("<Q"), Struct("<IQ")
 
 # Model fields that llama.cpp tells where the file is not known, and that the file's own digests
 # make superfluous; context fields that are no settings of what was computed.
@@ -88,6 +89,10 @@ class Fingerprint:
         Returns:
             The differences of the model, then those of the context; none where all agrees.
         """
+        if bool(self.model) != bool(current.model):
+            # Nothing at all is recorded of one: one difference says so better than all fields.
+            names = [side.model.get("architecture", "not recorded") for side in (self, current)]
+            return [Difference("model", *names)]
         return [
             *_differing(self, current, "model", strict=self._strict_in_model(current)),
             *_differing(self, current, "context", strict=_ALWAYS_COMPARED),
@@ -114,7 +119,7 @@ def model_fields(path: StrPath) -> dict[str, str]:
         FormatError: Not a GGUF file, or damaged.
         UnsupportedError: It is big-endian.
     """
-    return dict(_read_model(file_stamp(path))[0])
+    return dict(read_model(file_stamp(path)).fields)
 
 
 def adapter_digest(path: StrPath) -> str:
@@ -175,11 +180,6 @@ def file_stamp(path: StrPath) -> Stamp:
     )
 
 
-def tensor_sums(path: StrPath) -> dict[str, str]:
-    """Parameters and bytes of all tensors of a model, as llama.cpp counts them."""
-    return dict(_read_model(file_stamp(path))[1])
-
-
 def shortened(text: str) -> str:
     """*text*, or its digest where it is long."""
     return text if len(text) <= _LONG_TEXT else f"sha256 {digest([text.encode()])}"
@@ -227,27 +227,46 @@ def _shown(side: Fingerprint, fields: Mapping[str, str], name: str) -> str:
     return f"not known: {why}" if why else "not recorded"
 
 
+class ModelFile(NamedTuple):
+    """What is read of a model.
+
+    Attributes:
+        fields: Its :func:`model_fields`.
+        told: What llama.cpp tells of it without the file: the architecture, hyperparameters
+            that are no lists, parameters and bytes of all tensors.
+        long_rope: It has rope factors of its own for contexts longer than the original ones.
+    """
+
+    fields: Mapping[str, str]
+    told: Mapping[str, str]
+    long_rope: bool
+
+
 @lru_cache(maxsize=64)
-def _read_model(stamp: Stamp) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """The fields of a model, and its :func:`tensor_sums`."""
+def read_model(stamp: Stamp) -> ModelFile:
+    """Read the files of a model."""
     paths = [path for path, *_ in stamp]
     header = _gguf.read_header(paths)
     arch = _architecture(header)
     types = Counter(tensor.type for tensor in header.tensors)
     ordered = sorted(types.items(), key=lambda item: (-item[1], item[0]))
+    values = _values(header, f"{arch}.") if arch else {}
     fields = {
         "architecture": arch,
-        **(_values(header, f"{arch}.") if arch else {}),
+        **values,
         "tokenizer": _tokenizer(header),
         "tensor types": ", ".join(f"{kind} x {count}" for kind, count in ordered),
         "tensor table": _tensor_table(header),
         "weights": _weights(paths, header),
     }
-    sums = {
+    told = {
+        "architecture": arch,
+        **{key: text for key, text in values.items() if header.keys[key].item is None},
         "parameters": str(sum(prod(tensor.shape) for tensor in header.tensors)),
         "tensor bytes": str(sum(tensor.nbytes for tensor in header.tensors)),
     }
-    return fields, sums
+    names = (tensor.name for tensor in header.tensors)
+    return ModelFile(fields, told, any("rope_factors_long" in name for name in names))
 
 
 @lru_cache(maxsize=64)
@@ -291,7 +310,7 @@ def _tokenizer(header: _gguf.Header) -> str:
     for key, value in sorted(header.keys.items()):
         if key.startswith("tokenizer.ggml."):
             array = b"" if value.item is None else _ARRAY.pack(value.item, value.count)
-            chunks += [_packed(key), _U32.pack(value.type), array, value.raw]
+            chunks += [_packed(key), U32.pack(value.type), array, value.raw]
     return digest(chunks)
 
 
@@ -302,8 +321,8 @@ def _tensor_table(header: _gguf.Header) -> str:
         for tensor in sorted(header.tensors, key=lambda tensor: tensor.name)
         for chunk in (
             _packed(tensor.name),
-            _U32.pack(tensor.type_id),
-            _U32.pack(len(tensor.shape)),
+            U32.pack(tensor.type_id),
+            U32.pack(len(tensor.shape)),
             *map(_U64.pack, tensor.shape),
         )
     )

@@ -9,6 +9,7 @@ from . import engine, layout
 from ._discovery import load_library
 from ._facts import Asked, metadata
 from ._handles import Owner, context_handle
+from ._identity import origin_of_file
 from ._library import Library
 from ._llama_cffi import lib
 from ._types import StrPath
@@ -46,6 +47,7 @@ class Model(Owner):
     ) -> None:
         self.path = os.fspath(path)
         self.library = library if library is not None else load_library()
+        self._origin = origin_of_file(self.path)
         self._handle = engine.load_model(self.library, self.path, n_gpu_layers)
         with self._handle.use() as call:
             self.arch = metadata(call.api, call.ptr, "general.architecture") or ""
@@ -116,7 +118,8 @@ class Model(Owner):
         threads = n_threads if n_threads is not None else _usable_cores()
         with handle.use() as call:
             lib.llama_set_n_threads(call.api, call.ptr, threads, threads)
-        return Context(handle, Asked({"type_k": type_k, "type_v": type_v}, swa_full))
+        asked = Asked({"type_k": type_k, "type_v": type_v}, swa_full)
+        return Context(handle, asked, self._origin)
 
     def _traits(self) -> tuple[layout.Traits, ...]:
         with self._handle.use() as call:

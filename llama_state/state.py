@@ -29,6 +29,7 @@ from .errors import (
     UnsupportedError,
     VersionError,
 )
+from .fingerprint import state_fields
 
 if TYPE_CHECKING:
     from ._types import Buffer
@@ -104,6 +105,11 @@ class ContextState:
         self._library = handle.library
         self._restoring = Restoring(handle, facts)
 
+    @property
+    def known(self) -> layout.Geometry | None:
+        """What has been learned of the caches so far, from states that passed by."""
+        return self._restoring.fitting.known
+
     def check_sequence(self, seq_id: int) -> int:
         """*seq_id*, if it is one of this context.
 
@@ -129,6 +135,15 @@ class ContextState:
             if out is None:
                 return _transfer.read(call, scope, flags)
             return _transfer.read_into(call, scope, out, flags)
+
+    def recorded(self, scope: Scope, blob: Buffer) -> dict[str, str]:
+        """What a state that this context has just given says of it; see :func:`state_fields`."""
+        try:
+            parsed = self._restoring.parse_own(scope, blob)
+        except UnsupportedError:  # an unknown format tells nothing
+            return {}
+        self._restoring.fitting.learn(parsed)
+        return state_fields(parsed)
 
     def save(
         self,
@@ -264,7 +279,7 @@ class ContextState:
                 raise StaleError(f"a later snapshot of sequence {kept.seq_id} replaced this one")
             before = _memory.occupied(call, self._facts.n_seq_max)
             self._restoring.fitting.check_room(call, dest, kept.positions.last + 1, before)
-            self._handle.shared.has_logits = False
+            self._handle.shared.last_logits = None
             self._restoring.empty(call, dest)
             restored: dict[int, _memory.Positions] = {}
             if kept.positions.last >= 0:
@@ -292,6 +307,9 @@ class ContextState:
             raise UnsupportedError(
                 "a split context can copy only whole sequences: use kv_unified=True"
             )
+        logits = self._handle.shared.last_logits
+        if logits is not None and logits.seq_id == dest:
+            self._handle.shared.last_logits = None
         if one_stream or first >= last:
             self._restoring.empty(call, dest)
             if first < last:
@@ -310,7 +328,7 @@ class ContextState:
             RestoreError: llama.cpp would not have it; the destination was emptied.
         """
         with self._handle.use() as call:
-            self._handle.shared.has_logits = False
+            self._handle.shared.last_logits = None
             if not self._restoring.put_back(call, scope, backup):
                 raise RestoreError("what was there could not be put back", log=call.log())
 

@@ -12,8 +12,32 @@ from typing_extensions import assert_type
 import llama_state as ls
 from llama_state.adapters.llama_cpp import LlamaContext, PromptCache
 from llama_state.aio import AsyncContext
+from llama_state.fingerprint import adapter_digest, model_fields
 from llama_state.testing import KINDS, write_benchmark_model, write_model, write_probe
 from llama_state.testing.conformance import Report, Row, check_model, round_trips
+
+
+def checkpoints(ctx: ls.Context, path: Path) -> None:
+    taken = ctx.checkpoint(0, [1, 2], logits=True, meta={"a": [1]}, out=bytearray(9))
+    assert_type(taken, ls.Checkpoint)
+    assert_type(ctx.checkpoint(), ls.Checkpoint)
+    assert_type(ctx.resume(taken), ls.Restored)
+    assert_type(ctx.resume(taken, 1, check="warn"), ls.Restored)
+    ctx.resume(taken, check="maybe")  # type: ignore[arg-type]
+    assert_type(taken.save(path, key=b"k", compress=True, durable=False), int)
+    assert_type(ls.Checkpoint.load(path, key=b"k", mapped=False), ls.Checkpoint)
+    assert_type(taken.to_bytes(), bytes)
+    assert_type(ls.Checkpoint.from_bytes(bytearray(9), key=None), ls.Checkpoint)
+    assert_type(taken.to_native(path), int)
+    assert_type(
+        ls.Checkpoint.from_native(path, fingerprint=ctx.fingerprint, meta={}), ls.Checkpoint
+    )
+    assert_type(taken.tokens, tuple[int, ...])
+    assert_type(taken.payload, memoryview[int])
+    assert_type(taken.logits, memoryview[float] | None)
+    assert_type(taken.source, int | None)
+    assert_type(taken.fingerprint, ls.Fingerprint)
+    assert_type(len(taken), int)
 
 
 def library(path: Path) -> None:
@@ -76,7 +100,24 @@ def attached_llama(llm: object, path: Path) -> None:
 
 def attached(pointer: ctypes.c_void_p, lib: ls.Library) -> None:
     assert_type(ls.attach(pointer, lib), ls.Context)
-    assert_type(ls.attach(0x7F00, library=lib), ls.Context)
+    assert_type(ls.attach(0x7F00, library=lib, model_path="m.gguf"), ls.Context)
+
+
+def identity(ctx: ls.Context, path: Path) -> None:
+    found = ctx.fingerprint
+    assert_type(found, ls.Fingerprint)
+    assert_type(found.model, Mapping[str, str])
+    assert_type(found.context, Mapping[str, str])
+    assert_type(found.unknown, Mapping[str, str])
+    assert_type(found.to_json(), dict[str, object])
+    assert_type(ls.Fingerprint.from_json(object()), ls.Fingerprint)
+    assert_type(found.differences(ctx.fingerprint), list[ls.Difference])
+    assert_type(ctx.declare(adapters=[(path, 1.0), ("a.gguf", 0.5)]), None)
+    assert_type(ctx.declare(adapters=(), rope={"rope_freq_base": 1e6, "yarn_orig_ctx": 1}), None)
+    assert_type(model_fields(path), dict[str, str])
+    assert_type(adapter_digest("a.gguf"), str)
+    ctx.declare([])  # type: ignore[call-arg]
+    found.model = {}  # type: ignore[misc]
 
 
 def context(ctx: ls.Context) -> None:

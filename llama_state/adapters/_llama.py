@@ -11,6 +11,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from .. import _memory
 from .._discovery import load_library
 from .._handles import Call, Handle, Resource, context_handle
+from .._identity import ROPE_SETTINGS, Origin, scalar_text
 from .._library import Library
 from .._llama_cffi import ffi
 from ..errors import CapacityError, ClosedError, StateError
@@ -34,6 +36,18 @@ def address_of(llm: Any) -> int:
     """Where the context of a ``Llama`` is; 0 when it was closed."""
     ctx: Any = getattr(getattr(llm, "_ctx", None), "ctx", None)
     return ctypes.cast(ctx, ctypes.c_void_p).value or 0
+
+
+def origin_of(llm: Any) -> Origin:
+    """What a ``Llama`` says about its model and settings."""
+    params = llm.context_params
+    overrides = llm.kv_overrides or {}
+    return Origin(
+        str(Path(llm.model_path).absolute()),
+        overrides={key: scalar_text(value) for key, value in sorted(overrides.items())},
+        rope={name: getattr(params, name) for name in ROPE_SETTINGS},
+        adapters=[(llm.lora_path, llm.lora_scale)] if llm.lora_path else [],
+    )
 
 
 def new_llama_state(llm: Any, blob: bytes, tokens: Sequence[int]) -> Any:

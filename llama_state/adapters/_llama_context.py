@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import _memory, engine
 from .._library import Library
 from .._types import Progress, StrPath
+from ..checkpoint import Checkpoint
 from ..context import Context
 from ..device import DeviceSnapshot
 from ..errors import Difference, MismatchError, StateError, UnsupportedError
 from ..state import Admit, Restored
-from ._llama import Ledger, LlamaHandle, new_llama_state
+from ._llama import Ledger, LlamaHandle, new_llama_state, origin_of
 from ._llama_device import LlamaDeviceSnapshot
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class LlamaContext(Context):
         return ctx
 
     def _bind(self, handle: LlamaHandle) -> None:
-        super().__init__(handle)
+        super().__init__(handle, origin=origin_of(handle.llm))
         self._ledger = Ledger(handle)
         self._llama = handle
 
@@ -212,6 +213,26 @@ class LlamaContext(Context):
         """
         return LlamaDeviceSnapshot(self, self._state.check_sequence(seq_id))
 
+    def checkpoint(
+        self,
+        seq_id: int | None = None,
+        tokens: Iterable[int] | None = None,
+        logits: bool = False,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        out: Buffer | None = None,
+    ) -> Checkpoint:
+        """As :meth:`llama_state.Context.checkpoint`; *tokens* of the whole context and of
+        sequence 0 that are not given are those of the ``Llama``.
+
+        Raises:
+            StateError: Also where they are not given and not known, see :attr:`tokens`.
+        """
+        with self._handle.use():
+            own = self.tokens if tokens is None and not seq_id else ()
+            ids = own if tokens is None else tokens
+            return super().checkpoint(seq_id, ids, logits, meta, out=out)
+
     # -- restoring
 
     def restore(
@@ -358,6 +379,11 @@ class LlamaContext(Context):
         return new_llama_state(self._llama.llm, bytes(blob), ids)
 
     # -- shared by the above
+
+    def _put_checkpoint(self, scope: int | None, checkpoint: Checkpoint) -> Restored:
+        if scope is None:
+            return self.restore(checkpoint.payload, tokens=checkpoint.tokens)
+        return self.seq_restore(checkpoint.payload, scope, tokens=checkpoint.tokens)
 
     def _undoing(self, scopes: Sequence[int | None]) -> Callable[[], None]:
         undo, before = super()._undoing(scopes), self._ledger.tokens

@@ -267,6 +267,14 @@ def _seq_save(trip: _Trip) -> Restored:
     return trip.target.seq_load_state(trip.path, trip.way.dest)
 
 
+def _checkpoint(trip: _Trip) -> Restored:
+    return trip.target.resume(trip.source.checkpoint(tokens=trip.tokens))
+
+
+def _seq_checkpoint(trip: _Trip) -> Restored:
+    return trip.target.resume(trip.source.checkpoint(0, trip.tokens), trip.way.dest)
+
+
 def _savepoint(trip: _Trip) -> None:
     try:
         with trip.target.savepoint():
@@ -289,6 +297,8 @@ def _ways(n_seq: int) -> Iterator[_Way]:
     if n_seq > 1:
         yield replace(_ONE, function="seq_restore, other id", dest=n_seq - 1)
         yield replace(_ONE_FILE, function="seq_load_state, other id", dest=n_seq - 1)
+    yield _Way("checkpoint/resume", _checkpoint, tokens=True)
+    yield _Way("checkpoint(0)/resume", _seq_checkpoint, whole=False, dest=n_seq - 1, tokens=True)
     yield _Way("savepoint", _savepoint, in_place=True)
 
 
