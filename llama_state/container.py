@@ -66,6 +66,11 @@ class Part:
     method: Method
     digest: bytes
 
+    @property
+    def end(self) -> int:
+        """Where it ends in the container."""
+        return self.offset + self.stored
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -161,11 +166,11 @@ class Container:
     def damaged(self) -> Iterator[Part]:
         """The parts that are not what was written."""
         if len(self.data) <= ALONE:
-            yield from (part for part in self.parts if not self._sound(part))
+            yield from (part for part in self.parts if not self.is_sound(part))
             return
         # Digests release the GIL.
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            results = pool.map(self._sound, self.parts)
+            results = pool.map(self.is_sound, self.parts)
             yield from (p for p, sound in zip(self.parts, results, strict=True) if not sound)
 
     def verify(self) -> None:
@@ -177,7 +182,8 @@ class Container:
         for part in self.damaged():
             raise ChecksumError(f"{part.name} is not what was written", offset=part.offset)
 
-    def _sound(self, part: Part) -> bool:
+    def is_sound(self, part: Part) -> bool:
+        """Whether a part is what was written."""
         return self._digest(self.data[part.offset : part.offset + part.stored]) == part.digest
 
 
@@ -264,6 +270,12 @@ def at_most(
 def is_container(data: Buffer) -> bool:
     """Whether *data* begins like a container."""
     return bytes(memoryview(data).cast("B")[: len(MAGIC)]) == MAGIC
+
+
+def is_keyed(data: Buffer) -> bool:
+    """Whether the container that *data* begins like can be opened only with a key."""
+    view = memoryview(data).cast("B")
+    return is_container(view) and len(view) >= HEADER.size and bool(view[10] & KEYED)
 
 
 def open_container(data: Buffer, *, key: bytes | None = None) -> Container:
