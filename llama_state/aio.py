@@ -110,6 +110,9 @@ class AsyncContext:
     seq_cp = _coroutine(Context.seq_cp)
     clear = _coroutine(Context.clear)
 
+    checkpoint = _coroutine(Context.checkpoint)
+    resume = _coroutine(Context.resume)
+
     state_size = _coroutine(Context.state_size)
     restore = _coroutine(Context.restore)
     save_state = _stoppable(Context.save_state)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from . import _files, container, layout
-from ._types import StrPath
+from ._types import Progress, StrPath
 from .errors import ChecksumError, FormatError, VersionError
 from .fingerprint import Fingerprint
 
@@ -169,6 +169,7 @@ class Checkpoint:
         key: bytes | None = None,
         compress: bool = False,
         durable: bool = True,
+        progress: Progress | None = None,
     ) -> int:
         """Write the checkpoint to a file.
 
@@ -178,6 +179,8 @@ class Checkpoint:
             compress: Compress with zstd what gets at least 5 % smaller by it. Slower than a
                 local disk; for networks.
             durable: Wait until the file is on the disk.
+            progress: Called with the bytes that are written, and with all. An exception in it
+                ends the save; what was at *path* is still there.
 
         Returns:
             Bytes written.
@@ -194,7 +197,7 @@ class Checkpoint:
             n_tokens=len(memoryview(tokens)),
             n_logits=len(memoryview(logits).cast("B")) // 4,
         )
-        return _files.write_file(path, parts, durable=durable, at_most=size)
+        return _files.write_file(path, parts, durable=durable, at_most=size, progress=progress)
 
     def to_bytes(self, *, key: bytes | None = None, compress: bool = False) -> bytes:
         """What :meth:`save` would write."""
@@ -207,7 +210,14 @@ class Checkpoint:
         )
 
     @classmethod
-    def load(cls, path: StrPath, *, key: bytes | None = None, mapped: bool = True) -> Checkpoint:
+    def load(
+        cls,
+        path: StrPath,
+        *,
+        key: bytes | None = None,
+        mapped: bool = True,
+        progress: Progress | None = None,
+    ) -> Checkpoint:
         """Read and verify a file that :meth:`save` wrote.
 
         Args:
@@ -216,6 +226,7 @@ class Checkpoint:
             mapped: Use the pages of the file, for as long as the checkpoint lives, instead of
                 reading it into memory. Files that are replaced, as :meth:`save` does it, may be
                 mapped; one that somebody cuts off while it is in use kills the process.
+            progress: Called with the bytes that are verified, and with all.
 
         Raises:
             OSError: It can not be read.
@@ -224,20 +235,22 @@ class Checkpoint:
             UnsupportedError: xxhash, or zstandard, is not installed.
         """
         if not mapped:
-            return cls.from_bytes(_files.read_file(path), key=key)
+            return cls.from_bytes(_files.read_file(path), key=key, progress=progress)
         unchanged = _files.watch(path)
-        checkpoint = cls.from_bytes(_files.map_file(path), key=key)
+        checkpoint = cls.from_bytes(_files.map_file(path), key=key, progress=progress)
         checkpoint._unchanged = unchanged
         return checkpoint
 
     @classmethod
-    def from_bytes(cls, data: Buffer, *, key: bytes | None = None) -> Checkpoint:
+    def from_bytes(
+        cls, data: Buffer, *, key: bytes | None = None, progress: Progress | None = None
+    ) -> Checkpoint:
         """Verify what :meth:`to_bytes` gave; the payload is a view of *data*, not a copy.
 
-        Errors as :meth:`load`.
+        Arguments and errors as :meth:`load`.
         """
         found = container.open_container(data, key=key)
-        found.verify()
+        found.verify(progress)
         return from_parts(found.payload(), bytes(found.metadata), found.tokens, found.logits)
 
     def check_unchanged(self) -> None:

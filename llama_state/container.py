@@ -20,7 +20,7 @@ from ._digests import Digest
 from .errors import ChecksumError, FormatError, TruncatedError, VersionError
 
 if TYPE_CHECKING:
-    from ._types import Buffer
+    from ._types import Buffer, Progress
 
 __all__ = ["Container", "Part", "is_container", "open_container", "pack"]
 
@@ -165,25 +165,35 @@ class Container:
 
     def damaged(self) -> Iterator[Part]:
         """The parts that are not what was written."""
-        if len(self.data) <= ALONE:
-            yield from (part for part in self.parts if not self.is_sound(part))
-            return
-        # Digests release the GIL.
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            results = pool.map(self.is_sound, self.parts)
-            yield from (p for p, sound in zip(self.parts, results, strict=True) if not sound)
+        return (part for part, sound in self._results() if not sound)
 
-    def verify(self) -> None:
+    def verify(self, progress: Progress | None = None) -> None:
         """Compare every part with its digest.
+
+        Args:
+            progress: Called after each part with the bytes that were compared, and all.
 
         Raises:
             ChecksumError: At least one is not what was written.
         """
-        for part in self.damaged():
-            raise ChecksumError(f"{part.name} is not what was written", offset=part.offset)
+        done, total = 0, sum(part.stored for part in self.parts)
+        for part, sound in self._results():
+            if not sound:
+                raise ChecksumError(f"{part.name} is not what was written", offset=part.offset)
+            done += part.stored
+            if progress is not None:
+                progress(done, total)
 
-    def is_sound(self, part: Part) -> bool:
-        """Whether a part is what was written."""
+    def _results(self) -> Iterator[tuple[Part, bool]]:
+        """Yield each part, and whether it is what was written."""
+        if len(self.data) <= ALONE:
+            yield from ((part, self._sound(part)) for part in self.parts)
+            return
+        # Digests release the GIL.
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            yield from zip(self.parts, pool.map(self._sound, self.parts), strict=True)
+
+    def _sound(self, part: Part) -> bool:
         return self._digest(self.data[part.offset : part.offset + part.stored]) == part.digest
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -257,6 +258,47 @@ def test_a_mapped_file_that_is_written_to(tmp_path: Path) -> None:
     read.check_unchanged()
     with pytest.raises(ChecksumError, match="payload chunk 1 of 1"):
         Checkpoint.load(path)
+
+
+def large(fill: int = 0) -> Checkpoint:
+    """One of several chunks."""
+    payload = bytes([fill]) * (9 << 20)
+    return Checkpoint(payload, kind="whole", session_version=11, fingerprint=PRINT)
+
+
+def told(
+    way: Callable[..., object], path: Path, stop_at: int | None = None
+) -> list[tuple[int, int]]:
+    """The steps of a save or a load, which is stopped at one of them."""
+    steps: list[tuple[int, int]] = []
+
+    def report(done: int, total: int) -> None:
+        steps.append((done, total))
+        if len(steps) - 1 == stop_at:
+            raise KeyError("stopped")
+
+    if stop_at is None:
+        way(path, progress=report)
+    else:
+        with pytest.raises(KeyError, match="stopped"):
+            way(path, progress=report)
+    return steps
+
+
+def test_progress(tmp_path: Path) -> None:
+    """Told in steps from nothing to all; what is raised at any of them changes nothing."""
+    path = tmp_path / "a.llst"
+    for way in (large().save, Checkpoint.load):
+        steps = told(way, path)
+        done, totals = [step[0] for step in steps], {step[1] for step in steps}
+        assert done == sorted(done)
+        assert totals == {done[-1]}
+        assert len(steps) > 3
+        before = path.read_bytes()
+        for stop_at in range(len(steps)):
+            told(large(1).save if way is not Checkpoint.load else way, path, stop_at)
+            assert path.read_bytes() == before
+            assert [p.name for p in tmp_path.iterdir()] == ["a.llst"]
 
 
 def test_nothing_is_lost_when_saving_fails(tmp_path: Path) -> None:
