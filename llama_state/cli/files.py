@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from ..errors import StateError
+from ..errors import SaveError, StateError
 
 if TYPE_CHECKING:
     from . import Commands
-
-T = TypeVar("T")
 
 MODEL_HELP = "the model it belongs to: sequence states do not name theirs"
 KEY_HELP = "file with the key that the checkpoint is authenticated with (its bytes as they are)"
@@ -75,9 +76,10 @@ def _add_key(parser: argparse.ArgumentParser) -> None:
 def run_inspect(options: argparse.Namespace) -> int:
     """Show, and draw, what is in a file."""
     from .. import _files
-    from ..inspection import describing, inspect_file, printing, wording
+    from ..inspection import describing, inspect_file, printing, render, wording
 
-    found = _named(options.file, inspect_file, model=options.model, key=_key(options))
+    with _naming(options.file):
+        found = inspect_file(options.file, model=options.model, key=_key(options))
     if options.json:
         _print_json(describing.describe(found))
     else:
@@ -86,10 +88,13 @@ def run_inspect(options: argparse.Namespace) -> int:
         print(f"{options.file}: {wording.problem_text(found.problem)}", file=sys.stderr)
         return 1
     if options.plot:
-        from ..inspection import picture
-
-        image = picture.render(found, Path(options.plot).suffix)
-        _files.write_file(options.plot, [image], durable=False)
+        with _naming(options.file):
+            image = render(found, Path(options.plot).suffix)
+        try:
+            _files.write_file(options.plot, [image], durable=False)
+        except SaveError as error:  # its text is for states
+            code = error.errno or errno.EIO
+            raise OSError(code, os.strerror(code), options.plot) from error
     return 0
 
 
@@ -108,15 +113,16 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_diff(options: argparse.Namespace) -> int:
     """Compare two files."""
-    from ..inspection import comparing, inspect_file, reporting, wording
+    from ..inspection import compare, inspect_file, reporting
 
-    known = {"model": options.model, "key": _key(options)}
-    a, b = (_named(path, inspect_file, **known) for path in (options.a, options.b))
-    for found in (a, b):
-        if found.problem:
-            print(f"{found.path}: {wording.problem_text(found.problem)}", file=sys.stderr)
-            return 2
-    result = comparing.compare(a, b)
+    opened = []
+    for path in (options.a, options.b):
+        with _naming(path):
+            found = inspect_file(path, model=options.model, key=_key(options))
+            if found.problem:
+                raise found.problem
+            opened.append(found)
+    result = compare(*opened)
     if options.json:
         _print_json(reporting.as_dict(result))
     else:
@@ -128,17 +134,17 @@ def run_convert(options: argparse.Namespace) -> int:
     """Write a state in the other format."""
     from ..inspection.converting import convert_file
 
-    done = _named(
-        options.source,
-        convert_file,
-        options.target,
-        to=options.to,
-        model=options.model,
-        key=_key(options),
-        compress=options.compress,
-        session_version=options.session_version,
-        force=options.force,
-    )
+    with _naming(options.source):
+        done = convert_file(
+            options.source,
+            options.target,
+            to=options.to,
+            model=options.model,
+            key=_key(options),
+            compress=options.compress,
+            session_version=options.session_version,
+            force=options.force,
+        )
     print(f"{done.path}: {done.kind}, {done.nbytes:,} bytes")
     return 0
 
@@ -147,10 +153,11 @@ class _Trouble(StateError):
     """An error with the name of the file that it is about."""
 
 
-def _named(path: str, run: Callable[..., T], *arguments: object, **options: object) -> T:
-    """Return what *run* makes of the file at *path*; errors that do not name it, do."""
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Give errors that do not name the file the name of the one at *path*."""
     try:
-        return run(path, *arguments, **options)
+        yield
     except StateError as error:
         if isinstance(error, OSError):
             raise

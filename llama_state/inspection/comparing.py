@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import inf, sqrt
 
 from ..errors import Difference, FormatError
-from ..layout import UNKNOWN_ID, Cache, KVCache, Layout, differences
+from ..layout import UNKNOWN_ID, Cache, KVCache, Layout, MediaChunk, differences
 from . import values
 from .rows import Layer, Place, Tensor, layers, places, row_bytes
 from .statefile import StateFile
@@ -89,8 +89,8 @@ def compare(a: StateFile, b: StateFile) -> Comparison:
     """Compare two states.
 
     Rows are those of the same sequence and position, in whatever cells they are; two states of
-    single sequences are compared whatever the ids of the sequences. It takes a few megabytes
-    of memory, whatever the size of the states.
+    single sequences are compared whatever the ids of the sequences. Tensors are read a piece at
+    a time: what it takes of memory depends on the number of cells only.
 
     Raises:
         FormatError: One of the two is damaged.
@@ -140,7 +140,18 @@ def _fields(a: StateFile, b: StateFile, ours: Layout, theirs: Layout) -> Iterato
         same = _common(a.tokens, b.tokens)
         told = [f"{count(len(one.tokens), 'token')}, {same:,} in common" for one in (a, b)]
         yield Difference("tokens", *told)
+    media = [one.slot.media if one.slot else () for one in (a, b)]
+    if a.has_tokens and b.has_tokens and _named(media[0]) != _named(media[1]):
+        yield Difference("media", *("; ".join(_named(chunks)) or "none" for chunks in media))
+    names = [", ".join(cache.name for cache in one.caches) for one in (ours, theirs)]
+    if ours.module == theirs.module and names[0] != names[1]:
+        yield Difference("caches", *names)
     yield from differences(ours.geometry, theirs.geometry)
+
+
+def _named(media: Sequence[MediaChunk]) -> list[str]:
+    """Return what is known of images and sounds, one text each."""
+    return [f"{one.kind or 'media'} {one.id or ''} at {one.start}" for one in media]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -200,7 +211,7 @@ def _rotated_apart(a: Cache, b: Cache, name: str) -> bool:
 def _compare_layer(
     a: memoryview, b: memoryview, cache: str, ours: Layer, theirs: Layer, pairs: Pairs
 ) -> RowDifference:
-    """Compare the rows of a layer, a few megabytes at a time."""
+    """Compare the rows of a layer, a piece at a time."""
     n_row = n_differ = 0
     worst, error, norm = 0.0, 0.0, 0.0
     decoded = True

@@ -11,7 +11,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .._types import StrPath
 from ..errors import FormatError, UnsupportedError
 from ..layout import UNKNOWN_ID, Cache, Cells, Layout, RecurrentCache
 from . import values
@@ -65,11 +64,6 @@ def render(found: StateFile, suffix: str) -> bytes:
         about = {"Date": None} if suffix.lower() == ".svg" else {"Software": None}
         figure.savefig(out, format=suffix.lower()[1:], dpi=110, metadata=about)
     return out.getvalue()
-
-
-def suffix_of(path: StrPath) -> str:
-    """Return the suffix of a file name."""
-    return Path(path).suffix
 
 
 def _draw(found: StateFile, layout: Layout) -> Any:

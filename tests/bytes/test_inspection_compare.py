@@ -22,7 +22,7 @@ from llama_state.inspection.rows import Tensor, layers, row_bytes
 from llama_state.layout import TYPES
 
 from .blobs import F16, F32, Q8_0, State, text
-from .slots import packed
+from .slots import image, packed
 from .statefiles import native, slot, write
 from .test_inspection import check_text
 from .test_layout_parse import CHAT
@@ -241,6 +241,26 @@ def test_tokens_and_kinds(tmp_path: Path) -> None:
     whole = native(replace(state, seq=None, arch="llama"))
     fields = compared(tmp_path, whole, native(state)).fields
     assert [difference.name for difference in fields] == ["kind"]
+
+
+def test_media(tmp_path: Path) -> None:
+    """Two images that look alike in the token list are told apart by what they are."""
+    state = State("kv", cells=text(4), seq=0)
+    a, b = (slot(state, packed([1, -1], {1: image(1, 1, name)})) for name in ("cat", "dog"))
+    assert compared(tmp_path, a, a).equal
+    (field,) = compared(tmp_path, a, b).fields
+    assert tuple(field) == ("media", "image cat at 1", "image dog at 1")
+    (one, other) = compared(tmp_path, native(state, [1, 2]), a).fields
+    assert (one.name, other.name, other.saved) == ("tokens", "media", "none")
+
+
+def test_a_cache_that_only_one_has(tmp_path: Path) -> None:
+    """It is a difference, though there is nothing to compare it with."""
+    state = State("hybrid-idx", ext=True, arch="qwen4exp")
+    found = compared(tmp_path, native(state), native(replace(state, indexer=False)))
+    assert [tuple(field) for field in found.fields] == [
+        ("caches", "attn, recurrent, idx", "attn, recurrent")
+    ]
 
 
 def test_other_models(tmp_path: Path) -> None:

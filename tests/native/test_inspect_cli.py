@@ -175,8 +175,21 @@ def test_plot(chat: ls.Context, run: Run, tmp_path: Path, request: pytest.Fixtur
     (tmp_path / "s").write_bytes((tmp_path / "s").read_bytes()[:-1])
     status, _, err = run("inspect", tmp_path / "s", "--plot", picture)
     assert status == 1
-    assert "cut off" in err
     assert picture.read_bytes() == before
+
+
+def test_plots_that_can_not_be(llama: ls.Model, run: Run, tmp_path: Path) -> None:
+    """Other formats, and places where nothing can be written."""
+    with llama.context(n_ctx=256) as ctx:
+        ctx.decode(TOKENS[:6])
+        ctx.save_state(tmp_path / "s")
+    for name, sentence in (
+        ("p.jpg", f"{tmp_path / 's'}: pictures are .png or .svg, not .jpg"),
+        ("none/p.png", f"{tmp_path / 'none/p.png'}: No such file or directory"),
+    ):
+        status, out, err = run("inspect", tmp_path / "s", "--plot", tmp_path / name)
+        assert (status, err) == (1, f"{sentence}\n")
+        assert "session file" in out
 
 
 def test_convert(chat: ls.Context, run: Run, tmp_path: Path) -> None:
