@@ -16,6 +16,7 @@ MODULES = (
     ".aio",
     ".container",
     ".fingerprint",
+    ".inspection",
     ".layout",
     ".testing",
     ".testing.conformance",

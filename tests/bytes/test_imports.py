@@ -23,7 +23,7 @@ RANKS = [
     {"_log", "_gguf", "container", "_opening"},
     {"_library", "fingerprint"},
     {"_discovery", "_handles", "checkpoint"},
-    {"_memory", "_transfer", "_facts", "_refusals"},
+    {"_memory", "_transfer", "_facts", "_refusals", "inspection"},
     {"_fitting", "_identity"},
     {"_restoring"},
     {"engine", "state"},
@@ -40,6 +40,7 @@ RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 BYTES = {
     *("errors", "_types", "layout", "_buffers", "_files", "_gguf", "_params", "_refusals"),
     *("_digests", "_progress", "_replacing", "_zstd", "container", "fingerprint", "checkpoint"),
+    "inspection",
 }
 
 
