@@ -6,6 +6,7 @@
 #include <unistd.h>
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
 #endif
 #endif
 
@@ -24,15 +25,17 @@ PAGES_API void pages_huge(const uint8_t *start, size_t size)
 #endif
 }
 
-// Maps pages of a file, and reads those that are on the disk only; start begins a page. Returns an
-// errno: EINVAL where the system can not do that, another where the file can not be read.
-PAGES_API int pages_read(const uint8_t *start, size_t size)
+// Has pages of a mapped file in memory, to be read or to be written; start begins a page. Returns
+// an errno: EINVAL where the system can not do that, another where the file can not be read.
+PAGES_API int pages_populate(const uint8_t *start, size_t size, bool write)
 {
 #if defined(__linux__)
-    return madvise((void *)start, size, MADV_POPULATE_READ) == 0 ? 0 : errno;
+    const int advice = write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+    return madvise((void *)start, size, advice) == 0 ? 0 : errno;
 #else
     (void)start;
     (void)size;
+    (void)write;
     return 22;
 #endif
 }

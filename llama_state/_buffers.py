@@ -7,7 +7,6 @@ comes back is kept for the next one who asks. What is kept the system may take (
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import tempfile
@@ -27,9 +26,6 @@ _HUGE: Final = 2 << 20
 _SMALL: Final = 1 << 16
 # A state grows with each token, and what was made for it should do for some more of them.
 _GROWTH: Final = 8
-# Of Linux 5.14; mmap.madvise keeps the GIL, so only so much at once.
-_MADV_POPULATE_WRITE: Final = 23
-_POPULATED: Final = 8 << 20
 
 
 class Pool:
@@ -152,21 +148,6 @@ def flat(buffer: Buffer) -> memoryview:
         raise TypeError(f"not a contiguous buffer: {error}") from None
 
 
-def populate(memory: mmap.mmap, start: int, end: int) -> None:
-    """Make the pages from *start* to *end* writable now; without that, each as it is touched.
-
-    Raises:
-        OSError: They can not be; touching them would kill the process.
-    """
-    for at in range(start - start % mmap.PAGESIZE, end, _POPULATED):
-        try:
-            memory.madvise(_MADV_POPULATE_WRITE, at, min(_POPULATED, end - at))
-        except (AttributeError, OSError) as error:
-            if getattr(error, "errno", errno.EINVAL) != errno.EINVAL:
-                raise
-            return  # an older system
-
-
 def _rounded(nbytes: int) -> int:
     grain = _HUGE if nbytes >= _HUGE else _SMALL
     return max(-(-nbytes // grain), 1) * grain
@@ -189,8 +170,6 @@ def _file_pages(nbytes: int) -> mmap.mmap:
         with tempfile.TemporaryFile(prefix="llama_state-") as file:
             # Reserved: writing to pages for which the disk has no room kills the process.
             os.posix_fallocate(file.fileno(), 0, max(nbytes, 1))
-            memory = mmap.mmap(file.fileno(), max(nbytes, 1))
-            populate(memory, 0, nbytes)
+            return mmap.mmap(file.fileno(), max(nbytes, 1))
     except (AttributeError, OSError) as error:
         raise MemoryError(f"no room for {nbytes} bytes, in memory or on disk: {error}") from error
-    return memory

@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ._buffers import anonymous, flat, populate
+from ._buffers import anonymous, flat
 from ._replacing import replacing, reserve
 from ._types import Progress, StrPath
 from .errors import TruncatedError
@@ -79,17 +79,23 @@ def fill_file(
     size: int,
     fill: Callable[[memoryview], object],
     *,
+    prepare: Callable[[memoryview], object],
     durable: bool,
     progress: Progress | None = None,
 ) -> int:
     """Let *fill* write the *size* bytes of a file into its own pages: all of it, or nothing.
 
     For what finds no second place in memory: the system can write such pages out meanwhile.
-    Slower than :func:`write_file`, whose arguments, result and errors it has.
+    Slower than :func:`write_file`, whose other arguments, result and errors it has.
+
+    Args:
+        size: Bytes that the file will have.
+        fill: Writes all of them.
+        prepare: Has the pages of a piece in memory, so that *fill* need not wait for each; an
+            OSError where that is not possible, since writing to such pages kills the process.
 
     Raises:
-        SaveError: Also where the file system reserves no room: writing to the pages of a file
-            that has none kills the process.
+        SaveError: Also where the file system reserves no room for the file.
     """
     report = progress or nobody
     with replacing(path, durable=durable) as (fd, saving):
@@ -97,13 +103,13 @@ def fill_file(
             if not reserve(fd, size):
                 reason = "no memory for a copy, and the file system reserves no room for the file"
                 raise OSError(errno.ENOMEM, reason)
-            memory = mmap.mmap(fd, size)
+            pages = memoryview(mmap.mmap(fd, size))
         report(0, size)
         for start, end in pieces(size):
             with saving:
-                populate(memory, start, end)
+                prepare(pages[start:end])
             report(end, size)
-        fill(memoryview(memory))
+        fill(pages)
     return size
 
 

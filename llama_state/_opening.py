@@ -90,7 +90,7 @@ def _mapped(file: FileIO, report: Progress) -> memoryview:
 
 def _read_ahead(file: FileIO, view: memoryview, start: int) -> None:
     """Have the pages of *view*, which begin at *start* of *file*, in memory."""
-    number = lib.pages_read(ffi.from_buffer("uint8_t[]", view), len(view))
+    number = lib.pages_populate(ffi.from_buffer("uint8_t[]", view), len(view), False)
     if number == errno.EINVAL and sys.platform == "linux":
         # Before Linux 5.14. To the null device nothing is copied: the pages are only found.
         with Path(os.devnull).open("wb") as null:

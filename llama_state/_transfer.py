@@ -6,6 +6,8 @@ A *scope* is a valid sequence id, or None for the whole context. *flags* are lla
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -71,6 +73,17 @@ def read_into(call: Call, scope: Scope, out: Buffer, flags: int = 0) -> memoryvi
         raise CapacityError("output buffer, in bytes", need=need, have=len(view))
     _fill(call, scope, ffi.from_buffer("uint8_t[]", view, require_writable=True), need, flags)
     return view[:need]
+
+
+def prepare(pages: memoryview) -> None:
+    """Have pages of a mapped file in memory before llama.cpp writes to them.
+
+    Raises:
+        OSError: The disk has no room for them, or is broken.
+    """
+    number = lib.pages_populate(ffi.from_buffer("uint8_t[]", pages), len(pages), True)
+    if number not in (0, errno.EINVAL):  # an older system has them as they are touched
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def overwrite(view: memoryview, start: int, data: bytes) -> None:

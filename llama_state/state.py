@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import _files, _memory, _transfer, layout
 from ._buffers import POOL, flat
@@ -159,27 +159,33 @@ class ContextState:
         ids = layout.token_array(tokens)
         header = layout.pack_file_header(*self._file_kind(scope), ids)
         skip = 0 if scope is None else self._restoring.head_size
+        options: dict[str, Any] = {"durable": durable, "progress": progress}
         with POOL.limited(memory_limit), ExitStack() as stack:
             with self._handle.use() as call:
                 need = _transfer.size(call, scope)
                 try:
                     buffer = stack.enter_context(POOL.lend(need))
                 except MemoryError:
-                    # The head in front of a blob has no place in a file: the payload comes to
-                    # lie where it belongs, and the header over the head.
-                    start = len(header) - skip
-
-                    def fill(pages: memoryview) -> None:
-                        _transfer.read_into(call, scope, pages[start:])
-                        pages[: len(header)] = header
-
-                    return _files.fill_file(
-                        path, start + need, fill, durable=durable, progress=progress
-                    )
+                    buffer = None
+                if buffer is None:
+                    return self._save_in_place(call, scope, path, header, need, options)
                 blob = _transfer.read_into(call, scope, buffer)
-            return _files.write_file(
-                path, [header, blob[skip:]], durable=durable, progress=progress
-            )
+            skip = 0 if scope is None else self._restoring.head_size
+            return _files.write_file(path, [header, blob[skip:]], **options)
+
+    def _save_in_place(
+        self, call: Call, scope: Scope, path: StrPath, header: bytes, need: int, options: Any
+    ) -> int:
+        """Let llama.cpp write its *need* bytes into the pages of the file."""
+        # The head in front of a sequence's blob has no place in a file: the header is written
+        # over it, and the payload lies where it belongs.
+        start = len(header) - (0 if scope is None else self._restoring.head_size)
+
+        def fill(pages: memoryview) -> None:
+            _transfer.read_into(call, scope, pages[start:])
+            pages[: len(header)] = header
+
+        return _files.fill_file(path, start + need, fill, prepare=_transfer.prepare, **options)
 
     def load(
         self,

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llama_state._files import read_file, write_file
+from llama_state import _replacing
+from llama_state._files import fill_file, read_file, write_file
 from llama_state.errors import SaveError, TruncatedError
 
 OLD = b"the old content"
@@ -106,6 +108,120 @@ def test_a_failing_disk_keeps_the_old_file(
         assert caught.value.errno == number
         assert path.read_bytes() == OLD
         assert litter(tmp_path) == []
+
+
+def test_what_others_raise_is_not_of_the_file(tmp_path: Path) -> None:
+    """Errors of the parts and of a progress are passed on; the old file is there."""
+    path = tmp_path / "state"
+    path.write_bytes(OLD)
+    for error in (OSError(errno.EIO, "theirs"), ValueError("theirs"), KeyboardInterrupt()):
+
+        def fail(*_: int, error: BaseException = error) -> bytes:
+            raise error
+
+        for call in (
+            lambda fail=fail: write_file(path, map(fail, [1]), durable=False, at_most=9),
+            lambda fail=fail: write_file(path, [b"new"], durable=False, progress=fail),
+            lambda fail=fail: fill_file(path, 9, fail, prepare=len, durable=False),
+            lambda fail=fail: fill_file(path, 9, len, prepare=len, durable=False, progress=fail),
+        ):
+            with pytest.raises(type(error)) as caught:
+                call()
+            assert caught.value is error
+            assert path.read_bytes() == OLD
+            assert litter(tmp_path) == []
+
+
+def test_progress_of_parts_that_are_made_meanwhile(tmp_path: Path) -> None:
+    """It ends with the size, though there was room for more."""
+    steps: list[tuple[int, int]] = []
+    size = write_file(
+        tmp_path / "state",
+        (bytes([n]) * 10 for n in range(3)),
+        durable=False,
+        at_most=100,
+        progress=lambda *step: steps.append(step),
+    )
+    assert size == 30
+    assert steps == [(0, 100), (10, 100), (20, 100), (30, 100), (30, 30)]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_that_is_filled_in_place(tmp_path: Path, durable: bool) -> None:
+    """Its pages are prepared piece by piece, then written to, then it takes its place."""
+    path = tmp_path / "state"
+    path.write_bytes(OLD)
+    prepared: list[int] = []
+
+    def fill(pages: memoryview) -> None:
+        assert path.read_bytes() == OLD
+        pages[:] = bytes(range(256)) * 4
+
+    done = fill_file(
+        path, 1024, fill, prepare=lambda piece: prepared.append(len(piece)), durable=durable
+    )
+    assert (done, sum(prepared)) == (1024, 1024)
+    assert path.read_bytes() == bytes(range(256)) * 4
+    assert litter(tmp_path) == []
+
+
+def test_no_page_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that can not be reserved, or not be had, are a SaveError and never written to."""
+    path = tmp_path / "state"
+    path.write_bytes(OLD)
+    written: list[memoryview] = []
+
+    def refusing(number: int) -> Callable[..., None]:
+        def refuse(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return refuse
+
+    for number, found in [(errno.ENOSPC, errno.ENOSPC), (errno.EOPNOTSUPP, errno.ENOMEM)]:
+        with monkeypatch.context() as patch, pytest.raises(SaveError) as caught:
+            patch.setattr(os, "posix_fallocate", refusing(number))
+            fill_file(path, 10, written.append, prepare=len, durable=False)
+        assert caught.value.errno == found
+    with pytest.raises(SaveError) as caught:
+        fill_file(path, 10, written.append, prepare=refusing(errno.EIO), durable=False)
+    assert caught.value.errno == errno.EIO
+    assert written == []
+    assert path.read_bytes() == OLD
+    assert litter(tmp_path) == []
+
+
+def test_a_large_old_file_is_freed_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread frees it; room that only it has is waited for."""
+    monkeypatch.setattr(_replacing, "_SLOW_TO_FREE", 1)
+    path = tmp_path / "state"
+    path.write_bytes(OLD)
+    close, fallocate = os.close, os.posix_fallocate
+    before = threading.current_thread()
+    freed, full = threading.Event(), threading.Event()
+
+    def slowly(fd: int) -> None:
+        if threading.current_thread() is not before:
+            full.wait(30)
+            freed.set()
+        close(fd)
+
+    def until_freed(fd: int, start: int, size: int) -> None:
+        if not freed.is_set():
+            full.set()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fallocate(fd, start, size)
+
+    monkeypatch.setattr(os, "close", slowly)
+    write_file(path, [b"new"], durable=False)
+    assert path.read_bytes() == b"new"
+    assert not freed.is_set()
+    monkeypatch.setattr(os, "posix_fallocate", until_freed)
+    write_file(path, [b"newer"], durable=False)
+    assert path.read_bytes() == b"newer"
+    assert freed.is_set()
+    assert litter(tmp_path) == []
 
 
 def test_writers_of_one_path_take_turns(tmp_path: Path) -> None:

@@ -82,9 +82,10 @@ def test_the_same_as_without(ctx: ls.Context, make: Make, tmp_path: Path) -> Non
             assert (await actx.load_state(path)).nbytes == nbytes
             await actx.seq_save_state(path, 1, (3,), durable=False)
             assert (await actx.seq_load_state(path)).tokens == (3,)
-            kept = await actx.seq_device_snapshot()
-            await actx.decode([1])
-            assert (await actx.run(kept.restore)).sequences[0].n_past == 100
+            if ctx.library.session_version > 9:  # that one has no such snapshots
+                kept = await actx.seq_device_snapshot()
+                await actx.decode([1])
+                assert (await actx.run(kept.restore)).sequences[0].n_past == 100
             checkpoint = await actx.checkpoint(0, [4])
             await actx.clear()
             assert (await actx.resume(checkpoint)).tokens == (4,)

@@ -1,0 +1,210 @@
+"""The figures as tables: plain, for a Markdown page, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from _small import TINY_ROUNDS
+from _targets import Finding
+from _targets import findings as find
+from _timing import MIB, Timing
+from _ways import PARSE
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was measured.
+
+    Attributes:
+        facts: Where and with what.
+        rounds: Times that each way was measured.
+        timings: The times.
+        findings: What follows of them.
+    """
+
+    facts: Mapping[str, str]
+    rounds: int
+    timings: Sequence[Timing]
+    findings: Sequence[Finding]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header; the first column is words, the others figures.
+
+    Attributes:
+        title: What it shows.
+        header: The names of the columns.
+        rows: The cells.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """What ``json.dump`` takes: facts, rounds, timings and findings with all their fields."""
+    return {
+        "facts": dict(report.facts),
+        "rounds": report.rounds,
+        "timings": [
+            {**asdict(one), "median": one.median, "gib_per_second": one.speed}
+            for one in report.timings
+        ],
+        "findings": [{**asdict(one), "met": one.met} for one in report.findings],
+    }
+
+
+def from_json(data: Mapping[str, Any]) -> Report:
+    """The report that :func:`as_json` was given; the findings are made anew."""
+    names = [one.name for one in fields(Timing)]
+    timings = [
+        Timing(**{**{name: one[name] for name in names}, "seconds": tuple(one["seconds"])})
+        for one in data["timings"]
+    ]
+    return Report(data["facts"], data["rounds"], timings, find(timings))
+
+
+def as_text(report: Report) -> str:
+    """The tables for a terminal."""
+    facts = "\n".join(f"{name + ':':<13}{value}" for name, value in report.facts.items())
+    return "\n\n".join([facts, *map(_plain, _tables(report)), _notes(report)])
+
+
+def as_markdown(report: Report) -> str:
+    """The same for a page."""
+    facts = "\n".join(f"* {name}: {value}" for name, value in report.facts.items())
+    return "\n\n".join([facts, *map(_markdown, _tables(report)), _notes(report)])
+
+
+def _notes(report: Report) -> str:
+    judged = [one.met for one in report.findings if one.met is not None]
+    rounds = f"{report.rounds} rounds ({TINY_ROUNDS * report.rounds} of the tiny state)"
+    return f"""\
+Medians of {rounds} in one process, the ways in another order
+each round. A ratio is the median of the ratios of the rounds, with the smallest and the largest;
+over sizes, of the medians. What a way returns is freed after its time. Files are new and written
+with durable=False, unless it says "over" or "durable".
+Targets met: {sum(judged)} of {len(judged)}."""
+
+
+# -- the tables
+
+
+def _tables(report: Report) -> Iterator[Table]:
+    sections = {one.section for one in report.timings}
+    if "states" in sections:
+        yield _states(_of(report.timings, "states"))
+    if "sizes" in sections:
+        yield _sizes(_of(report.timings, "sizes"))
+    if "tiny" in sections:
+        yield _tiny(_of(report.timings, "tiny"))
+    if "threads" in sections:
+        yield _threads(_of(report.timings, "threads"))
+    for table in (_targets(report.findings), _others(report.findings)):
+        if table.rows:
+            yield table
+
+
+def _of(timings: Iterable[Timing], section: str) -> list[Timing]:
+    return [one for one in timings if one.section == section]
+
+
+def _states(timings: Sequence[Timing]) -> Table:
+    configurations = _unique(one.configuration for one in timings)
+    sizes = " or ".join(_unique(map(_size, timings)))
+    at = {(one.way, one.configuration): one for one in timings}
+    cells = {where: _milliseconds(one) for where, one in at.items()}
+    rows = [
+        [way, *(cells.get((way, name), "") for name in configurations)]
+        for way in _unique(one.way for one in timings)
+    ]
+    return Table(f"One state of {sizes}: ms (GiB/s)", ["way", *configurations], rows)
+
+
+def _milliseconds(one: Timing) -> str:
+    figure = f"{1e3 * one.median:.1f}"
+    # Parsing looks at few of the bytes: a speed would say nothing.
+    return figure if one.way == PARSE else f"{figure} ({one.speed:.2f})"
+
+
+def _sizes(timings: Sequence[Timing]) -> Table:
+    sizes = _unique(map(_size, timings))
+    at = {(one.way, one.configuration, _size(one)): one for one in timings}
+    rows = [
+        [f"{way} ({name})", *(f"{1e3 / at[way, name, size].speed:.0f}" for size in sizes)]
+        for way, name in _unique((one.way, one.configuration) for one in timings)
+    ]
+    return Table("States of several sizes: ms for a GiB", ["way", *sizes], rows)
+
+
+def _tiny(timings: Sequence[Timing]) -> Table:
+    rows = [[one.way, f"{1e6 * one.median:.1f}"] for one in timings]
+    title = f"A tiny sequence: {timings[0].nbytes:,} bytes, {timings[0].configuration}"
+    return Table(title, ["way", "us"], rows)
+
+
+def _threads(timings: Sequence[Timing]) -> Table:
+    rows = [[one.way, f"{1e3 * one.median:.0f}"] for one in timings]
+    title = f"Another thread in pure Python, beside a state of {_size(timings[0])}"
+    return Table(title, ["way", "ms"], rows)
+
+
+def _targets(findings: Iterable[Finding]) -> Table:
+    rows = [
+        [one.label, one.configuration, _figure(one), one.wanted, "yes" if one.met else "NO"]
+        for one in findings
+        if one.met is not None
+    ]
+    return Table("Targets", ["times as fast", "context", "ratio", "wanted", "met"], rows)
+
+
+def _others(findings: Iterable[Finding]) -> Table:
+    others = [one for one in findings if one.met is None]
+    configurations = _unique(one.configuration for one in others)
+    at = {(one.label, one.configuration): f"{one.value:.2f}" for one in others}
+    rows = [
+        [label, *(at.get((label, name), "") for name in configurations)]
+        for label in _unique(one.label for one in others)
+    ]
+    return Table("For comparison", ["times as fast", *configurations], rows)
+
+
+def _figure(one: Finding) -> str:
+    digits = 0 if one.value >= 100 else 1 if one.value >= 10 else 2
+    return f"{one.value:.{digits}f} ({one.low:.{digits}f}-{one.high:.{digits}f})"
+
+
+def _size(timing: Timing) -> str:
+    return f"{timing.nbytes / MIB:.0f} MiB"
+
+
+def _unique(values: Iterable[_T]) -> list[_T]:
+    return list(dict.fromkeys(values))
+
+
+# -- the two forms
+
+
+def _plain(table: Table) -> str:
+    lines = [table.header, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    drawn = [
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([table.title, "-" * max(map(len, drawn)), *drawn])
+
+
+def _markdown(table: Table) -> str:
+    lines = [table.header, ["---", *["---:"] * (len(table.header) - 1)], *table.rows]
+    drawn = (f"| {' | '.join(line)} |" for line in lines)
+    return f"### {table.title}\n\n" + "\n".join(drawn)

@@ -1,0 +1,195 @@
+"""What is wanted of the figures, and whether it holds.
+
+A ratio is taken round by round: the time of one way over that of the other in the same round, a
+second or so apart. Its value is the median of those, with the smallest and the largest beside it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import _small
+import _ways
+from _states import CONFIGURATIONS
+from _timing import Timing, times_as_fast
+
+Bounds = Mapping[str, float]
+
+_FLASH, _PLAIN, _QUANTIZED = map(str, CONFIGURATIONS)
+_FLAT_WITHIN = 1.25
+_TINY_MICROSECONDS = 250.0
+_FLAT_WAYS = (
+    _ways.SNAPSHOT_OUT,
+    _ways.SNAPSHOT,
+    _ways.RESTORE,
+    _ways.SAVE,
+    _ways.LOAD,
+)
+
+
+def _both(bound: float) -> Bounds:
+    """A bound with flash attention and without; quantized caches are measured, not judged."""
+    return {_FLASH: bound, _PLAIN: bound}
+
+
+@dataclass(frozen=True)
+class Target:
+    """How many times as fast as *base* a way should be at least.
+
+    Attributes:
+        way: Ours.
+        base: The other.
+        bounds: Configuration -> the smallest ratio; none: it is only told.
+    """
+
+    way: str
+    base: str
+    bounds: Bounds
+
+
+TARGETS = (
+    Target(_ways.GET_DATA, _ways.MEMCPY, {}),
+    Target(_ways.SNAPSHOT_OUT, _ways.MEMCPY, _both(0.85)),
+    Target(_ways.SNAPSHOT, _ways.ION7_SNAPSHOT, _both(1.7)),
+    Target(_ways.SNAPSHOT, _ways.LLAMA_SAVE, _both(3.0)),
+    Target(_ways.SET_DATA, _ways.MEMCPY, {}),
+    Target(_ways.RESTORE, _ways.MEMCPY, _both(0.75)),
+    Target(_ways.RESTORE, _ways.SET_DATA, {}),
+    Target(_ways.RESTORE_MAPPED, _ways.RESTORE, {}),
+    Target(_ways.RESTORE, _ways.ION7_RESTORE, {}),
+    Target(_ways.RESTORE, _ways.LLAMA_LOAD, _both(5.0)),
+    Target(_ways.CACHE_HIT, _ways.SET_DATA, {}),
+    Target(_ways.SEQ_SNAPSHOT_OUT, _ways.SEQ_GET, {}),
+    Target(_ways.SEQ_RESTORE, _ways.SEQ_SET, {}),
+    Target(_ways.SAVE, _ways.SAVE_FILE, {_FLASH: 2.5, _PLAIN: 4.0}),
+    # "No slower", with what two equal ways differ by.
+    Target(_ways.SAVE_OVER, _ways.SAVE, _both(0.95)),
+    Target(_ways.SAVE_OVER, _ways.SAVE_FILE_OVER, {}),
+    Target(_ways.LOAD, _ways.LOAD_FILE, _both(1.0)),
+    Target(_ways.SAVE_LIMITED, _ways.SAVE, {}),
+    Target(_ways.LOAD_LIMITED, _ways.LOAD, {}),
+    # At most 1.25 and 1.35 times as long.
+    Target(_ways.CHECKPOINT, _ways.SNAPSHOT_OUT, _both(0.8)),
+    Target(_ways.LOAD_AND_RESUME, _ways.RESTORE, _both(0.74)),
+    Target(_ways.RESUME, _ways.RESTORE, {}),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A figure made of timings.
+
+    Attributes:
+        label: What it is.
+        configuration: Where it was measured.
+        value: The figure.
+        low: Of the rounds, the smallest.
+        high: The largest.
+        bound: What is wanted; None where nothing is.
+        at_least: *bound* is the smallest that will do, not the largest.
+    """
+
+    label: str
+    configuration: str
+    value: float
+    low: float
+    high: float
+    bound: float | None = None
+    at_least: bool = True
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it is as wanted."""
+        if self.bound is None:
+            return None
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    @property
+    def wanted(self) -> str:
+        """*bound* as the tables show it."""
+        if self.bound is None:
+            return ""
+        return f"{'>=' if self.at_least else '<='} {self.bound:g}"
+
+
+def findings(timings: Sequence[Timing]) -> list[Finding]:
+    """All figures that *timings* allow."""
+    return [*_ratios(timings), *_flatness(timings), *_calls(timings), *_threads(timings)]
+
+
+def _ratios(timings: Sequence[Timing]) -> Iterator[Finding]:
+    for target in TARGETS:
+        for configuration, by_way in _by_configuration(timings, "states"):
+            if target.way in by_way and target.base in by_way:
+                ratios = times_as_fast(by_way[target.way], by_way[target.base])
+                bound = target.bounds.get(configuration)
+                label = f"{target.way} / {target.base}"
+                yield _finding(label, configuration, ratios, bound)
+
+
+def _flatness(timings: Sequence[Timing]) -> Iterator[Finding]:
+    """The largest time for a byte over the smallest, from the smallest state to the largest."""
+    for name in _FLAT_WAYS:
+        grown: defaultdict[str, list[Timing]] = defaultdict(list)
+        for timing in timings:
+            if timing.section == "sizes" and timing.way == name:
+                grown[timing.configuration].append(timing)
+        for configuration, sizes in grown.items():
+            if len(sizes) > 1:
+                rounds = zip(*([s / one.nbytes for s in one.seconds] for one in sizes), strict=True)
+                spread = [max(one) / min(one) for one in rounds]
+                speeds = [one.speed for one in sizes]
+                value = max(speeds) / min(speeds)
+                label = f"most / least time for a byte, {name}"
+                yield Finding(
+                    label, configuration, value, min(spread), max(spread), _FLAT_WITHIN, False
+                )
+
+
+def _calls(timings: Sequence[Timing]) -> Iterator[Finding]:
+    """Microseconds that our snapshot and restore of a tiny sequence take above the bare calls."""
+    for configuration, by_way in _by_configuration(timings, "tiny"):
+        ours = by_way[_ways.SEQ_SNAPSHOT], by_way[_ways.SEQ_RESTORE]
+        bare = by_way[_ways.SEQ_GET], by_way[_ways.SEQ_SET]
+        above = [
+            1e6 * (save + restore - get - put)
+            for save, restore, get, put in zip(
+                *(one.seconds for one in (*ours, *bare)), strict=True
+            )
+        ]
+        label = "us above llama.cpp, snapshot and restore"
+        yield _finding(label, configuration, above, _TINY_MICROSECONDS, at_least=False)
+
+
+def _threads(timings: Sequence[Timing]) -> Iterator[Finding]:
+    """The share of its speed that a counting thread keeps."""
+    for configuration, by_way in _by_configuration(timings, "threads"):
+        for name, timing in by_way.items():
+            if name != _small.COUNTING:
+                ratios = times_as_fast(timing, by_way[_small.COUNTING])
+                yield _finding(f"{name} / alone", configuration, ratios, 0.8)
+
+
+def _by_configuration(
+    timings: Iterable[Timing], section: str
+) -> Iterable[tuple[str, dict[str, Timing]]]:
+    found: defaultdict[str, dict[str, Timing]] = defaultdict(dict)
+    for timing in timings:
+        if timing.section == section:
+            found[timing.configuration][timing.way] = timing
+    return found.items()
+
+
+def _finding(
+    label: str,
+    configuration: str,
+    values: Sequence[float],
+    bound: float | None,
+    *,
+    at_least: bool = True,
+) -> Finding:
+    value, low, high = statistics.median(values), min(values), max(values)
+    return Finding(label, configuration, value, low, high, bound, at_least)
