@@ -114,14 +114,14 @@ def run_verify(options: argparse.Namespace) -> int:
 def run_diff(options: argparse.Namespace) -> int:
     """Compare two files."""
     from ..inspection import compare, inspect_file, reporting
+    from ..inspection.statefile import raised
 
     opened = []
     for path in (options.a, options.b):
         with _naming(path):
-            found = inspect_file(path, model=options.model, key=_key(options))
-            if found.problem:
-                raise found.problem
-            opened.append(found)
+            opened.append(inspect_file(path, model=options.model, key=_key(options)))
+            if problem := opened[-1].problem:
+                raise raised(problem)
     result = compare(*opened)
     if options.json:
         _print_json(reporting.as_dict(result))

@@ -11,7 +11,7 @@ from ..errors import Difference, FormatError
 from ..layout import UNKNOWN_ID, Cache, KVCache, Layout, MediaChunk, differences
 from . import values
 from .rows import Layer, Place, Tensor, layers, places, row_bytes
-from .statefile import StateFile
+from .statefile import StateFile, raised
 from .wording import count, ranges
 
 Pairs = dict["tuple[int, int]", list["tuple[int, int]"]]
@@ -115,7 +115,7 @@ def compare(a: StateFile, b: StateFile) -> Comparison:
 
 def _sound(found: StateFile) -> Layout:
     if found.problem is not None:
-        raise found.problem
+        raise raised(found.problem)
     if found.layout is None:
         raise FormatError("no state")
     return found.layout

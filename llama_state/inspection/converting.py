@@ -13,7 +13,7 @@ from ..errors import FormatError, UnsupportedError
 from ..fingerprint import Fingerprint, model_fields, state_fields
 from ..layout import UNKNOWN_ID, Layout
 from .opening import inspect_file
-from .statefile import StateFile
+from .statefile import StateFile, raised
 
 Target = Literal["checkpoint", "native"]
 
@@ -71,7 +71,7 @@ def convert_file(
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     found = inspect_file(source, model=model, key=key)
     if found.problem:
-        raise found.problem
+        raise raised(found.problem)
     is_checkpoint = found.kind == "checkpoint"
     made = _checkpoint_of(found, model, session_version)
     if to == "native" or (to is None and is_checkpoint):

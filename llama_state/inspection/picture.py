@@ -16,7 +16,7 @@ from ..layout import UNKNOWN_ID, Cache, Cells, Layout, RecurrentCache
 from . import values
 from .describing import traits_text
 from .magnitudes import MOST_ROWS, Magnitudes, magnitudes
-from .statefile import StateFile
+from .statefile import StateFile, raised
 from .wording import count, ranges, size
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def render(found: StateFile, suffix: str) -> bytes:
         raise UnsupportedError(f"pictures are {' or '.join(SUFFIXES)}, not {suffix or 'nameless'}")
     values.require("matplotlib", "numpy")
     if found.problem is not None:
-        raise found.problem
+        raise raised(found.problem)
     if found.layout is None:
         raise FormatError("no state")
     import matplotlib

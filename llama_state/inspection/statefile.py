@@ -142,7 +142,7 @@ def with_state(
         except (FormatError, UnsupportedError) as error:
             # That no kind of memory fits follows from where the best of them failed.
             cause = error.__cause__ if isinstance(error.__cause__, FormatError) else error
-            errors.append(cause.with_traceback(None))
+            errors.append(_bare(cause))
     if not layouts:
         best = max(errors, key=_reached)
         if found.state_offset is None:
@@ -158,10 +158,28 @@ def _reached(error: StateError) -> int:
     return getattr(error, "offset", None) or 0
 
 
+def raised(problem: StateError) -> StateError:
+    """Return a copy of a file's problem, to be raised.
+
+    An error that is raised refers to the frames that it passes, and those to the file: the file
+    must not refer to it, or its pages are kept until the next garbage collection.
+    """
+    made = type(problem).__new__(type(problem))
+    made.args = problem.args
+    vars(made).update(vars(problem))
+    return made
+
+
 def with_problem(found: StateFile, error: StateError, *, moved: int = 0) -> StateFile:
     """Add *error*, the first one to be found, with its offset counted from the file's start."""
     if found.problem:
         return found
     if isinstance(error, FormatError):
         error = error.moved(moved)
-    return replace(found, problem=error.with_traceback(None))
+    return replace(found, problem=_bare(error))
+
+
+def _bare(error: StateError) -> StateError:
+    """Return *error* without what led to it: it would keep frames, and they the file's pages."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,7 +17,7 @@ from llama_state import inspect_file
 from llama_state.checkpoint import Checkpoint
 from llama_state.errors import ChecksumError, FormatError, TruncatedError, VersionError
 from llama_state.fingerprint import Fingerprint
-from llama_state.inspection import describing, printing
+from llama_state.inspection import compare, describing, printing
 from llama_state.inspection.wording import first_few, problem_text, ranges, ranges_text, size
 
 from .blobs import State, text, u32
@@ -242,6 +244,34 @@ def test_golden_blob_and_slot() -> None:
     assert (found.kind, list(found.tokens)) == ("slot file", [1, 259, 107, 108])
     assert found.layout is not None
     assert found.layout.spans == {0: (0, 3)}
+
+
+def test_nothing_is_left_to_the_garbage_collector(tmp_path: Path) -> None:
+    """A file's pages are let go of at once, also those of a damaged file.
+
+    Before 3.12.6 Python crashes where it collects a loop that a memoryview is part of.
+    """
+    damaged = bytearray(native(SEQUENCE))
+    damaged[12:24] = u32(4) + b"DSV4" + u32(1)  # begins like the state of a whole context
+    other = native(State("recurrent", seq=0))
+    for data in (damaged, native(WHOLE), native(WHOLE)[:-1], native(SEQUENCE)[:-1], other[:-1]):
+        path = write(tmp_path, bytes(data))
+        found = inspect_file(path)
+        with suppress(FormatError):
+            compare(found, found)
+        printing.text(found)
+        del found
+        gc.collect()
+        gc.disable()
+        try:
+            found = inspect_file(path)
+            with suppress(FormatError):
+                compare(found, found)
+            printing.text(found)
+            del found
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
 
 
 # -- checkpoints
