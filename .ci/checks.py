@@ -24,6 +24,8 @@ IN_THE_WHEEL = (
     r"llama_state/_llama_cffi\.pyi",
     r"llama_state/_probe\.gguf",
     r"llama_state/adapters/llama_cpp\.py",
+    r"llama_state/cli/files\.py",
+    r"llama_state/inspection/opening\.py",
     r"llama_state/py\.typed",
     r"llama_state/testing/specs/.*\.json",
 )

@@ -16,6 +16,7 @@ MODULES = (
     ".aio",
     ".container",
     ".fingerprint",
+    ".inspection",
     ".layout",
     ".testing",
     ".testing.conformance",
@@ -58,27 +59,26 @@ def signature(name: str, thing: Callable[..., Any]) -> str:
     return f"```python\n{textwrap.fill(text, 100, subsequent_indent='    ')}\n```\n"
 
 
+def is_hidden(base: type) -> bool:
+    """Whether a reader can not look a base up: what it has is listed with the class itself."""
+    modules = (import_module(f"llama_state{name}") for name in MODULES)
+    public = any(base.__name__ in module.__all__ for module in modules)
+    return base.__module__.startswith("llama_state") and not public
+
+
 def bases(thing: type) -> list[type]:
-    """The bases that a reader can look up: private ones of this package are folded in."""
+    """The bases that a reader can look up."""
     found = []
     for base in thing.__bases__:
-        hidden = base.__module__.startswith("llama_state") and not is_public(base)
-        found += bases(base) if hidden else [base] if base is not object else []
+        found += bases(base) if is_hidden(base) else [base] if base is not object else []
     return found
 
 
-def is_public(thing: type) -> bool:
-    """Whether this page has it."""
-    modules = (import_module(f"llama_state{name}") for name in MODULES)
-    return any(thing.__name__ in module.__all__ for module in modules)
-
-
 def members(thing: type) -> dict[str, Any]:
-    """What a class has itself, and what it has of bases that are folded in."""
+    """What a class has itself, and what it has of bases that are hidden."""
     found = dict(vars(thing))
-    for base in thing.__mro__[1:]:
-        if base.__module__.startswith("llama_state") and not is_public(base):
-            found |= {name: value for name, value in vars(base).items() if name not in found}
+    for base in filter(is_hidden, thing.__bases__):
+        found = {**members(base), **found}
     return found
 
 

@@ -40,6 +40,7 @@ from .errors import (
     VersionError,
 )
 from .fingerprint import Fingerprint, model_fields
+from .inspection import StateFile, inspect_file
 from .model import Model
 from .state import Restored, Span
 
@@ -69,11 +70,13 @@ __all__ = [
     "Span",
     "StaleError",
     "StateError",
+    "StateFile",
     "TruncatedError",
     "UnsupportedError",
     "VersionError",
     "__version__",
     "attach",
+    "inspect_file",
     "load_library",
     "model_fields",
     "trim_buffers",

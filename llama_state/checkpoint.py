@@ -154,7 +154,7 @@ class Checkpoint:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         payload = pickle.PickleBuffer(self.payload) if protocol >= 5 else bytes(self.payload)
-        return _build, (payload, self._metadata, *map(bytes, self._words()))
+        return from_parts, (payload, self._metadata, *map(bytes, self._words()))
 
     def _words(self) -> tuple[Buffer, Buffer]:
         """Tokens and logits as containers have them."""
@@ -251,7 +251,7 @@ class Checkpoint:
         """
         found = container.open_container(data, key=key)
         found.verify(progress)
-        return _build(found.payload(), bytes(found.metadata), found.tokens, found.logits)
+        return from_parts(found.payload(), bytes(found.metadata), found.tokens, found.logits)
 
     def check_unchanged(self) -> None:
         """Compare the file that was mapped, if any, with what it was when it was verified.
@@ -335,8 +335,8 @@ class Checkpoint:
         )
 
 
-def _build(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> Checkpoint:
-    """A checkpoint of the parts of a container, or of a pickle."""
+def from_parts(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> Checkpoint:
+    """A checkpoint of the parts of a container, or of a pickle, which are not verified here."""
     fields = _from_json(metadata)
     tokens = memoryview(words).cast("B").cast("i")
     packed = fields["packed tokens"]

@@ -8,13 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from . import _memory
-from ._facts import Facts
-from ._handles import Call, Handle, LastLogits, Owner
-from ._library import Library
+from ._handles import Call, LastLogits
 from .checkpoint import Checkpoint
+from .decoding import Decoding
 from .errors import Difference, FormatError, MismatchError, MismatchWarning, StateError
-from .fingerprint import Fingerprint
-from .state import ContextState, Restored
+from .state import Restored
 
 if TYPE_CHECKING:
     from ._types import Buffer
@@ -23,22 +21,8 @@ Check: TypeAlias = Literal["strict", "warn", "off"]
 _CHECKS: Final = ("strict", "warn", "off")
 
 
-class Checkpointing(Owner):
-    """What a context does with checkpoints."""
-
-    _handle: Handle
-    _facts: Facts
-    _state: ContextState
-    library: Library
-
-    if TYPE_CHECKING:
-
-        @property
-        def fingerprint(self) -> Fingerprint:
-            """See :class:`llama_state.Context`."""
-
-        def logits(self) -> memoryview[float]:
-            """See :class:`llama_state.Context`."""
+class Checkpointing(Decoding):
+    """The part of :class:`llama_state.Context` that is about checkpoints."""
 
     def checkpoint(
         self,

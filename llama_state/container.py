@@ -66,6 +66,11 @@ class Part:
     method: Method
     digest: bytes
 
+    @property
+    def end(self) -> int:
+        """Where it ends in the container."""
+        return self.offset + self.stored
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -275,6 +280,12 @@ def at_most(
 def is_container(data: Buffer) -> bool:
     """Whether *data* begins like a container."""
     return bytes(memoryview(data).cast("B")[: len(MAGIC)]) == MAGIC
+
+
+def is_keyed(data: Buffer) -> bool:
+    """Whether the container that *data* begins like can be opened only with a key."""
+    view = memoryview(data).cast("B")
+    return is_container(view) and len(view) >= HEADER.size and bool(view[10] & KEYED)
 
 
 def open_container(data: Buffer, *, key: bytes | None = None) -> Container:

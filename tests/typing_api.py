@@ -6,13 +6,16 @@ import ctypes
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import assert_type
 
 import llama_state as ls
+from llama_state import inspection
 from llama_state.adapters.llama_cpp import LlamaContext, PromptCache
 from llama_state.aio import AsyncContext
 from llama_state.fingerprint import adapter_digest, model_fields
+from llama_state.layout import Layout, SlotTokens
 from llama_state.testing import KINDS, write_benchmark_model, write_model, write_probe
 from llama_state.testing.conformance import Report, Row, check_model, round_trips
 
@@ -265,6 +268,30 @@ def errors(ctx: ls.Context) -> None:
     others = (ls.SaveError, ls.SequenceIdError, ls.LibraryNotFoundError, ls.UnsupportedError)
     every: list[type[ls.StateError]] = [ls.VersionError, ls.ChecksumError, ls.ModelLoadError]
     del values, runtime, others, every
+
+
+def inspecting(path: Path) -> None:
+    found = ls.inspect_file(path, model="m.gguf", key=b"")
+    assert_type(found, ls.StateFile)
+    assert_type(found.nbytes, int)
+    assert_type(found.version, int | None)
+    assert_type(found.session_versions, tuple[int, ...])
+    assert_type(found.tokens, "array[int]")
+    assert_type(found.layout, Layout | None)
+    assert_type(found.slot, SlotTokens | None)
+    assert_type(found.state, memoryview)
+    assert_type(found.checkpoint, ls.Checkpoint | None)
+    assert_type(found.problem, ls.StateError | None)
+    found.problem = None  # type: ignore[misc]
+    assert_type(inspection.describe(found), dict[str, Any])
+    assert_type(inspection.render(found, ".png"), bytes)
+    comparison = inspection.compare(found, found)
+    assert_type(comparison.equal, bool)
+    assert_type(comparison.rows[0].max_abs, float | None)
+    assert_type(inspection.verify_file("s").problems, tuple[str, ...])
+    converted = inspection.convert_file("s", path, to="native", force=True)
+    assert_type(converted.nbytes, int)
+    inspection.convert_file("s", path, to="gguf")  # type: ignore[arg-type]
 
 
 def testing(path: Path) -> None:

@@ -23,6 +23,8 @@ from .formats import MAX_SEQUENCES, SEQUENCE_MAGIC, SEQUENCE_VERSION, TYPES, Ten
 from .geometry import CacheGeometry, Geometry, differences, merge
 from .layout import Layout
 from .parse import SEQUENCE_HEAD, has_sequence_head, parse_sequence, parse_whole
+from .salvage import leading_cells
+from .slots import MediaChunk, SlotTokens, is_packed, parse_slot_tokens
 from .spans import Span
 from .traits import Module, Traits, Window, has_partial
 
@@ -44,8 +46,10 @@ __all__ = [
     "KVCache",
     "Kind",
     "Layout",
+    "MediaChunk",
     "Module",
     "RecurrentCache",
+    "SlotTokens",
     "Span",
     "Stream",
     "TensorType",
@@ -55,11 +59,14 @@ __all__ = [
     "has_partial",
     "has_sequence_head",
     "is_known",
+    "is_packed",
+    "leading_cells",
     "merge",
     "model_traits",
     "pack_file_header",
     "parse_file_header",
     "parse_sequence",
+    "parse_slot_tokens",
     "parse_whole",
     "sequence_from_whole",
     "token_array",

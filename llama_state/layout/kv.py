@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from struct import Struct
 from typing import Any
 
 from ..errors import FormatError
-from .blocks import Block, KVCache, Stream
+from .blocks import Block, Cells, KVCache, Stream
 from .cells import Scope, read_cells
 from .cursor import U32, Cursor
 from .formats import MAX_SEQUENCES, check_row, tensor_type
@@ -27,15 +28,12 @@ def read_kv(
         k_only: True when this cache stores no V.
     """
     offset = cursor.at
-    n_stream = cursor.u32("stream count")
-    if not 1 <= n_stream <= MAX_SEQUENCES:
-        raise FormatError(f"a cache of {n_stream} streams", offset=offset)
+    n_stream = _read_stream_count(cursor)
     streams: list[Stream] = []
     for index in range(n_stream):
         start = cursor.at
-        if n_cell := cursor.u32("cell count"):
-            owner = _owner(cursor, scope, index if n_stream > 1 else None, ext_words)
-            cells = read_cells(cursor, n_cell, ext_words, owner)
+        cells = _read_stream_cells(cursor, scope, index if n_stream > 1 else None, ext_words)
+        if n_cell := len(cells):
             tail = cursor.at
             settings = _read_settings(cursor, n_cell, version=version, k_only=k_only)
             streams.append(Stream(start, cursor.at - start, cells, tail, *settings))
@@ -43,6 +41,36 @@ def read_kv(
             streams.append(Stream(start, cursor.at - start))
     _check_streams(streams, scope)
     return KVCache(name, offset, cursor.at - offset, tuple(streams))
+
+
+def read_leading_cells(
+    cursor: Cursor, scope: Scope, *, version: int, ext_words: int, k_only: bool
+) -> tuple[Cells, ...]:
+    """Read the cells of a KV cache, stream by stream, up to what can not be read."""
+    found: list[Cells] = []
+    n_stream = _read_stream_count(cursor)
+    with suppress(FormatError):
+        for index in range(n_stream):
+            stream = index if n_stream > 1 else None
+            found.append(_read_stream_cells(cursor, scope, stream, ext_words))
+            if len(found[-1]):
+                _read_settings(cursor, len(found[-1]), version=version, k_only=k_only)
+    return tuple(found)
+
+
+def _read_stream_count(cursor: Cursor) -> int:
+    offset = cursor.at
+    n_stream = cursor.u32("stream count")
+    if not 1 <= n_stream <= MAX_SEQUENCES:
+        raise FormatError(f"a cache of {n_stream} streams", offset=offset)
+    return n_stream
+
+
+def _read_stream_cells(cursor: Cursor, scope: Scope, stream: int | None, ext_words: int) -> Cells:
+    """Read the cells of a stream, none where it is empty; *stream* is None where it is alone."""
+    if n_cell := cursor.u32("cell count"):
+        return read_cells(cursor, n_cell, ext_words, _owner(cursor, scope, stream, ext_words))
+    return Cells()
 
 
 def _owner(cursor: Cursor, scope: Scope, stream: int | None, ext_words: int) -> int | None:

@@ -64,7 +64,7 @@ def parse_whole(
     """
     require_version(version)
     cursor = Cursor(open_view(data))
-    arch = _read_arch(cursor)
+    arch = read_arch(cursor)
     given = [one for one in _listed(traits) if one.arch == arch] or model_traits(arch)
     reader = _Reader(cursor.view, cursor.at, version, Scope(whole=True), partial=False)
     return reader.layout(given, arch=arch)
@@ -95,7 +95,7 @@ def parse_sequence(
     """
     require_version(version)
     cursor = Cursor(open_view(data))
-    source = _read_source(cursor) if headed else None
+    source = read_source(cursor) if headed else None
     reader = _Reader(cursor.view, cursor.at, version, Scope(False, source), partial)
     try:
         return reader.layout(_listed(traits) or model_traits())
@@ -117,7 +117,8 @@ def _listed(traits: Traits | Sequence[Traits] | None) -> Sequence[Traits]:
     return (traits,) if isinstance(traits, Traits) else traits
 
 
-def _read_arch(cursor: Cursor) -> str:
+def read_arch(cursor: Cursor) -> str:
+    """Read the architecture with which the state of a whole context begins."""
     if other := _MAGICS.get(U32.unpack_from(cursor.view)[0] if cursor.end >= U32.size else 0):
         raise FormatError(f"expected the state of a whole context, this is {other}", offset=0)
     length = cursor.u32("architecture name")
@@ -130,7 +131,8 @@ def _read_arch(cursor: Cursor) -> str:
     return name.decode("ascii")
 
 
-def _read_source(cursor: Cursor) -> int:
+def read_source(cursor: Cursor) -> int:
+    """Read the head of a sequence state: the sequence that was saved."""
     magic, source = cursor.read(SEQUENCE_HEAD, "head of a sequence state")
     if magic != SEQUENCE_MAGIC:
         _refuse_other_kinds(cursor.view)
@@ -147,7 +149,7 @@ def _refuse_other_kinds(view: memoryview) -> None:
     found = _MAGICS.get(U32.unpack_from(view)[0])
     if found is None:
         with suppress(FormatError):
-            arch = _read_arch(Cursor(view))
+            arch = read_arch(Cursor(view))
             # A payload can start like a very short name: stream count, then cell count.
             if len(arch) > 3 or is_known(arch):
                 found = f"the state of a whole context ({arch})"
@@ -213,7 +215,8 @@ class _Reader:
                 return self._read(cursor, traits, parts[1:], (*done, cache))
             except FormatError as error:
                 errors.append(error.with_traceback(None))
-        raise _furthest(errors) or FormatError("no layers that fill the payload", offset=offset)
+        reason = "no layers that fill the payload: it is cut off, or damaged"
+        raise _furthest(errors) or FormatError(reason, offset=offset)
 
     def _readings(
         self, cursor: Cursor, traits: Traits, part: Part, done: tuple[Cache, ...], *, last: bool
@@ -258,7 +261,9 @@ class _Reader:
         if error and (len(candidates) == 1 or is_known(arch)):
             return error
         named = f"architecture {arch!r} is not known, and its state" if arch else "this state"
-        return UnsupportedError(f"{named} reads as no known kind of memory: {error}")
+        refusal = UnsupportedError(f"{named} reads as no known kind of memory: {error}")
+        refusal.__cause__ = error
+        return refusal
 
 
 def _furthest(errors: list[FormatError]) -> FormatError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,11 +23,12 @@ RANKS = [
     {"_log", "_gguf", "container", "_opening"},
     {"_library", "fingerprint"},
     {"_discovery", "_handles", "checkpoint"},
-    {"_memory", "_transfer", "_facts", "_refusals"},
+    {"_memory", "_transfer", "_facts", "_refusals", "inspection"},
     {"_fitting", "_identity"},
     {"_restoring"},
     {"engine", "state"},
-    {"device", "checkpointing"},
+    {"device", "decoding"},
+    {"checkpointing"},
     {"context"},
     {"model", "adapters", "aio"},
     {"attaching"},
@@ -38,6 +40,7 @@ RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 BYTES = {
     *("errors", "_types", "layout", "_buffers", "_files", "_gguf", "_params", "_refusals"),
     *("_digests", "_progress", "_replacing", "_zstd", "container", "fingerprint", "checkpoint"),
+    "inspection",
 }
 
 
@@ -81,6 +84,16 @@ def test_bytes_know_nothing_of_native(path: Path) -> None:
 def test_every_module_has_a_rank() -> None:
     """A new file must be given its place."""
     assert {room(path) for path in modules()} <= set(RANK)
+
+
+def test_the_docs_have_the_same_table() -> None:
+    """``docs/architecture.md`` shows the ranks and islands that are enforced here."""
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|(.*)\|(.*)\|$", page, re.MULTILINE)
+    shown = {
+        int(rank): [set(re.findall(r"`(\w+)/?`", cell)) for cell in cells] for rank, *cells in rows
+    }
+    assert shown == {rank: [names & BYTES, names - BYTES] for rank, names in enumerate(RANKS)}
 
 
 def test_importing_loads_no_libllama() -> None:

@@ -1,19 +1,16 @@
-"""The command ``llama-state``: arguments in, text out, exit status back. No logic of its own."""
+"""The commands that need a libllama: ``demo`` and ``doctor``."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import __version__
-from ._discovery import candidates, load_library
-from ._library import CAPABILITIES, Library
-from .errors import StateError
-from .model import Model
+if TYPE_CHECKING:
+    from .._library import Library
+    from . import Commands
 
 DEMO_CONFIGURATIONS = {
     "one sequence": {},
@@ -22,32 +19,22 @@ DEMO_CONFIGURATIONS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="llama-state", description="Save and restore llama.cpp's inference state."
-    )
-    parser.add_argument("--version", action="version", version=f"llama_state {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this module."""
     demo = commands.add_parser("demo", help="save and restore every way there is, and compare")
     demo.add_argument("--model", metavar="M.gguf", help="use this model instead of a tiny one")
     demo.add_argument("--json", action="store_true", help="print the rows as JSON")
-    demo.set_defaults(run=lambda options: run_demo(options.model, as_json=options.json))
+    demo.set_defaults(trouble=1, run=lambda options: run_demo(options.model, as_json=options.json))
     doctor = commands.add_parser("doctor", help="which libllama is used, and why")
-    doctor.set_defaults(run=lambda options: run_doctor())
-    options = parser.parse_args(arguments)
-    try:
-        status: int = options.run(options)
-    except (StateError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return status
+    doctor.set_defaults(trouble=1, run=lambda options: run_doctor())
 
 
 def run_demo(path: str | None, *, as_json: bool) -> int:
     """Round trips on the model at *path*, or on a tiny one made for the purpose."""
-    from .testing.conformance import check_model
-    from .testing.models import write_model
+    from .._discovery import load_library
+    from ..model import Model
+    from ..testing.conformance import check_model
+    from ..testing.models import write_model
 
     library = load_library()
     with tempfile.TemporaryDirectory(prefix="llama_state-demo-") as folder:
@@ -62,6 +49,8 @@ def run_demo(path: str | None, *, as_json: bool) -> int:
 
 def run_doctor() -> int:
     """Say which libllama is used, what it can do, and what else is there."""
+    from .._discovery import candidates, load_library
+
     looked_for = list(candidates())  # before ours is in the process too
     library = load_library()
     print("\n".join(_describe(library)))
@@ -81,6 +70,8 @@ def run_doctor() -> int:
 
 
 def _describe(library: Library) -> Iterator[str]:
+    from .._library import CAPABILITIES
+
     head = "with" if library.sequence_head else "without"
     facts = {
         "libllama": library.path,

@@ -1,0 +1,81 @@
+"""What is in a checkpoint, as far as its digests allow to believe it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..checkpoint import Checkpoint, from_parts
+from ..container import HEAD_PARTS, VERSION, Container, Part, is_keyed, open_container
+from ..errors import ChecksumError, FormatError
+from ..layout import Traits, has_sequence_head, model_traits
+from .statefile import Digests, Reading, StateFile, with_packed_tokens, with_problem, with_state
+from .wording import count
+
+
+def open_checkpoint(found: StateFile, traits: Sequence[Traits], key: bytes | None) -> StateFile:
+    """Describe a checkpoint: compare all digests, then read what is sound.
+
+    Args:
+        found: What is known of the file; its *state* is all of it.
+        traits: What is known of the model; where the checkpoint itself tells more, not used.
+        key: The key that it must be authenticated with.
+
+    Raises:
+        UnsupportedError: A package that it needs is not installed.
+    """
+    data, found = found.state, replace(found, state=found.state[:0])
+    if key is None and is_keyed(data):
+        return with_problem(found, ChecksumError("it can be read only with the key it has"))
+    try:
+        opened = open_container(data, key=key)
+    except FormatError as error:
+        return with_problem(found, error)
+    damaged = tuple(opened.damaged())
+    digests = Digests(opened.keyed, opened.compressed, opened.parts, damaged)
+    found = replace(found, version=VERSION, digests=digests)
+    if damaged:
+        found = with_problem(found, _damage(damaged, opened.parts))
+    if any(part.name in HEAD_PARTS for part in damaged):
+        return found
+    if opened.compressed:
+        found = replace(found, state_offset=None)
+        if damaged:
+            return _with_checkpoint(found, opened, memoryview(b""))
+    try:
+        state = opened.payload()
+    except FormatError as error:
+        return with_problem(found, error)
+    if not opened.compressed:
+        found = replace(found, state_offset=opened.parts[len(HEAD_PARTS) - 1].end)
+    found = _with_checkpoint(replace(found, state=state), opened, state)
+    return found if found.checkpoint is None else _with_layout(found, found.checkpoint, traits)
+
+
+def _damage(damaged: Sequence[Part], parts: Sequence[Part]) -> ChecksumError:
+    first = damaged[0]
+    more = f", as {count(len(damaged) - 1, 'other part')} of {len(parts)}" * (len(damaged) > 1)
+    return ChecksumError(f"{first.name} is not what was written{more}", offset=first.offset)
+
+
+def _with_checkpoint(found: StateFile, opened: Container, state: memoryview) -> StateFile:
+    """Add what the metadata say; the parts that they come from are sound."""
+    try:
+        made = from_parts(state, bytes(opened.metadata), opened.tokens, opened.logits)
+    except FormatError as error:
+        return with_problem(found, error)
+    found = replace(found, checkpoint=made)
+    if made.packed_tokens:
+        tokens_at = opened.parts[HEAD_PARTS.index("tokens")].offset
+        return with_packed_tokens(found, array("i", made.packed_tokens), at=tokens_at)
+    return replace(found, tokens=array("i", made.tokens))
+
+
+def _with_layout(found: StateFile, made: Checkpoint, traits: Sequence[Traits]) -> StateFile:
+    model = made.fingerprint.model
+    if model:
+        traits = model_traits(model.get("architecture", ""), model.get)
+    headed = made.kind == "whole" or has_sequence_head(found.state)
+    reading = Reading(made.session_version, made.kind == "whole", headed)
+    return with_state(found, [reading], traits)

@@ -1,0 +1,85 @@
+"""Numbers and lists as people read them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from ..errors import FormatError, TruncatedError
+
+WIDTH = 80
+KEY_WIDTH = 17
+
+Ranges = Sequence["tuple[int, int]"]
+"""(first, last) each, increasing."""
+
+
+def size(nbytes: int) -> str:
+    """Return a number of bytes with the unit that suits it."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if nbytes >= 1 << shift:
+            return f"{nbytes / (1 << shift):,.1f} {unit}"
+    return f"{nbytes} B"
+
+
+def count(number: int, what: str, plural: str = "") -> str:
+    """Return *number* and its noun."""
+    return f"{number:,} {what if number == 1 else plural or what + 's'}"
+
+
+def problem_text(error: Exception) -> str:
+    """Return what is wrong with a file."""
+    if isinstance(error, TruncatedError):
+        where = "" if error.offset is None else f", at byte {error.offset:,}"
+        return (
+            f"cut off in {error.reason}{where}: {error.need:,} bytes needed, {error.have:,} there"
+        )
+    if isinstance(error, FormatError) and error.offset is not None:
+        return f"{error.reason}, at byte {error.offset:,}"
+    return str(error)
+
+
+def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the runs of following numbers, each once."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def ranges_text(runs: Ranges, *, most: int = 4) -> str:
+    """Return runs as "0-511, 520-611 (1 hole)", the middle ones left out of many."""
+    if not runs:
+        return "none"
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    if len(texts) > most:
+        texts[most - 1 : -1] = ["..."]
+    holes = f" ({count(len(runs) - 1, 'hole')})" if len(runs) > 1 else ""
+    return ", ".join(texts) + holes
+
+
+def first_few(items: Sequence[object], *, most: int = 12) -> str:
+    """Return the first items with commas between, and dots where there are more."""
+    dots = ["..."] if len(items) > most else []
+    return ", ".join([*map(str, items[:most]), *dots])
+
+
+def paragraph(text: str) -> list[str]:
+    """Return the lines of a text, all but the first indented."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def fact(key: str, text: str, *, indent: int = 0) -> Iterator[str]:
+    """Yield the lines of one fact: its name, and its text in the column beside it."""
+    head = " " * indent + key.ljust(KEY_WIDTH - indent)
+    head = head if head.endswith("  ") else head.rstrip() + "  "
+    yield from textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * max(KEY_WIDTH, len(head)),
+        break_on_hyphens=False,
+    ) or [head.rstrip()]

@@ -1,0 +1,74 @@
+"""What a state that is cut off or damaged still tells: its first cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ..errors import FormatError
+from .architectures import model_traits
+from .blocks import Cells
+from .cells import Scope
+from .cursor import Cursor, open_view
+from .dsv4 import read_head
+from .files import Kind
+from .formats import EXT_WORDS
+from .kv import read_leading_cells
+from .parse import read_arch, read_source
+from .traits import Traits, parts_of
+
+if TYPE_CHECKING:
+    from .._types import Buffer
+
+
+def leading_cells(
+    data: Buffer, kind: Kind, *, version: int, headed: bool, traits: Sequence[Traits] = ()
+) -> tuple[Cells, ...]:
+    """Return the cells at the start of a state that can not be parsed.
+
+    Args:
+        data: The state.
+        kind: "whole" or "sequence".
+        version: Session version of the llama.cpp that wrote it.
+        headed: A sequence state with its 8-byte head.
+        traits: What is known of the model.
+
+    Returns:
+        The cells of the first cache, those of each stream up to the first that is damaged; none
+        where the first cache holds recurrent states, or where nothing is certain.
+    """
+    cursor = Cursor(open_view(data))
+    arch, source = "", None
+    with suppress(FormatError):
+        if kind == "whole":
+            arch = read_arch(cursor)
+        elif headed:
+            source = read_source(cursor)
+        scope = Scope(kind == "whole", source)
+        known = [one for one in traits if one.arch == arch or kind == "sequence"]
+        readings = (
+            _leading_cells(cursor.view, cursor.at, one, scope, version)
+            for one in known or model_traits(arch)
+        )
+        return max(readings, key=lambda streams: sum(map(len, streams)), default=())
+    return ()
+
+
+def _leading_cells(
+    view: memoryview, start: int, traits: Traits, scope: Scope, version: int
+) -> tuple[Cells, ...]:
+    parts = parts_of(traits.module)
+    if not parts or parts[0].kind != "kv":
+        return ()
+    cursor = Cursor(view, start)
+    try:
+        if traits.module == "dsv4":
+            read_head(cursor, partial=False)
+        ext_words = EXT_WORDS[version] if traits.ext or traits.ple else 0
+        k_only = traits.k_only if parts[0].k_only is None else parts[0].k_only
+        return read_leading_cells(
+            cursor, scope, version=version, ext_words=ext_words, k_only=k_only
+        )
+    except FormatError:
+        return ()
