@@ -20,6 +20,7 @@ from ._types import StrPath
 from .errors import FormatError, UnsupportedError
 from .fingerprint import (
     MODEL_FILE,
+    PLAIN,
     Fingerprint,
     ModelFile,
     Stamp,
@@ -138,7 +139,7 @@ class _NotToldError(Exception):
 def adapters_text(adapters: Sequence[tuple[StrPath, float]]) -> str:
     """Adapters by content and scale, in an order of their own; one of scale 0 does nothing."""
     named = sorted(f"{adapter_digest(path)} x {scale:g}" for path, scale in adapters if scale)
-    return ", ".join(named) or "none"
+    return ", ".join(named) or PLAIN["adapters"]
 
 
 def rope_text(rope: Mapping[str, str | None], arch: str, model: Mapping[str, str]) -> str:
@@ -150,7 +151,7 @@ def rope_text(rope: Mapping[str, str | None], arch: str, model: Mapping[str, str
     """
     own = {name: model.get(f"{arch}.{key}", absent) for name, (key, absent) in _ROPE.items()}
     changed = (f"{name} {rope[name]}" for name in own if rope.get(name) not in (None, own[name]))
-    return ", ".join(changed) or "the model's own"
+    return ", ".join(changed) or PLAIN["rope"]
 
 
 def scalar_text(value: bool | float | str) -> str:

@@ -264,10 +264,17 @@ class Checkpoint:
 
     # -- native files
 
-    def to_native(self, path: StrPath, *, durable: bool = True) -> int:
+    def to_native(
+        self, path: StrPath, *, durable: bool = True, progress: Progress | None = None
+    ) -> int:
         """Write llama.cpp's own session or sequence file.
 
         What such files have no place for stays behind: fingerprint, logits and *meta*.
+
+        Args:
+            path: The file; an existing one is replaced only by a complete new one.
+            durable: Wait until the file is on the disk.
+            progress: See :meth:`save`.
 
         Returns:
             Bytes written.
@@ -280,7 +287,8 @@ class Checkpoint:
         words = array("i", self.tokens or self.packed_tokens)
         header = layout.pack_file_header(self.kind, version, words)
         skip = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
-        return _files.write_file(path, [header, self.payload[skip:]], durable=durable)
+        parts: list[Buffer] = [header, self.payload[skip:]]
+        return _files.write_file(path, parts, durable=durable, progress=progress)
 
     @classmethod
     def from_native(

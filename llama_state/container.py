@@ -163,26 +163,31 @@ class Container:
             at += part.nbytes
         return out.toreadonly()
 
-    def damaged(self) -> Iterator[Part]:
-        """The parts that are not what was written."""
-        return (part for part, sound in self._results() if not sound)
+    def damaged(self, progress: Progress | None = None) -> Iterator[Part]:
+        """The parts that are not what was written.
+
+        Args:
+            progress: Called after each part with the bytes that were compared, and all.
+        """
+        done, total = 0, sum(part.stored for part in self.parts)
+        for part, sound in self._results():
+            if not sound:
+                yield part
+            done += part.stored
+            if progress is not None:
+                progress(done, total)
 
     def verify(self, progress: Progress | None = None) -> None:
         """Compare every part with its digest.
 
         Args:
-            progress: Called after each part with the bytes that were compared, and all.
+            progress: See :meth:`damaged`.
 
         Raises:
             ChecksumError: At least one is not what was written.
         """
-        done, total = 0, sum(part.stored for part in self.parts)
-        for part, sound in self._results():
-            if not sound:
-                raise ChecksumError(f"{part.name} is not what was written", offset=part.offset)
-            done += part.stored
-            if progress is not None:
-                progress(done, total)
+        for part in self.damaged(progress):
+            raise ChecksumError(f"{part.name} is not what was written", offset=part.offset)
 
     def _results(self) -> Iterator[tuple[Part, bool]]:
         """Yield each part, and whether it is what was written."""

@@ -28,6 +28,9 @@ __all__ = ["Fingerprint", "adapter_digest", "model_fields", "state_fields"]
 MODEL_FILE: Final = "model file"
 """The name in :attr:`Fingerprint.unknown` that stands for every field read from the file."""
 
+PLAIN: Final[Mapping[str, str]] = {"adapters": "none", "rope": "the model's own"}
+"""Context fields of a context in which nothing changes what the model's file says."""
+
 _PARTS = ("model", "context", "unknown")
 _MAX_FIELDS = 1 << 16
 _MAX_TEXT = 1 << 14

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._progress import shown
 from ..errors import SaveError, StateError
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ def add_commands(commands: Commands) -> None:
         "--session-version", type=int, metavar="N", help="of a blob that does not tell its own"
     )
     convert.add_argument("--model", metavar="M.gguf", help="record that it belongs to this model")
+    convert.add_argument(
+        "--plain",
+        action="store_true",
+        help="record too that it was used without adapters, with its own rope settings",
+    )
     _add_key(convert)
     convert.set_defaults(run=run_convert, trouble=1)
 
@@ -78,8 +84,10 @@ def run_inspect(options: argparse.Namespace) -> int:
     from .. import _files
     from ..inspection import describing, inspect_file, printing, render, wording
 
-    with _naming(options.file):
-        found = inspect_file(options.file, model=options.model, key=_key(options))
+    with _naming(options.file), shown("verifying") as progress:
+        found = inspect_file(
+            options.file, model=options.model, key=_key(options), progress=progress
+        )
     if options.json:
         _print_json(describing.describe(found))
     else:
@@ -102,8 +110,10 @@ def run_verify(options: argparse.Namespace) -> int:
     """Check files."""
     from ..inspection import verifying
 
-    key = _key(options)
-    verdicts = [verifying.verify_file(path, key=key) for path in options.files]
+    key, verdicts = _key(options), []
+    for path in options.files:
+        with shown(f"verifying {path}") as progress:
+            verdicts.append(verifying.verify_file(path, key=key, progress=progress))
     if options.json:
         _print_json([verifying.as_dict(verdict) for verdict in verdicts])
     else:
@@ -134,17 +144,24 @@ def run_convert(options: argparse.Namespace) -> int:
     """Write a state in the other format."""
     from ..inspection.converting import convert_file
 
-    with _naming(options.source):
-        done = convert_file(
-            options.source,
-            options.target,
-            to=options.to,
-            model=options.model,
-            key=_key(options),
-            compress=options.compress,
-            session_version=options.session_version,
-            force=options.force,
-        )
+    if options.plain and not options.model:
+        raise _Trouble("--plain is said of a model: give --model too")
+    try:
+        with _naming(options.source), shown("writing") as progress:
+            done = convert_file(
+                options.source,
+                options.target,
+                to=options.to,
+                model=options.model,
+                key=_key(options),
+                compress=options.compress,
+                session_version=options.session_version,
+                plain=options.plain,
+                force=options.force,
+                progress=progress,
+            )
+    except FileExistsError:
+        raise _Trouble(f"{options.target}: is there already; --force replaces it") from None
     print(f"{done.path}: {done.kind}, {done.nbytes:,} bytes")
     return 0
 

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
+from .._types import Progress
 from ..checkpoint import Checkpoint, from_parts
 from ..container import HEAD_PARTS, VERSION, Container, Part, is_keyed, open_container
 from ..errors import ChecksumError, FormatError
@@ -14,13 +15,16 @@ from .statefile import Digests, Reading, StateFile, with_packed_tokens, with_pro
 from .wording import count
 
 
-def open_checkpoint(found: StateFile, traits: Sequence[Traits], key: bytes | None) -> StateFile:
+def open_checkpoint(
+    found: StateFile, traits: Sequence[Traits], key: bytes | None, progress: Progress | None
+) -> StateFile:
     """Describe a checkpoint: compare all digests, then read what is sound.
 
     Args:
         found: What is known of the file; its *state* is all of it.
         traits: What is known of the model; where the checkpoint itself tells more, not used.
         key: The key that it must be authenticated with.
+        progress: Called with the bytes that were compared with their digests, and with all.
 
     Raises:
         UnsupportedError: A package that it needs is not installed.
@@ -32,7 +36,7 @@ def open_checkpoint(found: StateFile, traits: Sequence[Traits], key: bytes | Non
         opened = open_container(data, key=key)
     except FormatError as error:
         return with_problem(found, error)
-    damaged = tuple(opened.damaged())
+    damaged = tuple(opened.damaged(progress))
     digests = Digests(opened.keyed, opened.compressed, opened.parts, damaged)
     found = replace(found, version=VERSION, digests=digests)
     if damaged:

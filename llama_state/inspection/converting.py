@@ -7,10 +7,10 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from .._types import StrPath
+from .._types import Progress, StrPath
 from ..checkpoint import NOTHING_KNOWN, Checkpoint
 from ..errors import FormatError, UnsupportedError
-from ..fingerprint import Fingerprint, model_fields, state_fields
+from ..fingerprint import PLAIN, Fingerprint, model_fields, state_fields
 from ..layout import UNKNOWN_ID, Layout
 from .opening import inspect_file
 from .statefile import StateFile, raised
@@ -44,7 +44,9 @@ def convert_file(
     key: bytes | None = None,
     compress: bool = False,
     session_version: int | None = None,
+    plain: bool = False,
     force: bool = False,
+    progress: Progress | None = None,
 ) -> Converted:
     """Write a native file as a checkpoint, or a checkpoint as the native file.
 
@@ -58,7 +60,10 @@ def convert_file(
         key: Authenticates the checkpoint that is read, or written.
         compress: Compress the checkpoint that is written.
         session_version: Of a blob that reads as one of several: blobs carry no version.
+        plain: With *model*: no adapter and no rope setting but the model's own was in use. What
+            is not said is not known, and a strict resume refuses what is not known.
         force: Replace what is at *target*.
+        progress: Called with the bytes that are written, and with all.
 
     Raises:
         OSError: *source* can not be read; FileExistsError: *target* is there.
@@ -73,28 +78,35 @@ def convert_file(
     if found.problem:
         raise raised(found.problem)
     is_checkpoint = found.kind == "checkpoint"
-    made = _checkpoint_of(found, model, session_version)
+    fingerprint = NOTHING_KNOWN if model is None else _fingerprint_of(found, model, plain)
+    made = _checkpoint_of(found, fingerprint, session_version)
     if to == "native" or (to is None and is_checkpoint):
         if not is_checkpoint and found.has_tokens:
             raise UnsupportedError(f"it is a native file already: a {found.kind}")
-        return Converted(name, _native_kind(made), made.to_native(name))
-    return Converted(name, "checkpoint", made.save(name, key=key, compress=compress))
+        nbytes = made.to_native(name, progress=progress)
+        return Converted(name, _native_kind(made), nbytes)
+    nbytes = made.save(name, key=key, compress=compress, progress=progress)
+    return Converted(name, "checkpoint", nbytes)
+
+
+def _fingerprint_of(found: StateFile, model: StrPath, plain: bool) -> Fingerprint:
+    recorded = state_fields(found.layout) if found.layout else {}
+    if plain:
+        return Fingerprint(model_fields(model), {**recorded, **PLAIN})
+    return Fingerprint(model_fields(model), recorded, dict.fromkeys(PLAIN, _NOT_SAID))
 
 
 def _checkpoint_of(
-    found: StateFile, model: StrPath | None, session_version: int | None
+    found: StateFile, fingerprint: Fingerprint, session_version: int | None
 ) -> Checkpoint:
-    """Return a sound file as a checkpoint, with the fingerprint of *model* where that is given."""
+    """Return a sound file as a checkpoint, with a fingerprint where it has none."""
     if found.layout is None:
         raise FormatError("no state")
     if found.layout.partial:
         raise UnsupportedError("it is a partial state, of which there are no checkpoints")
-    fingerprint = NOTHING_KNOWN
-    if model is not None:
-        unknown = {"adapters": _NOT_SAID, "rope": _NOT_SAID}
-        fingerprint = Fingerprint(model_fields(model), state_fields(found.layout), unknown)
     if found.checkpoint:
-        return _renamed(found.checkpoint, fingerprint) if model is not None else found.checkpoint
+        known = fingerprint != NOTHING_KNOWN
+        return _renamed(found.checkpoint, fingerprint) if known else found.checkpoint
     if found.has_tokens:
         return Checkpoint.from_native(found.path, fingerprint=fingerprint)
     return Checkpoint(

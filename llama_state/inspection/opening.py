@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .._files import map_file
-from .._types import StrPath
+from .._types import Progress, StrPath
 from ..container import is_container
 from ..errors import FormatError
 from ..fingerprint import model_fields
@@ -40,7 +40,11 @@ _OTHERS = {
 
 
 def inspect_file(
-    path: StrPath, *, model: StrPath | None = None, key: bytes | None = None
+    path: StrPath,
+    *,
+    model: StrPath | None = None,
+    key: bytes | None = None,
+    progress: Progress | None = None,
 ) -> StateFile:
     """Describe the state in a file, without any libllama.
 
@@ -54,6 +58,8 @@ def inspect_file(
         model: The GGUF file of the model. Sequence states name no architecture: without the
             model, every known kind of memory is tried.
         key: The key that a checkpoint must be authenticated with.
+        progress: Of a checkpoint, called with the bytes that were compared with their digests,
+            and with all.
 
     Raises:
         OSError: A file can not be read.
@@ -67,7 +73,12 @@ def inspect_file(
     data = map_file(path)
     if not data:
         raise FormatError("the file is empty")
-    found = _open(StateFile(str(name), len(data), "sequence blob", state=data), traits, key)
+    kind: FileKind = "checkpoint" if is_container(data[:8]) else "sequence blob"
+    found = StateFile(str(name), len(data), kind, state=data)
+    if kind == "checkpoint":
+        found = open_checkpoint(found, traits, key, progress)
+    else:
+        found = _open_native(found, traits)
     named = found.layout.arch if found.layout else None
     if traits and named and traits[0].arch != named:
         raise FormatError(f"it belongs to a {named} model, the one given is {traits[0].arch}")
@@ -88,13 +99,11 @@ def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
     return model_traits(fields["architecture"], fields.get)
 
 
-def _open(found: StateFile, traits: Sequence[Traits], key: bytes | None) -> StateFile:
+def _open_native(found: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a file whose *state* is, so far, all of it."""
     start = bytes(found.state[:8])
-    if is_container(start):
-        return open_checkpoint(replace(found, kind="checkpoint"), traits, key)
     if start[:4] in _FILE_MAGICS:
-        return _open_native(found, traits)
+        return _open_file(found, traits)
     if has_sequence_head(start):
         return _open_blob(found, traits)
     if _ARCH_START.match(start):
@@ -102,7 +111,7 @@ def _open(found: StateFile, traits: Sequence[Traits], key: bytes | None) -> Stat
     return _open_headless(found, traits)
 
 
-def _open_native(found: StateFile, traits: Sequence[Traits]) -> StateFile:
+def _open_file(found: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe one of llama.cpp's two files, or a slot file."""
     data = found.state
     kind: FileKind = "session file" if bytes(data[:4]) == _FILE_MAGICS[0] else "sequence file"

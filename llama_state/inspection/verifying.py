@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
-from .._types import StrPath
+from .._types import Progress, StrPath
 from ..errors import StateError
 from .opening import inspect_file
 from .statefile import StateFile
@@ -33,19 +33,22 @@ class Verdict:
     problems: tuple[str, ...]
 
 
-def verify_file(path: StrPath, *, key: bytes | None = None) -> Verdict:
+def verify_file(
+    path: StrPath, *, key: bytes | None = None, progress: Progress | None = None
+) -> Verdict:
     """Check a state file: all digests of a checkpoint, the structure of any state.
 
     Args:
         path: The file.
         key: The key that it must be authenticated with: only checkpoints can be.
+        progress: See :func:`inspect_file`.
 
     Raises:
         UnsupportedError: A package that a checkpoint needs is not installed.
     """
     name = str(os.fspath(path))
     try:
-        found = inspect_file(path, key=key)
+        found = inspect_file(path, key=key, progress=progress)
     except OSError as error:
         return Verdict(name, None, False, "nothing", (error.strerror or str(error),))
     except StateError as error:

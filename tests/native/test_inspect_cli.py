@@ -221,8 +221,13 @@ def test_convert(chat: ls.Context, run: Run, tmp_path: Path) -> None:
         assert status == 0
         status, _, err = run("convert", path, made)
         assert status == 1
-        assert err == f"{made}: File exists\n"
-        assert run("convert", path, made, "--force")[0] == 0
+        assert err == f"{made}: is there already; --force replaces it\n"
+        with pytest.raises(ls.MismatchError, match="adapters: saved not known"):
+            chat.resume(ls.Checkpoint.load(made, key=KEY))
+        status, _, err = run("convert", path, made, "--plain")
+        assert (status, err) == (1, "--plain is said of a model: give --model too\n")
+        assert run("convert", path, made, "--force", "--plain", *options)[0] == 0
+        assert list(chat.resume(ls.Checkpoint.load(made, key=KEY)).tokens) == TOKENS
 
 
 def test_checkpoints_of_contexts(chat: ls.Context, run: Run, tmp_path: Path) -> None:

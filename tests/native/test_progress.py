@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llama_state as ls
-from llama_state import _files, _opening
+from llama_state import _files, _opening, cli
 from llama_state._progress import shown
 
 PIECE = 16384
@@ -199,3 +200,23 @@ def test_a_bar_at_a_terminal(
         progress(0, 100)
         progress(100, 100)
     assert "saving" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "convert"])
+def test_commands_at_a_terminal(
+    source: ls.Context,
+    command: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Commands that read or write whole files show how far they are, on stderr alone."""
+    path = tmp_path / "a.llst"
+    source.checkpoint().save(path)
+    monkeypatch.setitem(sys.modules, "rich.progress", None)  # lines, which are kept
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    arguments = [str(path), str(tmp_path / "native")] if command == "convert" else [str(path)]
+    assert cli.main([command, *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert " of 0 MiB" in err
+    assert " MiB" not in out
