@@ -73,8 +73,8 @@ TARGETS = (
     Target(_ways.LOAD_LIMITED, _ways.LOAD, {}),
     # At most 1.25 and 1.35 times as long.
     Target(_ways.CHECKPOINT, _ways.SNAPSHOT_OUT, _both(0.8)),
-    Target(_ways.LOAD_AND_RESUME, _ways.RESTORE, _both(0.74)),
-    Target(_ways.RESUME, _ways.RESTORE, {}),
+    Target(_ways.RESUME, _ways.RESTORE, _both(0.74)),
+    Target(_ways.LOAD_AND_RESUME, _ways.RESTORE, {}),
 )
 
 
