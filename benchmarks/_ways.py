@@ -217,10 +217,12 @@ def checkpoint_ways(work: Work) -> Iterator[Way]:
 
 
 def size_ways(work: Work) -> Iterator[Way]:
-    """Ours alone, for how they grow."""
+    """Ours, for how they grow, with what llama.cpp itself takes."""
     ctx, file = work.it.ctx, work.folder / "session"
     work.save(file, durable=True)
     yield copying(work)
+    yield Way(GET_DATA, C, lambda: work.bare.get(work.out))
+    yield Way(SET_DATA, C, lambda: work.bare.set(work.blob))
     yield Way(SNAPSHOT_OUT, OURS, lambda: ctx.snapshot(out=work.out))
     yield Way(SNAPSHOT, OURS, ctx.snapshot)
     yield Way(RESTORE, OURS, work.restore)
