@@ -142,6 +142,11 @@ def flat(buffer: Buffer) -> memoryview:
     Raises:
         TypeError: It is no buffer, or not contiguous.
     """
+    view = memoryview(buffer)
+    with suppress(TypeError, ValueError, NotImplementedError):
+        return view.cast("B")
+    # Formats that memoryview does not know, and Fortran's order. Not for all: a memoryview of
+    # which there is such a buffer crashes Python before 3.12.6 when both are collected as garbage.
     try:
         return PickleBuffer(buffer).raw()
     except BufferError as error:

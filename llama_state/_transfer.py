@@ -71,7 +71,9 @@ def read_into(call: Call, scope: Scope, out: Buffer, flags: int = 0) -> memoryvi
     view = flat(out)
     if len(view) < need:
         raise CapacityError("output buffer, in bytes", need=need, have=len(view))
-    _fill(call, scope, ffi.from_buffer("uint8_t[]", view, require_writable=True), need, flags)
+    # Released here and not by the garbage collector: see flat().
+    with ffi.from_buffer("uint8_t[]", view, require_writable=True) as target:
+        _fill(call, scope, target, need, flags)
     return view[:need]
 
 
@@ -121,11 +123,11 @@ def write(call: Call, scope: Scope, blob: Buffer, flags: int = 0) -> int:
     Returns:
         The bytes that it consumed: fewer than the blob has mean that it was refused or misread.
     """
-    source = ffi.from_buffer("uint8_t[]", blob)
-    if scope is None:
-        return lib.llama_state_set_data(call.api, call.ptr, source, len(source))
-    if flags:
-        return lib.llama_state_seq_set_data_ext(
-            call.api, call.ptr, source, len(source), scope, flags
-        )
-    return lib.llama_state_seq_set_data(call.api, call.ptr, source, len(source), scope)
+    with ffi.from_buffer("uint8_t[]", blob) as source:
+        if scope is None:
+            return lib.llama_state_set_data(call.api, call.ptr, source, len(source))
+        if flags:
+            return lib.llama_state_seq_set_data_ext(
+                call.api, call.ptr, source, len(source), scope, flags
+            )
+        return lib.llama_state_seq_set_data(call.api, call.ptr, source, len(source), scope)

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from . import _files, container, layout
+from ._buffers import flat
 from ._types import Progress, StrPath
 from .errors import ChecksumError, FormatError, VersionError
 from .fingerprint import Fingerprint
@@ -82,11 +83,11 @@ class Checkpoint:
         self.tokens = tuple(layout.token_array(tokens))
         self.packed_tokens = tuple(layout.token_array(packed_tokens))
         self.fingerprint = fingerprint
-        self.payload = memoryview(payload).cast("B").toreadonly()
+        self.payload = flat(payload).toreadonly()
         self.logits: memoryview[float] | None = None
         self.logits_of = logits_of
         if logits is not None:
-            self.logits = memoryview(logits).cast("B").cast("f").toreadonly()
+            self.logits = flat(logits).cast("f").toreadonly()
         self._metadata = _to_json(
             {
                 "kind": kind,
@@ -195,7 +196,7 @@ class Checkpoint:
             len(self._metadata),
             len(self.payload),
             n_tokens=len(memoryview(tokens)),
-            n_logits=len(memoryview(logits).cast("B")) // 4,
+            n_logits=len(flat(logits)) // 4,
         )
         return _files.write_file(path, parts, durable=durable, at_most=size, progress=progress)
 
@@ -330,7 +331,7 @@ class Checkpoint:
             known = parsed.source not in (None, layout.UNKNOWN_ID)
             source = parsed.source if known and parsed.source is not None else source
             layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, source)
-        packed = words[:1] == array("i", [-1])
+        packed = layout.is_packed(words)
         return cls(
             data[start:],
             kind=header.kind,
@@ -346,7 +347,7 @@ class Checkpoint:
 def from_parts(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> Checkpoint:
     """A checkpoint of the parts of a container, or of a pickle, which are not verified here."""
     fields = _from_json(metadata)
-    tokens = memoryview(words).cast("B").cast("i")
+    tokens = flat(words).cast("i")
     packed = fields["packed tokens"]
     return Checkpoint(
         payload,

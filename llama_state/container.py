@@ -16,6 +16,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from . import _digests, _zstd
+from ._buffers import flat
 from ._digests import Digest
 from .errors import ChecksumError, FormatError, TruncatedError, VersionError
 
@@ -227,8 +228,8 @@ def pack(
         ValueError: The key is too short.
         UnsupportedError: A package that this needs is not installed.
     """
-    view = memoryview(payload).cast("B")
-    token_bytes, logit_bytes = (bytes(memoryview(part).cast("B")) for part in (tokens, logits))
+    view = flat(payload)
+    token_bytes, logit_bytes = (bytes(flat(part)) for part in (tokens, logits))
     flags = (KEYED if key is not None else 0) | (COMPRESSED if compress else 0)
     counts = (len(metadata), len(token_bytes) // 4, len(logit_bytes) // 4, len(view))
     digests = _digests.plain() if key is None else _digests.keyed(key)
@@ -284,12 +285,12 @@ def at_most(
 
 def is_container(data: Buffer) -> bool:
     """Whether *data* begins like a container."""
-    return bytes(memoryview(data).cast("B")[: len(MAGIC)]) == MAGIC
+    return bytes(flat(data)[: len(MAGIC)]) == MAGIC
 
 
 def is_keyed(data: Buffer) -> bool:
     """Whether the container that *data* begins like can be opened only with a key."""
-    view = memoryview(data).cast("B")
+    view = flat(data)
     return is_container(view) and len(view) >= HEADER.size and bool(view[10] & KEYED)
 
 
@@ -307,7 +308,7 @@ def open_container(data: Buffer, *, key: bytes | None = None) -> Container:
         ChecksumError: Its table of digests is damaged; or the key is missing, wrong or not
             wanted. Nothing but the fixed header and footer was looked at then.
     """
-    view = memoryview(data).cast("B").toreadonly()
+    view = flat(data).toreadonly()
     header = _read_header(view)
     digest, table_digest = _choose_digest(header, key)
     table, n_entries = _read_footer(view)

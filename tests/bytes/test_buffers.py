@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import subprocess
+import sys
 import threading
 from array import array
 from multiprocessing.shared_memory import SharedMemory
@@ -154,6 +156,26 @@ def test_flat_takes_any_contiguous_buffer() -> None:
     finally:
         shared.close()
         shared.unlink()
+
+
+def test_flat_views_can_be_garbage() -> None:
+    """Python before 3.12.6 crashes where a memoryview that others are views of is in a loop."""
+    code = (
+        "import gc\n"
+        "from itertools import permutations\n"
+        "from llama_state._buffers import flat\n"
+        "class Holder: pass\n"
+        "for order in permutations(range(3)):\n"
+        "    first = memoryview(bytearray(100))\n"
+        "    views = [first, flat(first), flat(flat(first)).toreadonly()]\n"
+        "    ring = [Holder() for _ in order]\n"
+        "    for index in order:\n"
+        "        ring[index].view, ring[index].next = views[order[index]], ring[index - 1]\n"
+        "    del first, views, ring\n"
+        "    gc.collect()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("wrong", [memoryview(bytes(8))[::2], np.zeros((4, 4))[:, :2], "text", 3])
