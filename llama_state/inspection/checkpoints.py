@@ -14,6 +14,8 @@ from ..layout import Traits, has_sequence_head, model_traits
 from .statefile import Digests, Reading, StateFile, with_packed_tokens, with_problem, with_state
 from .wording import count
 
+KEY_NEEDED = "it can be read only with the key it has"
+
 
 def open_checkpoint(
     found: StateFile, traits: Sequence[Traits], key: bytes | None, progress: Progress | None
@@ -31,7 +33,7 @@ def open_checkpoint(
     """
     data, found = found.state, replace(found, state=found.state[:0])
     if key is None and is_keyed(data):
-        return with_problem(found, ChecksumError("it can be read only with the key it has"))
+        return with_problem(found, ChecksumError(KEY_NEEDED))
     try:
         opened = open_container(data, key=key)
     except FormatError as error:

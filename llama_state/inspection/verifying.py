@@ -9,6 +9,7 @@ from typing import Any
 
 from .._types import Progress, StrPath
 from ..errors import StateError
+from .checkpoints import KEY_NEEDED
 from .opening import inspect_file
 from .statefile import StateFile
 from .wording import count, paragraph, problem_text, size
@@ -88,6 +89,7 @@ def text(verdict: Verdict) -> str:
     """Return a verdict for a terminal."""
     if verdict.sound:
         return "\n".join(paragraph(f"{verdict.path}: sound {verdict.kind}; {verdict.checked}"))
-    what = f"DAMAGED {verdict.kind}: " if verdict.kind else ""
+    word = "LOCKED" if verdict.problems == (KEY_NEEDED,) else "DAMAGED"
+    what = f"{word} {verdict.kind}: " if verdict.kind else ""
     lines = (paragraph(f"{verdict.path}: {what}{one}") for one in verdict.problems)
     return "\n".join(chain.from_iterable(lines))

@@ -216,6 +216,9 @@ def test_convert(chat: ls.Context, run: Run, tmp_path: Path) -> None:
         assert f"architecture {chat.arch}" in out
         assert narrow(out, made)
         assert run("verify", "--key-file", key, made)[0] == 0
+        status, out, _ = run("verify", made)
+        assert status == 1
+        assert "LOCKED checkpoint" in " ".join(out.split())
         assert run("verify", "--key-file", key, made, path)[0] == 1
         status, out, _ = run("diff", made, path, "--key-file", key)
         assert status == 0
