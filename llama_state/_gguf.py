@@ -22,7 +22,7 @@ from ._files import open_regular
 from ._types import StrPath
 from .errors import FormatError, TruncatedError, UnsupportedError, VersionError
 from .layout import TYPES, TensorType
-from .layout.cursor import U32, Cursor
+from .layout.cursor import U32, U64, Cursor
 
 MAX_HEADER: Final = 1 << 28
 """Bytes of a header that are read; the largest vocabularies take some 32 MiB."""
@@ -37,7 +37,6 @@ _MAX_DIMENSIONS = 4
 _MAX_NAME = 1 << 10
 _MAX_PARTS = 1 << 10
 
-_U64 = Struct("<Q")
 _NUMBER = {
     0: Struct("<B"),
     1: Struct("<b"),
@@ -47,7 +46,7 @@ _NUMBER = {
     5: Struct("<i"),
     6: Struct("<f"),
     7: Struct("<?"),
-    10: _U64,
+    10: U64,
     11: Struct("<q"),
     12: Struct("<d"),
 }
@@ -235,7 +234,7 @@ class _HeaderCursor(Cursor):
 
     def u64(self, what: str) -> int:
         """Read one unsigned 64-bit number."""
-        number: int = self.read(_U64, what)[0]
+        number: int = self.read(U64, what)[0]
         return number
 
     def name(self, what: str) -> str:
@@ -253,7 +252,7 @@ class _HeaderCursor(Cursor):
     def skip_strings(self, count: int, what: str) -> None:
         """Step over *count* strings: a vocabulary has several 100,000 of them."""
         self.require(8 * count, what)  # their lengths alone
-        unpack, view, at, filled = _U64.unpack_from, self.view, self.at, self.filled
+        unpack, view, at, filled = U64.unpack_from, self.view, self.at, self.filled
         for _ in range(count):
             if at + 8 > filled:
                 self.at = at
@@ -383,7 +382,7 @@ def _strings(raw: memoryview, count: int) -> Iterator[str]:
     at = 0
     for _ in range(count):
         start = at + 8
-        at = start + _U64.unpack_from(raw, at)[0]
+        at = start + U64.unpack_from(raw, at)[0]
         yield str(raw[start:at], "utf-8", "replace")
 
 

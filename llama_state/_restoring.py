@@ -63,11 +63,13 @@ class Restoring:
         self, scope: Scope, blob: memoryview, *, headed: bool, partial: bool = False
     ) -> layout.Layout:
         """Describe a state of this library's version, read as this context's model says."""
-        version, traits = self._library.session_version, self._facts.traits
-        if scope is None:
-            return layout.parse_whole(blob, version=version, traits=traits)
-        return layout.parse_sequence(
-            blob, version=version, headed=headed, traits=traits, partial=partial
+        return layout.parse_state(
+            "whole" if scope is None else "sequence",
+            blob,
+            version=self._library.session_version,
+            headed=headed,
+            traits=self._facts.traits,
+            partial=partial,
         )
 
     def parse_own(self, scope: Scope, blob: Buffer) -> layout.Layout:

@@ -157,9 +157,13 @@ class Checkpoint:
         payload = pickle.PickleBuffer(self.payload) if protocol >= 5 else bytes(self.payload)
         return from_parts, (payload, self._metadata, *map(bytes, self._words()))
 
+    def _token_words(self) -> array[int]:
+        """The token list of files."""
+        return array("i", self.tokens or self.packed_tokens)
+
     def _words(self) -> tuple[Buffer, Buffer]:
         """Tokens and logits as containers have them."""
-        return array("i", self.tokens or self.packed_tokens), self.logits or b""
+        return self._token_words(), self.logits or b""
 
     # -- containers
 
@@ -191,12 +195,11 @@ class Checkpoint:
             UnsupportedError: xxhash, or zstandard, is not installed.
         """
         parts = self._parts(key, compress)
-        tokens, logits = self._words()
         size = container.at_most(
             len(self._metadata),
             len(self.payload),
-            n_tokens=len(memoryview(tokens)),
-            n_logits=len(flat(logits)) // 4,
+            n_tokens=len(self.tokens or self.packed_tokens),
+            n_logits=len(self.logits or ()),
         )
         return _files.write_file(path, parts, durable=durable, at_most=size, progress=progress)
 
@@ -285,8 +288,7 @@ class Checkpoint:
         """
         whole = self.kind == "whole"
         version = self.session_version if whole else self.sequence_version
-        words = array("i", self.tokens or self.packed_tokens)
-        header = layout.pack_file_header(self.kind, version, words)
+        header = layout.pack_file_header(self.kind, version, self._token_words())
         skip = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
         parts: list[Buffer] = [header, self.payload[skip:]]
         return _files.write_file(path, parts, durable=durable, progress=progress)
@@ -328,8 +330,7 @@ class Checkpoint:
             # The 8 bytes before it, read by now, make room for the head of a blob; only our own
             # copy of the page is written to.
             start -= layout.SEQUENCE_HEAD.size
-            known = parsed.source not in (None, layout.UNKNOWN_ID)
-            source = parsed.source if known and parsed.source is not None else source
+            source = source if parsed.source is None else parsed.source
             layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, source)
         packed = layout.is_packed(words)
         return cls(
@@ -373,9 +374,7 @@ def _parse(
     """Describe a state as one of the model in *fingerprint*, where it names one."""
     model = fingerprint.model
     traits = layout.model_traits(model.get("architecture", ""), model.get)
-    if kind == "whole":
-        return layout.parse_whole(payload, version=version, traits=traits)
-    return layout.parse_sequence(payload, version=version, headed=headed, traits=traits)
+    return layout.parse_state(kind, payload, version=version, headed=headed, traits=traits)
 
 
 def _to_json(fields: Mapping[str, Any]) -> bytes:

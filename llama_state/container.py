@@ -7,7 +7,6 @@ metadata and the payload mean.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from . import _digests, _zstd
-from ._buffers import flat
+from ._buffers import anonymous, flat
 from ._digests import Digest
 from .errors import ChecksumError, FormatError, TruncatedError, VersionError
 
@@ -85,6 +84,16 @@ class Header:
     n_payload: int
 
     @property
+    def keyed(self) -> bool:
+        """The digests are those of a key."""
+        return bool(self.flags & KEYED)
+
+    @property
+    def compressed(self) -> bool:
+        """Chunks of the payload may be compressed."""
+        return bool(self.flags & COMPRESSED)
+
+    @property
     def tokens_offset(self) -> int:
         """Where the tokens start; the metadata follow the header."""
         return _aligned(HEADER.size + self.n_metadata, 8)
@@ -124,8 +133,8 @@ class Container:
         self, data: memoryview, header: Header, parts: tuple[Part, ...], digest: Digest
     ) -> None:
         self.data = data
-        self.keyed = bool(header.flags & KEYED)
-        self.compressed = bool(header.flags & COMPRESSED)
+        self.keyed = header.keyed
+        self.compressed = header.compressed
         self.parts = parts
         self._header = header
         self._digest = digest
@@ -156,9 +165,9 @@ class Container:
         start, size = self._header.payload_offset, self._header.n_payload
         if not self.compressed or size == 0:
             return self.data[start : start + size]
-        out, at = memoryview(mmap.mmap(-1, size)), 0
+        out, at = memoryview(anonymous(size)), 0
         for part in self.parts[len(HEAD_PARTS) :]:
-            piece = self.data[part.offset : part.offset + part.stored]
+            piece = self.data[part.offset : part.end]
             raw = piece if part.method == "raw" else _zstd.decompress(piece, part.nbytes)
             out[at : at + part.nbytes] = raw
             at += part.nbytes
@@ -200,7 +209,7 @@ class Container:
             yield from zip(self.parts, pool.map(self._sound, self.parts), strict=True)
 
     def _sound(self, part: Part) -> bool:
-        return self._digest(self.data[part.offset : part.offset + part.stored]) == part.digest
+        return self._digest(self.data[part.offset : part.end]) == part.digest
 
 
 def pack(
@@ -262,7 +271,7 @@ def _pieces(
         yield add(part + bytes(end - at - len(part)), end - at)
     for start in range(0, len(payload), header.chunk):
         raw = payload[start : start + header.chunk]
-        frame = _zstd.compress(raw) if header.flags & COMPRESSED else b""
+        frame = _zstd.compress(raw) if header.compressed else b""
         if len(raw) / MAX_SHRINK <= len(frame) < KEEP_BELOW * len(raw):
             yield add(frame, len(frame), ZSTD)
         else:
@@ -344,16 +353,15 @@ def _read_header(view: memoryview) -> Header:
 def _check_counts(header: Header, size: int) -> None:
     """Bound what the header promises by the container's real *size*."""
     head = header.payload_offset
-    payload = header.n_payload if not header.flags & COMPRESSED else 0
+    payload = 0 if header.compressed else header.n_payload
     if head + payload > size or header.n_payload > MAX_SHRINK * size:
         raise TruncatedError("checkpoint", need=head + header.n_payload, have=size)
 
 
 def _choose_digest(header: Header, key: bytes | None) -> tuple[Digest, Digest]:
-    is_keyed = bool(header.flags & KEYED)
-    if is_keyed and key is None:
+    if header.keyed and key is None:
         raise ChecksumError("it is authenticated with a key: pass key=", offset=10)
-    if key is not None and not is_keyed:
+    if key is not None and not header.keyed:
         raise ChecksumError("it is not authenticated: anybody may have written it", offset=10)
     return _digests.plain() if key is None else _digests.keyed(key)
 
@@ -379,7 +387,7 @@ def _read_table(view: memoryview, header: Header, table: int) -> Iterator[Part]:
     expected = _expected(header)
     for (name, nbytes), (digest, stored, method, reserved) in zip(expected, entries, strict=True):
         sound = stored == nbytes
-        if method == ZSTD and header.flags & COMPRESSED and name not in HEAD_PARTS:
+        if method == ZSTD and header.compressed and name not in HEAD_PARTS:
             sound = nbytes / MAX_SHRINK <= stored < nbytes
         if method not in (RAW, ZSTD) or reserved or not sound or at + stored > table:
             raise FormatError(f"{name} is stored in an impossible way", offset=table)

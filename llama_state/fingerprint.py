@@ -21,7 +21,7 @@ from . import _gguf, layout
 from ._files import open_regular
 from ._types import StrPath
 from .errors import Difference, FormatError, TruncatedError
-from .layout.cursor import U32
+from .layout.cursor import U32, U64
 
 __all__ = ["Fingerprint", "adapter_digest", "model_fields", "state_fields"]
 
@@ -39,7 +39,7 @@ _LONG_ARRAY = 1 << 10
 _SMALL_TENSOR = 16 << 10
 _SAMPLE = 4 << 10
 _N_SAMPLE = 4
-_U64, _ARRAY = Struct("<Q"), Struct("<IQ")
+_ARRAY = Struct("<IQ")
 
 # Model fields that llama.cpp tells where the file is not known, and that the file's own digests
 # make superfluous; context fields that are no settings of what was computed.
@@ -326,7 +326,7 @@ def _tensor_table(header: _gguf.Header) -> str:
             _packed(tensor.name),
             U32.pack(tensor.type_id),
             U32.pack(len(tensor.shape)),
-            *map(_U64.pack, tensor.shape),
+            *map(U64.pack, tensor.shape),
         )
     )
 
@@ -366,7 +366,7 @@ def _samples(nbytes: int) -> list[tuple[int, int]]:
 def _packed(text: str) -> bytes:
     """*text* with its length before it, so that no two lists of texts have the same bytes."""
     data = text.encode()
-    return _U64.pack(len(data)) + data
+    return U64.pack(len(data)) + data
 
 
 def _joined(values: Iterable[object]) -> str:

@@ -168,18 +168,24 @@ class ContextState:
                 except MemoryError:
                     buffer = None
                 if buffer is None:
-                    return self._save_in_place(call, scope, path, header, need, options)
+                    return self._save_in_place(call, scope, path, header, need, skip, options)
                 blob = _transfer.read_into(call, scope, buffer)
-            skip = 0 if scope is None else self._restoring.head_size
             return _files.write_file(path, [header, blob[skip:]], **options)
 
     def _save_in_place(
-        self, call: Call, scope: Scope, path: StrPath, header: bytes, need: int, options: Any
+        self,
+        call: Call,
+        scope: Scope,
+        path: StrPath,
+        header: bytes,
+        need: int,
+        skip: int,
+        options: Any,
     ) -> int:
-        """Let llama.cpp write its *need* bytes into the pages of the file."""
+        """Let llama.cpp write its *need* bytes into the pages of the file, all but *skip*."""
         # The head in front of a sequence's blob has no place in a file: the header is written
         # over it, and the payload lies where it belongs.
-        start = len(header) - (0 if scope is None else self._restoring.head_size)
+        start = len(header) - skip
 
         def fill(pages: memoryview) -> None:
             _transfer.read_into(call, scope, pages[start:])

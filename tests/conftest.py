@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,3 +23,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than some seconds")
+
+
+@pytest.fixture
+def shrink_once_opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
+    """Makes a file shorter right after its size was asked for."""
+    fstat = os.fstat
+
+    def shrink(path: Path, size: int) -> None:
+        def then_shrink(fd: int) -> os.stat_result:
+            info = fstat(fd)
+            os.truncate(path, size)
+            return info
+
+        monkeypatch.setattr(os, "fstat", then_shrink)
+
+    return shrink

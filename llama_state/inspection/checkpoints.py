@@ -83,5 +83,5 @@ def _with_layout(found: StateFile, made: Checkpoint, traits: Sequence[Traits]) -
     if model:
         traits = model_traits(model.get("architecture", ""), model.get)
     headed = made.kind == "whole" or has_sequence_head(found.state)
-    reading = Reading(made.session_version, made.kind == "whole", headed)
+    reading = Reading(made.session_version, made.kind, headed)
     return with_state(found, [reading], traits)

@@ -11,7 +11,6 @@ from .._types import Progress, StrPath
 from ..checkpoint import NOTHING_KNOWN, Checkpoint
 from ..errors import FormatError, UnsupportedError
 from ..fingerprint import PLAIN, Fingerprint, model_fields, state_fields
-from ..layout import UNKNOWN_ID, Layout
 from .opening import inspect_file
 from .statefile import StateFile, raised
 
@@ -113,16 +112,9 @@ def _checkpoint_of(
         found.state,
         kind=found.layout.kind,
         session_version=_choose_version(found, session_version),
-        source=_source_of(found.layout),
+        source=None if found.layout.kind == "whole" else found.layout.source or 0,
         fingerprint=fingerprint,
     )
-
-
-def _source_of(layout: Layout) -> int | None:
-    """Return the sequence that was saved: 0 where nothing says which, None for a whole context."""
-    if layout.kind == "whole":
-        return None
-    return 0 if layout.source in (None, UNKNOWN_ID) else layout.source
 
 
 def _renamed(made: Checkpoint, fingerprint: Fingerprint) -> Checkpoint:

@@ -16,6 +16,7 @@ from ..errors import FormatError
 from ..fingerprint import model_fields
 from ..layout import (
     SEQUENCE_VERSION,
+    Kind,
     Traits,
     has_sequence_head,
     is_packed,
@@ -130,13 +131,13 @@ def _open_file(found: StateFile, traits: Sequence[Traits]) -> StateFile:
         parse_file_header(data)  # now the version too: what does not depend on it is known
     except FormatError as error:
         return with_problem(found, error)
-    whole = header.kind == "whole"
-    return with_state(found, [Reading(header.session_version, whole, headed=False)], traits)
+    return with_state(found, [Reading(header.session_version, header.kind, headed=False)], traits)
 
 
 def _open_blob(found: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a blob. It carries no version: all are tried."""
-    readings = [Reading(version, found.kind == "whole blob") for version in _NEWEST_FIRST]
+    kind: Kind = "whole" if found.kind == "whole blob" else "sequence"
+    readings = [Reading(version, kind) for version in _NEWEST_FIRST]
     if found.kind == "sequence blob":
         readings += [Reading(version, partial=True) for version in _NEWEST_FIRST]
     return with_state(found, readings, traits)

@@ -17,9 +17,8 @@ from ..layout import (
     SlotTokens,
     Traits,
     leading_cells,
-    parse_sequence,
     parse_slot_tokens,
-    parse_whole,
+    parse_state,
 )
 
 FileKind = Literal[
@@ -97,26 +96,26 @@ class Reading:
     """One way to read a state."""
 
     version: int
-    whole: bool = False
+    kind: Kind = "sequence"
     headed: bool = True
     partial: bool = False
 
     def parse(self, state: memoryview, traits: Sequence[Traits]) -> Layout:
         """Read *state* this way."""
-        if self.whole:
-            return parse_whole(state, version=self.version, traits=traits or None)
-        return parse_sequence(
+        return parse_state(
+            self.kind,
             state,
             version=self.version,
             headed=self.headed,
-            traits=traits or None,
+            traits=traits,
             partial=self.partial,
         )
 
     def salvage(self, state: memoryview, traits: Sequence[Traits]) -> tuple[Cells, ...]:
         """Read the cells at the start of a *state* that can not be read this way."""
-        kind: Kind = "whole" if self.whole else "sequence"
-        return leading_cells(state, kind, version=self.version, headed=self.headed, traits=traits)
+        return leading_cells(
+            state, self.kind, version=self.version, headed=self.headed, traits=traits
+        )
 
 
 def with_packed_tokens(found: StateFile, words: array[int], *, at: int) -> StateFile:

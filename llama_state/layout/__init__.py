@@ -22,7 +22,7 @@ from .files import FileHeader, Kind, pack_file_header, parse_file_header, token_
 from .formats import MAX_SEQUENCES, SEQUENCE_MAGIC, SEQUENCE_VERSION, TYPES, TensorType
 from .geometry import CacheGeometry, Geometry, differences, merge
 from .layout import Layout
-from .parse import SEQUENCE_HEAD, has_sequence_head, parse_sequence, parse_whole
+from .parse import SEQUENCE_HEAD, has_sequence_head, parse_sequence, parse_state, parse_whole
 from .salvage import leading_cells
 from .slots import MediaChunk, SlotTokens, is_packed, parse_slot_tokens
 from .spans import Span
@@ -67,6 +67,7 @@ __all__ = [
     "parse_file_header",
     "parse_sequence",
     "parse_slot_tokens",
+    "parse_state",
     "parse_whole",
     "sequence_from_whole",
     "token_array",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .._types import Buffer
 
 U32 = Struct("<I")
+U64 = Struct("<Q")
 
 
 def open_view(data: Buffer) -> memoryview:

@@ -105,6 +105,26 @@ def parse_sequence(
         raise
 
 
+def parse_state(
+    kind: Kind,
+    data: Buffer,
+    *,
+    version: int,
+    headed: bool = True,
+    traits: Traits | Sequence[Traits] | None = None,
+    partial: bool = False,
+) -> Layout:
+    """Parse a state of either kind.
+
+    Args:
+        kind: "whole", for :func:`parse_whole`, or "sequence", for :func:`parse_sequence`, whose
+            arguments and errors are these; *headed* and *partial* are of sequences only.
+    """
+    if kind == "whole":
+        return parse_whole(data, version=version, traits=traits)
+    return parse_sequence(data, version=version, headed=headed, traits=traits, partial=partial)
+
+
 def has_sequence_head(data: Buffer) -> bool:
     """Tell whether *data* starts with the head of a sequence blob."""
     view = open_view(data)

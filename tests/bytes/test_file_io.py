@@ -283,19 +283,12 @@ def test_reading_what_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shrink_once_opened: Callable[[Path, int], None]
 ) -> None:
     """Nothing trusts the size that a file had a moment ago."""
     path = tmp_path / "state"
     path.write_bytes(bytes(100))
-    fstat = os.fstat
-
-    def then_shrink(fd: int) -> os.stat_result:
-        info = fstat(fd)
-        os.truncate(path, 60)
-        return info
-
-    monkeypatch.setattr(os, "fstat", then_shrink)
+    shrink_once_opened(path, 60)
     with pytest.raises(TruncatedError) as caught:
         read_file(path)
     assert (caught.value.need, caught.value.have) == (100, 60)

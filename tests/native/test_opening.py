@@ -109,18 +109,13 @@ def test_a_broken_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_a_small_file_that_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_that_shrinks(
+    tmp_path: Path, shrink_once_opened: Callable[[Path, int], None]
+) -> None:
     """Nothing trusts the size that a file had a moment ago."""
     path = tmp_path / "small"
     path.write_bytes(bytes(100))
-    fstat = os.fstat
-
-    def then_shrink(fd: int) -> os.stat_result:
-        info = fstat(fd)
-        os.truncate(path, 60)
-        return info
-
-    monkeypatch.setattr(os, "fstat", then_shrink)
+    shrink_once_opened(path, 60)
     with pytest.raises(TruncatedError) as caught, opened(path):
         pass
     assert (caught.value.need, caught.value.have) == (100, 60)
