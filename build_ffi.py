@@ -1,13 +1,16 @@
-"""Makes ``llama_state._llama_cffi`` out of ``include/llama.h``.
+"""Makes the two compiled modules of llama_state out of the headers in ``include/``.
+
+``llama_state._llama._llama_cffi`` is made of ``llama.h`` and ``log_sink.h``, and
+``llama_state._io._pages`` of ``pages.h``, which knows nothing of llama.cpp.
 
 Nothing is linked: which libllama is called is decided at run time, library by library. So
 every prototype of the header becomes
 
-* a member of ``struct llama_api``, the function table that ``_library.py`` fills by name, and
+* a member of ``struct llama_api``, the function table that ``library.py`` fills by name, and
 * a static C function of the same name that takes such a table first and calls through it.
 
-``python build_ffi.py --stub`` prints the type stub of the compiled module, made from the
-same header.
+``python build_ffi.py --stubs`` writes the type stubs of the compiled modules, made from the
+same headers.
 """
 
 from __future__ import annotations
@@ -20,12 +23,11 @@ from typing import NamedTuple
 from cffi import FFI
 
 INCLUDE = Path(__file__).resolve().parent / "include"
-# Our own C: what each declares as SINK_API or PAGES_API, Python sees.
-HELPERS = ("log_sink.h", "pages.h")
 PROTOTYPE = re.compile(
     r"^LLAMA_API (?P<result>.*?[ *])(?P<name>\w+)\((?P<args>.*)\);$", re.MULTILINE
 )
 PARAMETER = re.compile(r"^(?P<type>.*?[ *])(?P<name>\w+)$")
+# What our own C declares as SINK_API or PAGES_API, Python sees.
 HELPER_FUNCTION = re.compile(r"^(?:SINK|PAGES)_API (.*\))$", re.MULTILINE)
 TABLE = "const struct llama_api *api"
 
@@ -78,11 +80,11 @@ def wrapper(function: Prototype) -> str:
     return f"static {signature(function)} {{ {body} }}"
 
 
-def cdef(header: str, helpers: str) -> str:
+def cdef(header: str, sink: str) -> str:
     """Everything that Python sees, as cffi takes it."""
     functions = prototypes(header)
     chain = "struct log_chain { ggml_log_callback next; void *next_data; };"
-    signatures = [signature(f) for f in functions] + HELPER_FUNCTION.findall(helpers)
+    signatures = [signature(f) for f in functions] + HELPER_FUNCTION.findall(sink)
     return "\n".join([types(header), table(functions), chain, *(s + ";" for s in signatures)])
 
 
@@ -94,8 +96,7 @@ def source(header: str) -> str:
             "#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>",
             types(header),
             table(functions),
-            "#define SINK_API static\n#define PAGES_API static",
-            *(f'#include "{name}"' for name in HELPERS),
+            '#define SINK_API static\n#include "log_sink.h"',
             *map(wrapper, functions),
         ]
     )
@@ -123,8 +124,14 @@ def python_type(c_type: str) -> str:
     return "".join(word[0].upper() + word[1:] for name in words for word in name.split("_") if word)
 
 
-def stub(header: str, helpers: str) -> str:
-    """The text of ``_llama_cffi.pyi``."""
+def stub(header: str, helpers: str, origin: str) -> str:
+    """The type stub of the module with the functions of *header* and *helpers*.
+
+    Args:
+        header: Prototypes of llama.cpp; those functions take the table first.
+        helpers: Our own C.
+        origin: The header that the stub names as its source.
+    """
     functions = [
         Prototype(f.result, f.name, TABLE if f.args == "void" else f"{TABLE}, {f.args}")
         for f in prototypes(header)
@@ -141,7 +148,7 @@ def stub(header: str, helpers: str) -> str:
     classes = [f"class {name}(CData): ..." for name in sorted(names - {*SCALARS.values(), "bytes"})]
     return "\n".join(
         [
-            "# Made by `python build_ffi.py --stub` from include/llama.h.",
+            f"# Made by `python build_ffi.py --stubs` from include/{origin}.",
             "# ruff: noqa: E501",
             "from typing import Any",
             "",
@@ -181,19 +188,43 @@ def stub(header: str, helpers: str) -> str:
     )
 
 
+def builder(module: str, declarations: str, code: str, *headers: str) -> FFI:
+    """What compiles *module*, which is made anew when one of *headers* has changed."""
+    ffi = FFI()
+    ffi.cdef(declarations)
+    ffi.set_source(
+        f"llama_state.{module}",
+        code,
+        include_dirs=[str(INCLUDE)],
+        depends=[str(INCLUDE / name) for name in headers],
+    )
+    return ffi
+
+
 HEADER = (INCLUDE / "llama.h").read_text()
-HELPER_TEXT = "".join((INCLUDE / name).read_text() for name in HELPERS)
-ffibuilder = FFI()
-ffibuilder.cdef(cdef(HEADER, HELPER_TEXT))
-ffibuilder.set_source(
-    "llama_state._llama_cffi",
-    source(HEADER),
-    include_dirs=[str(INCLUDE)],
-    depends=[str(INCLUDE / name) for name in ("llama.h", *HELPERS)],
+SINK = (INCLUDE / "log_sink.h").read_text()
+PAGES = (INCLUDE / "pages.h").read_text()
+STUBS = {
+    "_llama/_llama_cffi.pyi": stub(HEADER, SINK, "llama.h"),
+    "_io/_pages.pyi": stub("", PAGES, "pages.h"),
+}
+
+llama_builder = builder(
+    "_llama._llama_cffi", cdef(HEADER, SINK), source(HEADER), "llama.h", "log_sink.h"
+)
+pages_builder = builder(
+    "_io._pages",
+    "\n".join(f"{signature};" for signature in HELPER_FUNCTION.findall(PAGES)),
+    """#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>
+#define PAGES_API static\n#include "pages.h"
+""",
+    "pages.h",
 )
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--stub"]:
-        print(stub(HEADER, HELPER_TEXT), end="")
+    if sys.argv[1:] == ["--stubs"]:
+        for name, text in STUBS.items():
+            (Path(__file__).with_name("llama_state") / name).write_text(text)
     else:
-        ffibuilder.compile(verbose=True)
+        for each in (llama_builder, pages_builder):
+            each.compile(verbose=True)

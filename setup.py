@@ -6,4 +6,7 @@ from setuptools import setup
 
 # cffi compiles for the limited API by itself; free-threaded builds of Python have none.
 abi3 = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp310"}
-setup(cffi_modules=["build_ffi.py:ffibuilder"], options={"bdist_wheel": abi3})
+setup(
+    cffi_modules=["build_ffi.py:llama_builder", "build_ffi.py:pages_builder"],
+    options={"bdist_wheel": abi3},
+)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_state as ls
-from llama_state._llama_cffi import ffi, lib
+from llama_state._llama._llama_cffi import ffi, lib
 
 _SAVE: list[Any] = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t]
 _LOAD = [*_SAVE, ctypes.c_void_p]

@@ -23,7 +23,7 @@ from llama_state import layout
 from llama_state.testing.models import write_benchmark_model
 
 if TYPE_CHECKING:
-    from llama_state._types import Buffer
+    from llama_state._io import Buffer
     from llama_state.layout import Block, Stream
 
 

@@ -14,11 +14,12 @@ from _states import Subject, llama_cpp, some_tokens
 from _timing import Way
 
 import llama_state as ls
-from llama_state import _files, layout
-from llama_state._llama_cffi import ffi
+from llama_state import layout
+from llama_state._io import reading
+from llama_state._llama._llama_cffi import ffi
 
 if TYPE_CHECKING:
-    from llama_state._types import Buffer
+    from llama_state._io import Buffer
 
 # What the tables call the ways that targets compare; the others stand where they are used. Files
 # are new and not waited for (``durable=False``), unless the name says "over" or "durable".
@@ -140,7 +141,7 @@ def restore_ways(work: Work) -> Iterator[Way]:
     yield Way(SET_DATA, C, lambda: bare.set(blob))
     yield Way(PARSE, OURS, lambda: layout.parse_whole(blob, version=version, traits=traits))
     yield Way(RESTORE, OURS, work.restore)
-    yield Way(RESTORE_MAPPED, OURS, lambda: work.restore(_files.map_file(file)))
+    yield Way(RESTORE_MAPPED, OURS, lambda: work.restore(reading.map_file(file)))
     yield Way(ION7_RESTORE, ION7, ion7)
     if llm := work.it.llm:
         theirs = llama_cpp.Llama.save_state(llm)

@@ -1,48 +1,46 @@
 """Save llama.cpp's inference state from Python, and bring it back verified.
 
-Importing this loads no libllama: the first :class:`Model`, :func:`load_library` or
-:func:`attach` does.
+Importing this loads nothing: each public name is imported at its first use, and the first
+:class:`Model`, :func:`load_library` or :func:`attach` finds a libllama.
 """
 
-try:
-    from ._llama_cffi import lib as _compiled  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ImportError(
-        f"{__path__[0]} is a source tree whose extension is not built. Run `pip install -e .` "
-        "there, or Python from another folder to use the installed package."
-    ) from error
+from __future__ import annotations
 
-from ._buffers import trim_buffers
-from ._discovery import load_library
-from ._library import Library
-from .attaching import attach
-from .checkpoint import Checkpoint
-from .context import Context
-from .device import DeviceSnapshot
-from .errors import (
-    CapacityError,
-    ChecksumError,
-    ClosedError,
-    DecodeError,
-    Difference,
-    FormatError,
-    LibraryNotFoundError,
-    MismatchError,
-    MismatchWarning,
-    ModelLoadError,
-    RestoreError,
-    SaveError,
-    SequenceIdError,
-    StaleError,
-    StateError,
-    TruncatedError,
-    UnsupportedError,
-    VersionError,
-)
-from .fingerprint import Fingerprint, model_fields
-from .inspection import StateFile, inspect_file
-from .model import Model
-from .state import Restored, Span
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._io.buffers import trim_buffers
+    from ._llama.discovery import load_library
+    from ._llama.library import Library
+    from .checkpoint.checkpoint import Checkpoint
+    from .checkpoint.fingerprint import Fingerprint, model_fields
+    from .context.attach import attach
+    from .context.context import Context
+    from .context.device import DeviceSnapshot
+    from .context.model import Model
+    from .context.state import Restored, Span
+    from .errors import (
+        CapacityError,
+        ChecksumError,
+        ClosedError,
+        DecodeError,
+        Difference,
+        FormatError,
+        LibraryNotFoundError,
+        MismatchError,
+        MismatchWarning,
+        ModelLoadError,
+        RestoreError,
+        SaveError,
+        SequenceIdError,
+        StaleError,
+        StateError,
+        TruncatedError,
+        UnsupportedError,
+        VersionError,
+    )
+    from .inspection import StateFile, inspect_file
 
 __version__ = "0.1.0"
 
@@ -81,3 +79,38 @@ __all__ = [
     "model_fields",
     "trim_buffers",
 ]
+
+# Public name -> the module that has it; those that are not here are errors.
+_HOME = {
+    "Checkpoint": "checkpoint.checkpoint",
+    "Context": "context.context",
+    "DeviceSnapshot": "context.device",
+    "Fingerprint": "checkpoint.fingerprint",
+    "Library": "_llama.library",
+    "Model": "context.model",
+    "Restored": "context.state",
+    "Span": "context.state",
+    "StateFile": "inspection",
+    "attach": "context.attach",
+    "inspect_file": "inspection",
+    "load_library": "_llama.discovery",
+    "model_fields": "checkpoint.fingerprint",
+    "trim_buffers": "_io.buffers",
+}
+_PUBLIC_MODULES = frozenset({"aio", "errors", "inspection", "layout", "testing"})
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a public module, at its first use."""
+    if name in __all__:
+        value = getattr(import_module(f".{_HOME.get(name, 'errors')}", __name__), name)
+    elif name in _PUBLIC_MODULES:
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PUBLIC_MODULES})

@@ -15,14 +15,14 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
-from ._types import Progress
-from .context import Context
+from ._io import Progress
+from .context.context import Context
 from .errors import ClosedError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ._types import Buffer
+    from ._io import Buffer
 
 __all__ = ["AsyncContext"]
 

@@ -14,7 +14,7 @@ import llama_state as ls
 from llama_state import inspection
 from llama_state.adapters.llama_cpp import LlamaContext, PromptCache
 from llama_state.aio import AsyncContext
-from llama_state.fingerprint import adapter_digest, model_fields
+from llama_state.checkpoint.fingerprint import adapter_digest, model_fields
 from llama_state.layout import Layout, SlotTokens
 from llama_state.testing import KINDS, write_benchmark_model, write_model, write_probe
 from llama_state.testing.conformance import Report, Row, check_model, round_trips

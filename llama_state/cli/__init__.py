@@ -1,6 +1,6 @@
 """The command ``llama-state``: arguments in, text out, exit status back. No logic of its own.
 
-Each command imports what it needs when it runs: those for files work without any libllama.
+Each command imports what it needs when it runs: those for states work without any libllama.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from .. import __version__
 from ..errors import StateError
-from . import files, libraries
+from . import engines, states
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="llama-state", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"llama_state {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    files.add_commands(commands)
-    libraries.add_commands(commands)
+    states.add_commands(commands)
+    engines.add_commands(commands)
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:

@@ -5,13 +5,13 @@ numpy, gguf and matplotlib are used where they are needed (``pip install 'llama-
 
 from __future__ import annotations
 
-from .comparing import Comparison, PositionDifference, RowDifference, compare
-from .converting import Converted, convert_file
-from .describing import describe
-from .opening import inspect_file
+from .conversion import Converted, convert_file
+from .diff import Comparison, PositionDifference, RowDifference, compare
 from .picture import render
+from .source import inspect_file
 from .statefile import Digests, FileKind, StateFile
-from .verifying import Verdict, verify_file
+from .summary import describe
+from .verification import Verdict, verify_file
 
 __all__ = [
     "Comparison",

@@ -6,13 +6,13 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .._types import Progress
-from ..checkpoint import Checkpoint, from_parts
-from ..container import HEAD_PARTS, VERSION, Container, Part, is_keyed, open_container
+from .._io import Progress
+from ..checkpoint.checkpoint import Checkpoint, from_parts
+from ..checkpoint.container import HEAD_PARTS, VERSION, Container, Part, is_keyed, open_container
 from ..errors import ChecksumError, FormatError
 from ..layout import Traits, has_sequence_head, model_traits
 from .statefile import Digests, Reading, StateFile, with_packed_tokens, with_problem, with_state
-from .wording import count
+from .words import count
 
 KEY_NEEDED = "it can be read only with the key it has"
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..errors import FormatError, UnsupportedError
 from ..layout import UNKNOWN_ID, Cache, Cells, Layout, RecurrentCache
 from . import values
-from .describing import traits_text
 from .magnitudes import MOST_ROWS, Magnitudes, magnitudes
 from .statefile import StateFile, raised
-from .wording import count, ranges, size
+from .summary import traits_text
+from .words import count, ranges, size
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..checkpoint import Checkpoint
-from ..container import Part
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.container import Part
 from ..errors import FormatError, StateError, UnsupportedError
 from ..layout import (
     Cells,

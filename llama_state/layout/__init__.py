@@ -18,14 +18,21 @@ from .blocks import (
     Stream,
 )
 from .cut import sequence_from_whole
-from .files import FileHeader, Kind, pack_file_header, parse_file_header, token_array, unpack_tokens
 from .formats import MAX_SEQUENCES, SEQUENCE_MAGIC, SEQUENCE_VERSION, TYPES, TensorType
 from .geometry import CacheGeometry, Geometry, differences, merge
-from .layout import Layout
+from .headers import (
+    FileHeader,
+    Kind,
+    pack_file_header,
+    parse_file_header,
+    token_array,
+    unpack_tokens,
+)
 from .parse import SEQUENCE_HEAD, has_sequence_head, parse_sequence, parse_state, parse_whole
 from .salvage import leading_cells
 from .slots import MediaChunk, SlotTokens, is_packed, parse_slot_tokens
 from .spans import Span
+from .state import Layout
 from .traits import Module, Traits, Window, has_partial
 
 __all__ = [

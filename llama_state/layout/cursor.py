@@ -6,11 +6,11 @@ import sys
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
-from .._buffers import flat
+from .._io.buffers import flat
 from ..errors import TruncatedError, UnsupportedError
 
 if TYPE_CHECKING:
-    from .._types import Buffer
+    from .._io import Buffer
 
 U32 = Struct("<I")
 U64 = Struct("<Q")

@@ -12,10 +12,10 @@ from .blocks import Block, Cache, Compressed, Compressor, KVCache, RecurrentCach
 from .cursor import U32, open_view
 from .dsv4 import COMPRESSED_HEAD, COMPRESSOR_HEAD, HEAD, TENSOR_HEAD
 from .formats import DSV4_MAGIC, TYPES
-from .layout import Layout
+from .state import Layout
 
 if TYPE_CHECKING:
-    from .._types import Buffer
+    from .._io import Buffer
 
 Pieces: TypeAlias = "Iterator[memoryview | bytes]"
 Runs: TypeAlias = "Sequence[tuple[int, int]]"

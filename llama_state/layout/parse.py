@@ -15,7 +15,6 @@ from .blocks import UNKNOWN_ID, Cache, Cells
 from .cells import Scope
 from .cursor import U32, Cursor, open_view
 from .dsv4 import read_compressed, read_compressor, read_head
-from .files import Kind
 from .formats import (
     EXT_WORDS,
     MAX_ARCH_BYTES,
@@ -25,14 +24,15 @@ from .formats import (
     WHOLE_FILE_MAGIC,
     require_version,
 )
+from .headers import Kind
 from .kv import read_kv
-from .layout import Layout
 from .recurrent import recurrent_readings
 from .spans import owners
+from .state import Layout
 from .traits import Part, Traits, parts_of
 
 if TYPE_CHECKING:
-    from .._types import Buffer
+    from .._io import Buffer
 
 SEQUENCE_HEAD = Struct("<Ii")
 

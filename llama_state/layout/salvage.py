@@ -12,14 +12,14 @@ from .blocks import Cells
 from .cells import Scope
 from .cursor import Cursor, open_view
 from .dsv4 import read_head
-from .files import Kind
 from .formats import EXT_WORDS
+from .headers import Kind
 from .kv import read_leading_cells
 from .parse import read_arch, read_source
 from .traits import Traits, parts_of
 
 if TYPE_CHECKING:
-    from .._types import Buffer
+    from .._io import Buffer
 
 
 def leading_cells(

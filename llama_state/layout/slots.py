@@ -17,7 +17,7 @@ from ..errors import FormatError, TruncatedError, VersionError
 from .cursor import Cursor, open_view
 
 if TYPE_CHECKING:
-    from .._types import Buffer
+    from .._io import Buffer
 
 NULL_TOKEN = -1
 """Starts a packed list; in it, stands for a token of an image or a sound."""

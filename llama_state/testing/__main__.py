@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from .._discovery import load_library
+from .._llama.discovery import load_library
 from ..errors import StateError
 from .conformance import check_model
 

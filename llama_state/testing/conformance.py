@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from .._library import Library
-from .._types import StrPath
-from ..context import Context
+from .._io import StrPath
+from .._llama.library import Library
+from ..context.context import Context
+from ..context.model import Model
+from ..context.state import Restored
 from ..errors import ModelLoadError, StateError
-from ..model import Model
-from ..state import Restored
 
 __all__ = ["CONFIGURATIONS", "NMSE_LIMIT", "Report", "Row", "check_model", "nmse", "round_trips"]
 

@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._types import StrPath
+from .._io import StrPath
 from ..errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def write_benchmark_model(
 
 
 def write_probe(path: StrPath) -> Path:
-    """Write the smallest llama model that loads; the package carries it as ``_probe.gguf``."""
+    """Write the smallest llama model that loads; the package carries it as ``probe.gguf``."""
     return _write(path, _llama("probe", 1, 1, 32, n_embd=8, n_vocab=2, n_ctx=32), 0)
 
 

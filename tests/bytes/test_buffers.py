@@ -13,7 +13,7 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 import pytest
 
-from llama_state._buffers import Pool, flat
+from llama_state._io.buffers import Pool, flat
 
 MIB = 1 << 20
 

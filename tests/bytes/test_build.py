@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import build_ffi
-from llama_state import _library
-from llama_state._llama_cffi import ffi, lib
+from llama_state._llama import library
+from llama_state._llama._llama_cffi import ffi, lib
 
 ROOT = Path(__file__).parents[2]
 HEADER = (ROOT / "include" / "llama.h").read_text()
@@ -37,7 +37,7 @@ def test_the_stub_is_that_of_the_header() -> None:
 def test_capabilities_name_functions_of_the_header() -> None:
     """A function is required unless a capability makes it optional."""
     names = {f.name for f in build_ffi.prototypes(HEADER)}
-    assert names > _library._OPTIONAL
+    assert names > library._OPTIONAL
 
 
 def test_one_line_adds_a_function() -> None:

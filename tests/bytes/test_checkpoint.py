@@ -19,16 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_state import layout
-from llama_state.checkpoint import Checkpoint
-from llama_state.container import pack
-from llama_state.errors import (
-    ChecksumError,
-    FormatError,
-    SaveError,
-    StateError,
-    VersionError,
-)
-from llama_state.fingerprint import Fingerprint
+from llama_state.checkpoint.checkpoint import Checkpoint
+from llama_state.checkpoint.container import pack
+from llama_state.checkpoint.fingerprint import Fingerprint
+from llama_state.errors import ChecksumError, FormatError, SaveError, StateError, VersionError
 from tests.bytes.blobs import State, text
 
 PRINT = Fingerprint({"architecture": "llama", "weights": "0" * 32}, {"rope": "the model's own"})

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_state import container
-from llama_state.container import Container, at_most, open_container, pack
+from llama_state.checkpoint import container
+from llama_state.checkpoint.container import Container, at_most, open_container, pack
 from llama_state.errors import (
     ChecksumError,
     FormatError,

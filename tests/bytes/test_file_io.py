@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_state import _replacing
-from llama_state._files import fill_file, read_file, write_file
+from llama_state._io import atomic
+from llama_state._io.atomic import fill_file, write_file
+from llama_state._io.reading import read_file
 from llama_state.errors import SaveError, TruncatedError
 
 OLD = b"the old content"
@@ -194,7 +195,7 @@ def test_a_large_old_file_is_freed_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread frees it; room that only it has is waited for."""
-    monkeypatch.setattr(_replacing, "_SLOW_TO_FREE", 1)
+    monkeypatch.setattr(atomic, "_SLOW_TO_FREE", 1)
     path = tmp_path / "state"
     path.write_bytes(OLD)
     close, fallocate = os.close, os.posix_fallocate

@@ -14,9 +14,10 @@ from typing import Any
 import gguf
 import pytest
 
-from llama_state import Fingerprint, fingerprint, layout
+from llama_state import Fingerprint, layout
+from llama_state.checkpoint import fingerprint
+from llama_state.checkpoint.fingerprint import adapter_digest, model_fields, state_fields
 from llama_state.errors import Difference, FormatError, TruncatedError
-from llama_state.fingerprint import adapter_digest, model_fields, state_fields
 from llama_state.testing import KINDS, write_model
 
 from . import ggufs

@@ -10,9 +10,9 @@ from pathlib import Path
 import gguf
 import pytest
 
-from llama_state import _gguf
-from llama_state._gguf import TENSOR_TYPES, part_paths, read_header
 from llama_state.errors import FormatError, TruncatedError, UnsupportedError, VersionError
+from llama_state.layout import gguf
+from llama_state.layout.gguf import TENSOR_TYPES, part_paths, read_header
 from llama_state.testing import KINDS, write_model
 
 from . import ggufs
@@ -31,7 +31,7 @@ TENSORS = {
 REFUSED = (FormatError, UnsupportedError)
 
 
-def header_of(path: Path) -> _gguf.Header:
+def header_of(path: Path) -> gguf.Header:
     return read_header(part_paths(path))
 
 

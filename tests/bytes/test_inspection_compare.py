@@ -16,8 +16,8 @@ from gguf.quants import quantize
 
 from llama_state import StateFile, inspect_file
 from llama_state.errors import FormatError
-from llama_state.inspection import reporting, values
-from llama_state.inspection.comparing import Comparison, compare
+from llama_state.inspection import report, values
+from llama_state.inspection.diff import Comparison, compare
 from llama_state.inspection.rows import Tensor, layers, row_bytes
 from llama_state.layout import TYPES
 
@@ -52,8 +52,8 @@ def opened(folder: Path, data: bytes, name: str = "a") -> StateFile:
 def compared(folder: Path, a: bytes, b: bytes) -> Comparison:
     """Compare two files; what is found can be shown."""
     found = compare(opened(folder, a, "a"), opened(folder, b, "b"))
-    json.dumps(reporting.as_dict(found), allow_nan=False)
-    check_text(reporting.text(found))
+    json.dumps(report.as_dict(found), allow_nan=False)
+    check_text(report.text(found))
     return found
 
 
@@ -112,7 +112,7 @@ def test_cells_in_another_order(tmp_path: Path) -> None:
     assert found.equal
     assert found.moved == len(CHAT)
     assert all(row.n_row == len(CHAT) for row in found.rows)
-    assert "14 rows are in other cells, which is no difference" in reporting.text(found)
+    assert "14 rows are in other cells, which is no difference" in report.text(found)
 
 
 def test_streams_and_cells(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_by_how_much(tmp_path: Path) -> None:
     assert row.max_abs == 3.0
     assert row.relative == pytest.approx(sqrt((0.25 + 9.0) / (4.0 * tensor.n_value)))
     assert found.computed
-    assert "1.4" in reporting.text(found) or "0.3" in reporting.text(found)
+    assert "1.4" in report.text(found) or "0.3" in report.text(found)
 
 
 def test_other_types(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_no_numbers(tmp_path: Path) -> None:
     assert infinite.max_abs == np.inf
     assert none.max_abs is not None
     assert isnan(none.max_abs)
-    told = [row["max_abs"] for row in reporting.as_dict(found)["rows"] if row["n_differ"]]
+    told = [row["max_abs"] for row in report.as_dict(found)["rows"] if row["n_differ"]]
     assert told == ["inf", "nan"]
 
 
@@ -269,7 +269,7 @@ def test_other_models(tmp_path: Path) -> None:
     found = compared(tmp_path, native(PLAIN), native(recurrent))
     assert [difference.name for difference in found.fields] == ["architecture"]
     assert (found.rows, found.equal) == ((), False)
-    assert "no rows of both" in reporting.text(found)
+    assert "no rows of both" in report.text(found)
 
 
 def test_versions(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_without_packages(
     assert counts[0] == counts[1]
     if missing == "numpy":
         assert not found.computed
-        assert "pip install 'llama-state[plot]'" in reporting.text(found)
+        assert "pip install 'llama-state[plot]'" in report.text(found)
 
 
 @pytest.mark.parametrize("type_id", sorted(TYPES))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from llama_state import Checkpoint, inspect_file
+from llama_state.checkpoint.fingerprint import model_fields
 from llama_state.errors import ChecksumError, FormatError, SaveError, UnsupportedError
-from llama_state.fingerprint import model_fields
-from llama_state.inspection.converting import convert_file
-from llama_state.inspection.verifying import Verdict, as_dict, text, verify_file
+from llama_state.inspection.conversion import convert_file
+from llama_state.inspection.verification import Verdict, as_dict, text, verify_file
 from llama_state.testing.models import write_model
 
 from .blobs import State

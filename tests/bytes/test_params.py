@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_state._params import CONTEXT_FIELDS, context_offsets, model_offsets
+from llama_state._llama.params import CONTEXT_FIELDS, context_offsets, model_offsets
 from llama_state.errors import UnsupportedError
 
 HEAD = struct.pack("<4I", 512, 2048, 512, 1)

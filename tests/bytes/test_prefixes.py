@@ -7,7 +7,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_state.adapters._prefixes import Prefixes, common, pack, unpack
+from llama_state.adapters.llama_cpp.prefixes import Prefixes, common, pack, unpack
 
 # Few ids, so that sequences share beginnings; some whose bytes are not in the order of the ids.
 TOKENS = st.lists(st.sampled_from([0, 1, 2, 255, 256, 2**31 - 1]), max_size=6)

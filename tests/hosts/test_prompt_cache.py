@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 import llama_state as ls
-from llama_state.adapters import _prompt_cache
-from llama_state.adapters.llama_cpp import PromptCache
+from llama_state.adapters.llama_cpp import PromptCache, prompt_cache
 
 from .llamas import CUT, GREEDY, KINDS, Counter, answer, llama_cpp
 
@@ -174,7 +173,7 @@ def test_nothing_is_pickled(make: Make, monkeypatch: pytest.MonkeyPatch) -> None
 # -- the limit
 
 
-class Watched(_prompt_cache.Memory):
+class Watched(prompt_cache.Memory):
     """A store that knows the most that it ever held."""
 
     most = 0
@@ -198,7 +197,7 @@ def test_the_limit_holds(make: Make) -> None:
     assert store.most <= room
     kept = cache.prompts()
     assert len(kept) == 3
-    assert list(store) == [_prompt_cache._prefixes.pack(tokens) for tokens in kept]
+    assert list(store) == [prompt_cache._prefixes.pack(tokens) for tokens in kept]
     # One that is used is not the next to go.
     elsewhere(llm)
     llm.load_state(cache[[*kept[0], 65]])
@@ -322,7 +321,7 @@ def test_images_are_refused(make: Make) -> None:
 # -- what goes wrong costs time and no answer
 
 
-class Leaky(_prompt_cache.Memory):
+class Leaky(prompt_cache.Memory):
     """A store that has lost everything, or kept it badly."""
 
     damage: Callable[[bytes], bytes | None] = staticmethod(lambda blob: blob)

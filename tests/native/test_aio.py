@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import llama_state as ls
-from llama_state import _files
+from llama_state._io import reading
 from llama_state.aio import AsyncContext
 
 Make = Callable[..., ls.Context]
@@ -27,7 +27,7 @@ def ctx(make: Make) -> ls.Context:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_files, "_PIECE", 16384)
+    monkeypatch.setattr(reading, "_PIECE", 16384)
 
 
 @contextmanager

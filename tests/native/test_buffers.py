@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import llama_state as ls
-from llama_state._buffers import POOL
+from llama_state._io.buffers import POOL
 
 Make = Callable[..., ls.Context]
 

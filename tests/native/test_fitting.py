@@ -8,8 +8,8 @@ import pytest
 
 import llama_state as ls
 from llama_state import layout
-from llama_state._fitting import Fitting
-from llama_state._memory import Positions
+from llama_state._llama.calls import Positions
+from llama_state.context.fit import Fitting
 from tests.bytes.blobs import State, text
 
 BOUND = ["msa", "dsv4", "hybrid-idx"]

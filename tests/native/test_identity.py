@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import llama_state as ls
-from llama_state.fingerprint import model_fields
+from llama_state.checkpoint.fingerprint import model_fields
 from llama_state.testing import write_model
 from tests.bytes import ggufs
 from tests.bytes.ggufs import F32, adapter, string

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llama_state as ls
-from llama_state import _opening
+from llama_state._io import lease
 from llama_state.testing import write_benchmark_model
 
 from .conftest import LIBRARY
@@ -23,9 +23,9 @@ def test_a_limit_changes_no_byte(
     model: ls.Model, leases: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With no memory at all for copies the files are the same, and so is what comes back."""
-    monkeypatch.setattr(_opening, "_WORTH_MAPPING", 0)
+    monkeypatch.setattr(lease, "_WORTH_MAPPING", 0)
     if not leases:
-        monkeypatch.setattr(_opening, "fcntl", None)
+        monkeypatch.setattr(lease, "fcntl", None)
     ls.trim_buffers()
     with (
         model.context(n_ctx=256, n_seq_max=2, n_threads=1) as source,

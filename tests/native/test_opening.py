@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 import llama_state as ls
-from llama_state import _opening
-from llama_state._buffers import POOL
-from llama_state._opening import opened
+from llama_state._io import lease
+from llama_state._io.buffers import POOL
+from llama_state._io.lease import opened
 from llama_state.errors import TruncatedError
 
 Make = Callable[..., ls.Context]
@@ -68,7 +68,7 @@ def test_a_lease_that_is_asked_back_is_given_back(
 ) -> None:
     """A writer who comes while the pages are read gets the file; then it is copied."""
     writing = threading.Thread(target=lambda: path.open("r+b").close())
-    mapped = _opening._mapped
+    mapped = lease._mapped
 
     def then_write(*args: object) -> memoryview:
         view = mapped(*args)  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_a_lease_that_is_asked_back_is_given_back(
         writing.join(0.2)
         return view
 
-    monkeypatch.setattr(_opening, "_mapped", then_write)
+    monkeypatch.setattr(lease, "_mapped", then_write)
     with opened(path) as view:
         assert not is_mapped(view)
         assert view == CONTENT
@@ -86,7 +86,7 @@ def test_a_lease_that_is_asked_back_is_given_back(
 
 def test_without_leases(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy; where there is no memory for one, the pages themselves."""
-    monkeypatch.setattr(_opening, "fcntl", None)
+    monkeypatch.setattr(lease, "fcntl", None)
     with opened(path) as view:
         assert not is_mapped(view)
         assert view == CONTENT
@@ -97,14 +97,14 @@ def test_without_leases(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_older_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pages can not be asked for, they are read all the same."""
-    monkeypatch.setattr(_opening, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EINVAL))
+    monkeypatch.setattr(lease, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EINVAL))
     with opened(path) as view:
         assert view == CONTENT
 
 
 def test_a_broken_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What can not be read is an OSError before anybody looks at it."""
-    monkeypatch.setattr(_opening, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EFAULT))
+    monkeypatch.setattr(lease, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EFAULT))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)), opened(path):
         pass
 
@@ -132,7 +132,7 @@ def test_a_mapped_sequence_file_does_not_change(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The head that llama.cpp wants before a payload goes into a page of our own."""
-    monkeypatch.setattr(_opening, "_WORTH_MAPPING", 0)
+    monkeypatch.setattr(lease, "_WORTH_MAPPING", 0)
     ctx = make(n_seq_max=2, kv_unified=True)
     ctx.decode(range(50))
     for tokens in ((), range(1020)):  # the head in the first page, and over the end of one

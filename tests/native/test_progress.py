@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llama_state as ls
-from llama_state import _files, _opening, cli
-from llama_state._progress import shown
+from llama_state import cli
+from llama_state._io import lease, reading
+from llama_state.cli.progress import shown
 
 PIECE = 16384
 Save = Callable[..., int]
@@ -48,9 +49,9 @@ def scope(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["mapped", "copied"])
 def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 16 KiB instead of 16 MiB, and files read in one of the two ways."""
-    monkeypatch.setattr(_files, "_PIECE", PIECE)
+    monkeypatch.setattr(reading, "_PIECE", PIECE)
     worth = 0 if request.param == "mapped" else 1 << 40
-    monkeypatch.setattr(_opening, "_WORTH_MAPPING", worth)
+    monkeypatch.setattr(lease, "_WORTH_MAPPING", worth)
 
 
 def methods(ctx: ls.Context, scope: str) -> tuple[Save, Load]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llama_state as ls
-from llama_state import _transfer
+from llama_state._llama import calls
 from llama_state.testing.models import write_model
 
 from .conftest import MODELS
@@ -300,7 +300,7 @@ def test_an_unexpected_refusal(model: ls.Model, monkeypatch: pytest.MonkeyPatch)
         blob, other = ctx.seq_snapshot(0), ctx.seq_snapshot(1)
         ctx.seq_restore(blob, 0)  # now its geometry is known
         with monkeypatch.context() as patch, pytest.raises(ls.RestoreError) as caught:
-            patch.setattr(_transfer, "write", lambda *_: 0)
+            patch.setattr(calls, "write", lambda *_: 0)
             ctx.seq_restore(blob, 0)
         assert not caught.value.rolled_back
         assert "emptied" in str(caught.value)

@@ -1,0 +1,179 @@
+"""Which libllama: the one asked for, the one in the process, or one that is installed.
+
+Nothing here imports another package: importing could run a back end's start-up code. A package
+is only asked where its files are, and ctypes opens the shared object.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.util
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .._io import StrPath
+from ..errors import LibraryNotFoundError
+from .library import Library
+
+ENVIRONMENT_VARIABLE = "LLAMA_STATE_LIBRARY"
+# Packages that bring a libllama along, and where it lies inside the package.
+HOSTS = {"xllamacpp": "xllamacpp*.so", "llama_cpp": "lib/libllama.*"}
+_MARK = "llama_state_get_size"
+
+_lock = threading.RLock()
+_loaded: dict[Path, Library] = {}
+
+
+class Candidate(NamedTuple):
+    """A place that was looked at: a file to open, or the reason why there is none."""
+
+    source: str
+    place: str
+    path: Path | None
+    why: str = ""
+
+
+class Verdict(NamedTuple):
+    """What became of a candidate: a library, or the reason why not."""
+
+    candidate: Candidate
+    library: Library | None
+    why: str
+
+
+def load_library(path: StrPath | None = None) -> Library:
+    """Find a libllama and bind it. The same file gives the same :class:`Library` every time.
+
+    The first of these that is given or found decides: *path*; the environment variable
+    ``LLAMA_STATE_LIBRARY``; a libllama that is already loaded in this process; the installed
+    ``xllamacpp``; the installed ``llama_cpp``; the system's ``libllama``. A *path* or variable
+    that does not work is an error: nothing else is tried in its place.
+
+    Args:
+        path: The shared object's file, or a folder that holds one.
+
+    Returns:
+        The bound library.
+
+    Raises:
+        LibraryNotFoundError: Nothing usable; ``tried`` names every place and why it failed.
+    """
+    with _lock:
+        tried: list[tuple[str, str]] = []
+        for verdict in examine(path):
+            if verdict.library is not None:
+                return verdict.library
+            tried.append((verdict.candidate.place, verdict.why))
+        asked = path is not None or os.environ.get(ENVIRONMENT_VARIABLE)
+        reason = (
+            "the libllama that was asked for can not be used"
+            if asked
+            else "no usable libllama; install one with: pip install 'llama-state[engine]'"
+        )
+        raise LibraryNotFoundError(reason, tried=tried)
+
+
+def examine(path: StrPath | None = None) -> Iterator[Verdict]:
+    """Try every candidate in order, lazily, and say what became of it."""
+    for candidate in candidates(path):
+        if candidate.path is None:
+            yield Verdict(candidate, None, candidate.why)
+            continue
+        try:
+            yield Verdict(candidate, _open(candidate.path, candidate.source), "")
+        except LibraryNotFoundError as error:
+            yield Verdict(candidate, None, str(error))
+
+
+def candidates(path: StrPath | None = None) -> Iterator[Candidate]:
+    """The places to look at, in order."""
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    if path is not None:
+        yield _named("path", os.fspath(path), os.fspath(path))
+    elif chosen:
+        yield _named("environment", f"{ENVIRONMENT_VARIABLE}={chosen}", chosen)
+    else:
+        yield Candidate("environment", ENVIRONMENT_VARIABLE, None, "not set")
+        yield _in_process()
+        for package, pattern in HOSTS.items():
+            yield _installed(package, pattern)
+        yield _system()
+
+
+def _named(source: str, place: str, text: str) -> Candidate:
+    path = Path(text)
+    if path.is_dir():
+        found = [file for pattern in HOSTS.values() for file in path.glob(Path(pattern).name)]
+        return _first(source, place, found, "the folder holds no libllama")
+    return _first(source, place, [path] if path.exists() else [], "no such file")
+
+
+def _in_process() -> Candidate:
+    place = "already loaded in this process"
+    mapped = [path for path in _mapped_files() if "llama" in path.name or "llama_cpp" in path.parts]
+    found = [path for path in mapped if _is_loaded(path)]
+    return _first("process", place, found, "no libllama is loaded")
+
+
+def _installed(package: str, pattern: str) -> Candidate:
+    place = f"installed package {package}"
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # a stand-in in sys.modules that has no spec
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        return Candidate(package, place, None, "not installed")
+    folders = map(Path, spec.submodule_search_locations)
+    found = [file for folder in folders for file in folder.glob(pattern)]
+    return _first(package, place, found, f"has no {pattern}")
+
+
+def _system() -> Candidate:
+    name = ctypes.util.find_library("llama")
+    if name is None:
+        return Candidate("system", "system library llama", None, "not installed")
+    return Candidate("system", f"system library {name}", Path(name))
+
+
+def _first(source: str, place: str, found: list[Path], why: str) -> Candidate:
+    if not found:
+        return Candidate(source, place, None, why)
+    return Candidate(source, place, min(found))
+
+
+def _mapped_files() -> list[Path]:
+    """The files that this process has mapped, where the system tells (Linux)."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    names = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if line.count("/")}
+    return sorted(Path(name) for name in names if ".so" in name)
+
+
+def _is_loaded(path: Path) -> bool:
+    """Whether *path* is a libllama that the process has already opened."""
+    noload = getattr(os, "RTLD_NOLOAD", None)
+    if noload is None:
+        return False
+    try:
+        return hasattr(ctypes.CDLL(str(path), mode=noload | os.RTLD_LAZY), _MARK)
+    except OSError:
+        return False
+
+
+def _open(path: Path, source: str) -> Library:
+    key = path.resolve() if path.exists() else path
+    with _lock:
+        if key not in _loaded:
+            borrowed = _is_loaded(path)
+            try:
+                handle = ctypes.CDLL(str(path))
+            except OSError as error:
+                raise LibraryNotFoundError(f"can not be opened: {error}") from error
+            _loaded[key] = Library(handle, key, source, borrowed=borrowed)
+        return _loaded[key]

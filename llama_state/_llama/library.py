@@ -1,0 +1,154 @@
+"""One loaded libllama: its function table, what it can do, which state formats it writes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import LibraryNotFoundError, UnsupportedError
+from ._llama_cffi import ffi, lib
+from .log import LogTap
+from .params import model_offsets
+
+# What not every supported libllama has, and the functions that make it up.
+CAPABILITIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "backend-plugins": ("ggml_backend_load_all",),
+    "log-get": ("llama_log_get",),
+    "state-flags": (
+        "llama_state_seq_get_size_ext",
+        "llama_state_seq_get_data_ext",
+        "llama_state_seq_set_data_ext",
+    ),
+    "version": ("llama_version",),
+    "commit": ("ggml_commit",),
+}
+_OPTIONAL = frozenset(name for names in CAPABILITIES.values() for name in names)
+_PROBE_MODEL = Path(__file__).with_name("probe.gguf")
+_SEQUENCE_BLOB_MAGIC: Final = 0xAF143CD8
+
+
+class Library:
+    """A libllama that is loaded in this process.
+
+    Made by :func:`llama_state.load_library`. Handles of one library are never given to another.
+
+    Attributes:
+        path: The shared object's file.
+        source: How it was found: ``"path"``, ``"environment"``, ``"process"``, ``"xllamacpp"``,
+            ``"llama_cpp"`` or ``"system"``.
+        capabilities: The names in ``CAPABILITIES`` whose functions it has.
+        session_version: The version of the session files that it writes (9, 10 or 11 so far).
+        sequence_version: The version of its sequence files (2, 3 or 4).
+        sequence_head: Whether its sequence blobs begin with an 8-byte head (builds before May
+            2026 write none).
+    """
+
+    def __init__(self, handle: ctypes.CDLL, path: Path, source: str, *, borrowed: bool) -> None:
+        self.path = path
+        self.source = source
+        self.api, missing = _bind(handle)
+        lacking = sorted(missing - _OPTIONAL)
+        if lacking:
+            raise LibraryNotFoundError(f"{path} lacks {', '.join(lacking)}")
+        self.capabilities = frozenset(
+            name for name, functions in CAPABILITIES.items() if missing.isdisjoint(functions)
+        )
+        self.log = LogTap(self.api, owned=not borrowed, readable="log-get" in self.capabilities)
+        if not borrowed:
+            self._start()
+        self.session_version, self.sequence_version, self.sequence_head = self._probe()
+
+    def __repr__(self) -> str:
+        return (
+            f"<Library {str(self.path)!r} from {self.source}, session version "
+            f"{self.session_version}, sequence version {self.sequence_version}>"
+        )
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Library belongs to its process and can not be pickled")
+
+    def require(self, capability: str) -> None:
+        """Raise UnsupportedError unless this library has *capability*."""
+        if capability not in self.capabilities:
+            raise UnsupportedError(
+                f"{self.path} has no {capability} (it lacks {', '.join(CAPABILITIES[capability])})"
+            )
+
+    @property
+    def build(self) -> str:
+        """What the library says of its own version, or an empty string where it says nothing."""
+        for capability, function in (("version", lib.llama_version), ("commit", lib.ggml_commit)):
+            if capability in self.capabilities:
+                text = ffi.string(function(self.api)).decode("utf-8", "replace")
+                return "" if text == "unknown" else text
+        return ""
+
+    def _start(self) -> None:
+        with self.log.capture():
+            if "backend-plugins" in self.capabilities:
+                lib.ggml_backend_load_all(self.api)
+            lib.llama_backend_init(self.api)
+
+    def _probe(self) -> tuple[int, int, bool]:
+        """Learn the formats from the library itself, with an empty context of a 4 kB model."""
+        with self.log.capture(silent=True), self._probe_context() as ctx:
+            with tempfile.TemporaryDirectory(prefix="llama_state-") as folder:
+                file = Path(folder, "probe")
+                name = os.fsencode(file)
+                lib.llama_state_save_file(self.api, ctx, name, ffi.NULL, 0)
+                session = _file_version(file)
+                lib.llama_state_seq_save_file(self.api, ctx, name, 0, ffi.NULL, 0)
+                sequence = _file_version(file)
+            blob = ffi.new("uint8_t[]", lib.llama_state_seq_get_size(self.api, ctx, 0))
+            lib.llama_state_seq_get_data(self.api, ctx, blob, len(blob), 0)
+            head = bytes(ffi.buffer(blob))[:4] == struct.pack("<I", _SEQUENCE_BLOB_MAGIC)
+        return session, sequence, head
+
+    @contextmanager
+    def _probe_context(self) -> Iterator[Any]:
+        params = lib.llama_model_default_params(self.api)
+        block = ffi.buffer(ffi.addressof(params))
+        # A GPU is not worth waking for a model of one layer; unknown layouts keep the default.
+        with suppress(UnsupportedError):
+            struct.pack_into("<i", block, model_offsets(bytes(block))["n_gpu_layers"], 0)
+        model = lib.llama_model_load_from_file(self.api, os.fsencode(_PROBE_MODEL), params)
+        try:
+            ctx = model and lib.llama_init_from_model(
+                self.api, model, lib.llama_context_default_params(self.api)
+            )
+            if not ctx:
+                lines = [("llama.cpp", line) for line in self.log.lines()]
+                raise LibraryNotFoundError(f"{self.path} can not load a model", tried=lines)
+            try:
+                yield ctx
+            finally:
+                lib.llama_free(self.api, ctx)
+        finally:
+            if model:
+                lib.llama_model_free(self.api, model)
+
+
+def _bind(handle: ctypes.CDLL) -> tuple[Any, frozenset[str]]:
+    """A filled function table, and the names that *handle* does not export."""
+    table = ffi.new("struct llama_api *")
+    missing = set()
+    for name, field in ffi.typeof("struct llama_api").fields:
+        try:
+            address = ctypes.cast(getattr(handle, name), ctypes.c_void_p).value
+        except AttributeError:
+            missing.add(name)
+        else:
+            setattr(table, name, ffi.cast(field.type, address))
+    return table, frozenset(missing)
+
+
+def _file_version(file: Path) -> int:
+    """The format version in the file that llama.cpp has just written: its second word."""
+    version: int = struct.unpack_from("<II", file.read_bytes())[1]
+    return version

@@ -1,0 +1,8 @@
+"""llama-cpp-python: the whole API on a ``llama_cpp.Llama``, and a prompt cache for it."""
+
+from __future__ import annotations
+
+from .context import LlamaContext
+from .prompt_cache import BlobStore, PromptCache
+
+__all__ = ["BlobStore", "LlamaContext", "PromptCache"]

@@ -1,0 +1,187 @@
+"""A ``llama_cpp.Llama``: its context as a handle, and its own bookkeeping, kept true.
+
+A ``Llama`` counts the tokens of sequence 0 in ``n_tokens``, lists them in ``input_ids`` and, in
+versions that sample a cached prompt without decoding, says in ``_requires_eval`` that it must
+not. It cuts lazily: ``n_tokens`` may be smaller than what the cache holds until the next ``eval``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..._llama import calls
+from ..._llama._llama_cffi import ffi
+from ..._llama.discovery import load_library
+from ..._llama.handles import Call, Handle, Resource, context_handle
+from ..._llama.library import Library
+from ...context.identity import ROPE_SETTINGS, Origin, scalar_text
+from ...errors import CapacityError, ClosedError, StateError
+
+_CLOSED = "the Llama was closed"
+
+
+def library_of_llama_cpp() -> Library:
+    """The library that ``llama_cpp`` itself has loaded; its log callback stays."""
+    return load_library(sys.modules["llama_cpp.llama_cpp"]._lib._name)
+
+
+def address_of(llm: Any) -> int:
+    """Where the context of a ``Llama`` is; 0 when it was closed."""
+    ctx: Any = getattr(getattr(llm, "_ctx", None), "ctx", None)
+    return ctypes.cast(ctx, ctypes.c_void_p).value or 0
+
+
+def origin_of(llm: Any) -> Origin:
+    """What a ``Llama`` says about its model and settings."""
+    params = llm.context_params
+    overrides = llm.kv_overrides or {}
+    return Origin(
+        str(Path(llm.model_path).absolute()),
+        overrides={key: scalar_text(value) for key, value in sorted(overrides.items())},
+        rope={name: getattr(params, name) for name in ROPE_SETTINGS},
+        adapters=[(llm.lora_path, llm.lora_scale)] if llm.lora_path else [],
+    )
+
+
+def new_llama_state(llm: Any, blob: bytes, tokens: Sequence[int]) -> Any:
+    """A ``llama_cpp.LlamaState`` of *blob*, with nothing in its ``scores``."""
+    listed = np.zeros(len(llm.input_ids), np.intc)
+    listed[: len(tokens)] = tokens
+    return sys.modules["llama_cpp"].LlamaState(
+        input_ids=listed,
+        scores=np.zeros((1, 1), np.single),  # of whatever shape is wanted
+        n_tokens=len(tokens),
+        llama_state=blob,
+        llama_state_size=len(blob),
+        seed=llm._seed,
+    )
+
+
+class LlamaHandle(Handle):
+    """The context of a ``Llama``, as long as the ``Llama`` is open.
+
+    Args:
+        owner: Gives the ``Llama``, or None when it is gone.
+        library: The one it must be of; None for whichever it is.
+
+    Raises:
+        ClosedError: The ``Llama`` was closed.
+        StateError: It is of another library.
+    """
+
+    def __init__(self, owner: Callable[[], Any], library: Library | None = None) -> None:
+        self._owner: Callable[[], Any] | None = owner
+        self._address = address_of(owner())
+        if not self._address:
+            raise ClosedError(_CLOSED)
+        own = library_of_llama_cpp()
+        if library not in (None, own):
+            raise StateError(f"this Llama is of {own.path}, not of {library and library.path}")
+        ptr = ffi.cast("struct llama_context *", self._address)
+        plain = context_handle(own, ptr, owned=False, keep=None)
+        super().__init__(own, plain.resource, plain.shared, "context")
+        self._depth = 0
+
+    @property
+    def llm(self) -> Any:
+        """The ``Llama``.
+
+        Raises:
+            ClosedError: It, or this attachment, was closed.
+        """
+        if self._owner is None:
+            raise ClosedError("the attachment was closed")
+        llm = self._owner()
+        if llm is None or address_of(llm) != self._address:
+            raise ClosedError(_CLOSED)
+        return llm
+
+    @property
+    def closed(self) -> bool:
+        """Whether the ``Llama`` or this attachment was closed."""
+        try:
+            return self.llm is None
+        except ClosedError:
+            return True
+
+    @property
+    def resource(self) -> Resource:
+        """What keeps the handle's lock; the pointer is the ``Llama``'s.
+
+        Raises:
+            ClosedError: The ``Llama``, or this attachment, was closed.
+        """
+        _ = self.llm
+        return super().resource
+
+    @contextmanager
+    def use(self) -> Iterator[Call]:
+        """As :meth:`Handle.use`, with what the ``Llama`` has cut lazily cut at once."""
+        with super().use() as call:
+            self._depth += 1
+            try:
+                if self._depth == 1:
+                    self._settle(call)
+                yield call
+            finally:
+                self._depth -= 1
+
+    def close(self) -> None:
+        """Let go of the ``Llama`` once no call runs on it. Safe to call again."""
+        super().close()
+        self._owner = None
+
+    def _settle(self, call: Call) -> None:
+        n_tokens = self.llm.n_tokens
+        if calls.positions(call, 0).last >= n_tokens:
+            calls.remove(call, 0, *((n_tokens, -1) if n_tokens else (-1, -1)))
+
+
+class Ledger:
+    """The bookkeeping of a ``Llama`` about sequence 0. Used under the context's lock."""
+
+    def __init__(self, handle: LlamaHandle) -> None:
+        self._handle = handle
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """What the ``Llama`` says that sequence 0 holds."""
+        llm = self._handle.llm
+        return tuple(llm.input_ids[: llm.n_tokens].tolist())
+
+    def check_room(self, n_tokens: int) -> None:
+        """Raise CapacityError where the ``Llama`` can not list *n_tokens*.
+
+        llama.cpp rounds ``n_ctx`` up, a ``Llama`` does not.
+        """
+        have = len(self._handle.llm.input_ids)
+        if n_tokens > have:
+            raise CapacityError("tokens of a Llama", need=n_tokens, have=have)
+
+    def write(self, tokens: Sequence[int], *, start: int = 0, logits: bool = False) -> None:
+        """Say that sequence 0 holds what it held before *start*, and then *tokens*.
+
+        Args:
+            tokens: The token ids.
+            start: Their first position.
+            logits: Those of the last one are there, to be sampled from.
+        """
+        llm = self._handle.llm
+        end = start + len(tokens)
+        llm.input_ids[start:end] = tokens
+        llm.n_tokens = end
+        # Versions without the mark always decode the last token of a prompt before they sample;
+        # those of all tokens are copied by the Llama's own decoding only.
+        if hasattr(llm, "_requires_eval"):
+            llm._requires_eval = not logits or llm._logits_all
+
+    def cut(self, n_tokens: int) -> None:
+        """Say that sequence 0 holds no more than its first *n_tokens*, and no logits are there."""
+        self.write((), start=min(n_tokens, self._handle.llm.n_tokens))

@@ -1,0 +1,338 @@
+"""A prompt cache for ``Llama.set_cache``: whole states in memory, verified, counted, not copied."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ...errors import CapacityError, ClosedError, StateError, UnsupportedError
+from . import prefixes
+from .context import LlamaContext
+from .llama import LlamaHandle, new_llama_state
+
+if TYPE_CHECKING:
+    from ..._io import Buffer
+
+LOGGER = logging.getLogger("llama_state.prompt_cache")
+
+# What an entry costs beside its state and its tokens: objects, and their places in three tables.
+OVERHEAD = 1024
+_NOT_KEPT = -1
+
+
+class BlobStore(Protocol):
+    """Where a :class:`PromptCache` keeps the states; it decides itself what stays."""
+
+    def get(self, key: bytes) -> Buffer | None:
+        """The state of *key*; None where it is gone."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Keep *value*; a later one of the same key takes its place."""
+
+    def delete(self, key: bytes) -> None:
+        """Forget it; nothing happens where it is gone."""
+
+
+class Memory(dict[bytes, bytes]):
+    """The store of a cache that was given none."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Keep *value*."""
+        self[key] = value
+
+    def delete(self, key: bytes) -> None:
+        """Forget it."""
+        self.pop(key, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known of a state without looking at it.
+
+    Attributes:
+        nbytes: What it costs, all in all.
+        rewind_min: Tokens to which it can be cut back.
+    """
+
+    nbytes: int
+    rewind_min: int
+
+
+class Hit:
+    """What a lookup gives to a ``Llama``: the attributes of a ``LlamaState`` that it reads.
+
+    Attributes:
+        input_ids: The tokens, an array.
+        n_tokens: How many.
+        llama_state: The state.
+        llama_state_size: Its bytes.
+    """
+
+    def __init__(self, words: bytes, blob: Buffer) -> None:
+        self.words = words
+        self.input_ids = np.frombuffer(words, ">u4").astype(np.intc)
+        self.n_tokens = len(self.input_ids)
+        self.llama_state = blob
+        self.llama_state_size = memoryview(blob).nbytes
+
+
+class PromptCache:
+    """Prompts that were evaluated, in memory: ``llm.set_cache(PromptCache(llm))``.
+
+    ``create_completion`` and ``create_chat_completion`` then look here for the state that spares
+    most of a prompt, and leave one behind. Tokens are compared one by one; a state that would
+    have to be cut where its memory can not be cut is no hit, and neither is one that spares no
+    more than what the ``Llama`` holds already. A hit stays. One state is kept for each list of
+    tokens; the least recently used go first. It implements ``llama_cpp.BaseLlamaCache``.
+
+    While it is the cache of the ``Llama``, ``llm.save_state()`` takes one copy out of llama.cpp
+    and has no ``scores``; :meth:`detach` ends that too. It does not keep the ``Llama`` alive, and
+    is for one thread at a time, as a ``Llama`` is.
+
+    Args:
+        llm: The ``Llama`` whose cache it becomes; another one needs its own.
+        capacity_bytes: The most that is kept: states, tokens and what surrounds them. A state
+            that is larger is not kept.
+        store: Where the states are kept; None for this process's memory.
+
+    Attributes:
+        capacity_bytes: As given.
+
+    Raises:
+        ClosedError: The ``Llama`` was closed.
+        UnsupportedError: It reads images: tokens do not tell them apart.
+    """
+
+    def __init__(
+        self, llm: Any, capacity_bytes: int = 2 << 30, *, store: BlobStore | None = None
+    ) -> None:
+        if hasattr(getattr(llm, "chat_handler", None), "clip_model_path"):
+            raise UnsupportedError("a prompt with images is not known by its tokens: no cache")
+        self.capacity_bytes = capacity_bytes
+        self._llm: Callable[[], Any] = weakref.ref(llm)
+        self._ctx = LlamaContext.of(LlamaHandle(self._llm))
+        self._store: BlobStore = Memory() if store is None else store
+        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._prefixes = prefixes.Prefixes()
+        self._size = 0
+        # The states that save_state() made, with what an entry needs to know.
+        self._made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        sys.modules["llama_cpp.llama_cache"].BaseLlamaCache.register(type(self))
+        _take_over(llm)
+
+    def __repr__(self) -> str:
+        return (
+            f"<PromptCache of {len(self._entries)} prompts, {self._size} of "
+            f"{self.capacity_bytes} bytes>"
+        )
+
+    @property
+    def cache_size(self) -> int:
+        """Bytes that are kept now, everything counted."""
+        return self._size
+
+    def prompts(self) -> list[tuple[int, ...]]:
+        """The token lists that a state is kept for, the least recently used first."""
+        return [prefixes.unpack(words) for words in self._entries]
+
+    def detach(self) -> None:
+        """Forget everything and leave the ``Llama`` as it was before; it has no cache then."""
+        for words in list(self._entries):
+            self._drop(words)
+        llm = self._llm()
+        if llm is None:
+            return
+        if llm.cache is self:
+            llm.set_cache(None)
+        if not isinstance(llm.cache, PromptCache):
+            for name in ("save_state", "load_state"):
+                vars(llm).pop(name, None)
+
+    def remember(self) -> None:
+        """Keep the state that the ``Llama`` is in, say after ``llm.eval(system_prompt)``.
+
+        That is how recurrent and hybrid memory, which can not be cut, shares a prefix.
+
+        Raises:
+            CapacityError: The state is larger than ``capacity_bytes``.
+            ClosedError: The ``Llama`` was closed.
+            StateError: The ``Llama`` and its cache do not agree.
+        """
+        with self._ctx._handle.use():
+            tokens, (blob, rewind_min) = self._ctx.tokens, self._take()
+        if not self._put(tokens, blob, rewind_min):
+            raise CapacityError("a prompt, in bytes", need=len(blob), have=self.capacity_bytes)
+
+    # -- what a Llama calls
+
+    def __contains__(self, key: Sequence[int]) -> bool:
+        return self._find(prefixes.pack(key), 0) is not None
+
+    def __getitem__(self, key: Sequence[int]) -> Hit:
+        """The state that spares most of the prompt *key*.
+
+        What the ``Llama`` holds but can not be cut back to where *key* differs is forgotten
+        here: a ``Llama`` would begin anew, or cut a sliding window where it may not be cut.
+
+        Raises:
+            KeyError: None spares more than what the ``Llama`` holds.
+        """
+        prompt = prefixes.pack(key)
+        found = self._find(prompt, self._live(prompt))
+        blob = None if found is None else self._store.get(found)
+        if found is None:
+            raise KeyError("no state begins as this prompt does")
+        if blob is None:
+            self._drop(found)
+            raise KeyError("the state is gone from the store")
+        self._entries.move_to_end(found)
+        return Hit(found, blob)
+
+    def __setitem__(self, key: Sequence[int], value: Any) -> None:
+        """Keep *value*, which ``save_state()`` of the ``Llama`` has just given.
+
+        It is kept for its own tokens: *key* has one more, sampled and not decoded.
+
+        Raises:
+            UnsupportedError: It is not of the ``Llama`` that this cache was made for.
+        """
+        rewind_min = self._made.get(value)
+        if rewind_min is None:
+            raise UnsupportedError(
+                "this state was not saved by the Llama of this PromptCache: each needs its own"
+            )
+        if rewind_min != _NOT_KEPT and value.n_tokens:
+            self._put(value.input_ids[: value.n_tokens].tolist(), value.llama_state, rewind_min)
+
+    # -- what a Llama calls in place of its own
+
+    def _serves(self, llm: Any) -> bool:
+        return llm is self._llm() and llm.cache is self
+
+    def _save(self, llm: Any) -> Any:
+        """A ``LlamaState``, which :meth:`__setitem__` will know."""
+        try:
+            with self._ctx._handle.use():
+                tokens, (blob, rewind_min) = self._ctx.tokens, self._take()
+                state = new_llama_state(llm, blob, tokens)
+        except ClosedError:
+            raise
+        except StateError:
+            LOGGER.warning("this prompt is not cached", exc_info=True)
+            state, rewind_min = type(llm).save_state(llm), _NOT_KEPT
+        self._made[state] = rewind_min
+        return state
+
+    def _load(self, hit: Hit) -> None:
+        """Restore what a lookup gave; where that fails the ``Llama`` begins anew."""
+        try:
+            self._ctx.restore(hit.llama_state, tokens=hit.input_ids.tolist())
+        except ClosedError:
+            raise
+        except StateError:
+            LOGGER.warning("a cached prompt could not be restored", exc_info=True)
+            self._drop(hit.words)
+            self._ctx.clear()
+
+    # -- keeping
+
+    def _take(self) -> tuple[bytes, int]:
+        """The state of now, for which room is made first, and how far it can be cut back."""
+        words = prefixes.pack(self._ctx.tokens)
+        entry = self._entries.get(words)
+        kept = self._store.get(words) if entry else None
+        if entry and kept is not None:
+            return bytes(kept), entry.rewind_min
+        self._make_room(self._cost(self._ctx.state_size(), len(words)))
+        return self._ctx.snapshot(), self._ctx.rewind_min
+
+    def _put(self, tokens: Sequence[int], blob: bytes, rewind_min: int) -> bool:
+        """Keep a state in place of the one of the same tokens; False where it never fits."""
+        words = prefixes.pack(tokens)
+        self._drop(words)
+        nbytes = self._cost(len(blob), len(words))
+        if not self._make_room(nbytes):
+            LOGGER.warning("a prompt of %d bytes is over capacity_bytes: not cached", nbytes)
+            return False
+        self._store.put(words, blob)
+        self._entries[words] = Entry(nbytes, rewind_min)
+        self._prefixes.add(words)
+        self._size += nbytes
+        return True
+
+    def _cost(self, n_blob: int, n_words: int) -> int:
+        return n_blob + n_words + OVERHEAD
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Let go of the least recently used until *nbytes* fit; False where they never will."""
+        if nbytes > self.capacity_bytes:
+            return False
+        while self._size + nbytes > self.capacity_bytes:
+            self._drop(next(iter(self._entries)))
+        return True
+
+    def _drop(self, words: bytes) -> None:
+        entry = self._entries.pop(words, None)
+        if entry is not None:
+            self._prefixes.remove(words)
+            self._store.delete(words)
+            self._size -= entry.nbytes
+
+    # -- finding
+
+    def _find(self, prompt: bytes, least: int) -> bytes | None:
+        """The entry that spares most of *prompt*, and more than *least* tokens."""
+        best = None
+        for words, share in self._prefixes.like(prompt):
+            spared = _spared(share, prompt, self._entries[words].rewind_min)
+            if spared > least:
+                best, least = words, spared
+        return best
+
+    def _live(self, prompt: bytes) -> int:
+        """Tokens of *prompt* that what the ``Llama`` holds spares; what is no use is forgotten."""
+        with self._ctx._handle.use():
+            try:
+                held = prefixes.pack(self._ctx.tokens)
+            except StateError:  # it does not agree with its cache
+                held = b""
+            if held == prompt and not getattr(self._llm(), "_requires_eval", True):
+                return len(prompt)  # it can sample as it is
+            spared = _spared(prefixes.common(held, prompt), prompt, self._ctx.rewind_min)
+            if spared == 0:
+                self._ctx.clear()
+        return spared
+
+
+def _take_over(llm: Any) -> None:
+    """Let the ``PromptCache`` of *llm* save and load in its place, as long as it has one."""
+    owner: Callable[[], Any] = weakref.ref(llm)
+    kind = type(llm)
+
+    def save_state() -> Any:
+        llm = owner()
+        if isinstance(llm.cache, PromptCache) and llm.cache._serves(llm):
+            return llm.cache._save(llm)
+        return kind.save_state(llm)
+
+    def load_state(state: Any) -> None:
+        llm = owner()
+        if isinstance(state, Hit) and llm.cache._serves(llm):
+            llm.cache._load(state)
+        else:
+            kind.load_state(llm, state)
+
+    llm.save_state, llm.load_state = save_state, load_state
+
+
+def _spared(share: int, prompt: bytes, rewind_min: int) -> int:
+    """Tokens that need not be evaluated; the last one always is, for its logits."""
+    spared = min(share, len(prompt) // prefixes.WORD - 1)
+    return spared if spared >= rewind_min else 0

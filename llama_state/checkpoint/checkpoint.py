@@ -1,0 +1,422 @@
+"""A state with everything that must be known to trust it later, elsewhere."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from .. import layout
+from .._io import Progress, StrPath, atomic, reading
+from .._io.buffers import flat
+from ..errors import ChecksumError, FormatError, VersionError
+from . import container
+from .fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from .._io import Buffer
+
+_FIELDS: Final = {
+    *("kind", "source", "session version", "fingerprint", "logits of", "packed tokens", "meta"),
+}
+_PIECE: Final = 4 << 20
+NOTHING_KNOWN: Final = Fingerprint()
+
+
+class Checkpoint:
+    """The state of a context or of one sequence, and what it belongs to.
+
+    Made by :meth:`llama_state.Context.checkpoint`, restored by :meth:`llama_state.Context.resume`.
+    It is a value: it never changes, ``==`` compares all of it, ``len()`` and
+    ``memoryview(checkpoint)`` (Python 3.12) are those of its payload, and it can be pickled, with
+    protocol 5 out of band.
+
+    Args:
+        payload: The state as llama.cpp wrote it; kept, not copied.
+        kind: "whole" or "sequence".
+        session_version: The session version of the llama.cpp that wrote it.
+        source: The sequence that was saved; None for a whole context.
+        tokens: The tokens that it stands for.
+        logits: float32 logits of the last token of a sequence, as many as the vocabulary has.
+        logits_of: The sequence that *logits* belong to.
+        fingerprint: The model and the settings that it belongs to.
+        meta: Whatever the caller wants to keep with it, as a JSON object.
+        packed_tokens: int32 words of a token area that llama-server packed, which are no tokens.
+
+    Attributes:
+        kind: "whole" or "sequence".
+        session_version: The session version of the llama.cpp that wrote it.
+        source: The sequence that was saved; None for a whole context.
+        tokens: The tokens that it stands for; none where *packed_tokens* are there.
+        packed_tokens: See above; empty where there are none.
+        logits: A read-only view of float32, or None.
+        logits_of: The sequence that the logits belong to, or None.
+        fingerprint: The model and the settings that it belongs to.
+        payload: A read-only view of the state.
+
+    Raises:
+        FormatError: *meta* is no JSON object, or *tokens* are no 32-bit integers.
+        VersionError: A session version that is not known.
+    """
+
+    def __init__(
+        self,
+        payload: Buffer,
+        *,
+        kind: layout.Kind,
+        session_version: int,
+        source: int | None = None,
+        tokens: Iterable[int] = (),
+        logits: Buffer | None = None,
+        logits_of: int | None = None,
+        fingerprint: Fingerprint = NOTHING_KNOWN,
+        meta: Mapping[str, Any] | None = None,
+        packed_tokens: Iterable[int] = (),
+    ) -> None:
+        if session_version not in layout.SEQUENCE_VERSION:
+            raise VersionError("state", found=session_version, expected=[*layout.SEQUENCE_VERSION])
+        self.kind: layout.Kind = kind
+        self.session_version = session_version
+        self.source = source
+        self.tokens = tuple(layout.token_array(tokens))
+        self.packed_tokens = tuple(layout.token_array(packed_tokens))
+        self.fingerprint = fingerprint
+        self.payload = flat(payload).toreadonly()
+        self.logits: memoryview[float] | None = None
+        self.logits_of = logits_of
+        if logits is not None:
+            self.logits = flat(logits).cast("f").toreadonly()
+        self._metadata = _to_json(
+            {
+                "kind": kind,
+                "source": source,
+                "session version": session_version,
+                "fingerprint": fingerprint.to_json(),
+                "logits of": logits_of,
+                "packed tokens": bool(self.packed_tokens),
+                "meta": dict(meta or {}),
+            }
+        )
+        self._unchanged: Callable[[], bool] = _always
+
+    # -- as a value
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the caller wanted to keep with it: a copy."""
+        meta: dict[str, Any] = json.loads(self._metadata)["meta"]
+        return meta
+
+    @property
+    def sequence_version(self) -> int:
+        """The sequence version that belongs to :attr:`session_version`."""
+        return layout.SEQUENCE_VERSION[self.session_version]
+
+    @cached_property
+    def layout(self) -> layout.Layout:
+        """What the payload holds, and where.
+
+        Raises:
+            FormatError: It is damaged.
+            UnsupportedError: A format that is not known.
+        """
+        headed = layout.has_sequence_head(self.payload)
+        return _parse(self.payload, self.kind, self.session_version, self.fingerprint, headed)
+
+    def __len__(self) -> int:
+        return len(self.payload)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __buffer__(self, flags: int) -> memoryview:
+        return self.payload
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Checkpoint):
+            return NotImplemented
+        mine, theirs = ((c._metadata, *map(bytes, c._words())) for c in (self, other))
+        return mine == theirs and _equal(self.payload, other.payload)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        what = "the whole context" if self.kind == "whole" else f"sequence {self.source}"
+        arch = self.fingerprint.model.get("architecture", "an unknown model")
+        extras = [f"{len(self.tokens)} tokens", f"{len(self)} bytes"]
+        if self.logits is not None:
+            extras.append("logits")
+        return (
+            f"<Checkpoint of {what} of {arch}: {', '.join(extras)}, "
+            f"session version {self.session_version}>"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        payload = pickle.PickleBuffer(self.payload) if protocol >= 5 else bytes(self.payload)
+        return from_parts, (payload, self._metadata, *map(bytes, self._words()))
+
+    def _token_words(self) -> array[int]:
+        """The token list of files."""
+        return array("i", self.tokens or self.packed_tokens)
+
+    def _words(self) -> tuple[Buffer, Buffer]:
+        """Tokens and logits as containers have them."""
+        return self._token_words(), self.logits or b""
+
+    # -- containers
+
+    def save(
+        self,
+        path: StrPath,
+        *,
+        key: bytes | None = None,
+        compress: bool = False,
+        durable: bool = True,
+        progress: Progress | None = None,
+    ) -> int:
+        """Write the checkpoint to a file.
+
+        Args:
+            path: The file; an existing one is replaced only by a complete new one.
+            key: Authenticate it: 16 bytes or more that only those know who may write it.
+            compress: Compress with zstd what gets at least 5 % smaller by it. Slower than a
+                local disk; for networks.
+            durable: Wait until the file is on the disk.
+            progress: Called with the bytes that are written, and with all. An exception in it
+                ends the save; what was at *path* is still there.
+
+        Returns:
+            Bytes written.
+
+        Raises:
+            SaveError: It could not be written; what was at *path* is still there.
+            UnsupportedError: xxhash, or zstandard, is not installed.
+        """
+        parts = self._parts(key, compress)
+        size = container.at_most(
+            len(self._metadata),
+            len(self.payload),
+            n_tokens=len(self.tokens or self.packed_tokens),
+            n_logits=len(self.logits or ()),
+        )
+        return atomic.write_file(path, parts, durable=durable, at_most=size, progress=progress)
+
+    def to_bytes(self, *, key: bytes | None = None, compress: bool = False) -> bytes:
+        """What :meth:`save` would write."""
+        return b"".join(self._parts(key, compress))
+
+    def _parts(self, key: bytes | None, compress: bool) -> Iterator[Buffer]:
+        tokens, logits = self._words()
+        return container.pack(
+            self._metadata, self.payload, tokens=tokens, logits=logits, key=key, compress=compress
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: StrPath,
+        *,
+        key: bytes | None = None,
+        mapped: bool = True,
+        progress: Progress | None = None,
+    ) -> Checkpoint:
+        """Read and verify a file that :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            key: The key that it must be authenticated with; a file without is refused then.
+            mapped: Use the pages of the file, for as long as the checkpoint lives, instead of
+                reading it into memory. Files that are replaced, as :meth:`save` does it, may be
+                mapped; one that somebody cuts off while it is in use kills the process.
+            progress: Called with the bytes that are verified, and with all.
+
+        Raises:
+            OSError: It can not be read.
+            FormatError: Not a checkpoint, or damaged: ChecksumError, TruncatedError,
+                VersionError.
+            UnsupportedError: xxhash, or zstandard, is not installed.
+        """
+        if not mapped:
+            return cls.from_bytes(reading.read_file(path), key=key, progress=progress)
+        unchanged = reading.watch(path)
+        checkpoint = cls.from_bytes(reading.map_file(path), key=key, progress=progress)
+        checkpoint._unchanged = unchanged
+        return checkpoint
+
+    @classmethod
+    def from_bytes(
+        cls, data: Buffer, *, key: bytes | None = None, progress: Progress | None = None
+    ) -> Checkpoint:
+        """Verify what :meth:`to_bytes` gave; the payload is a view of *data*, not a copy.
+
+        Arguments and errors as :meth:`load`.
+        """
+        found = container.open_container(data, key=key)
+        found.verify(progress)
+        return from_parts(found.payload(), bytes(found.metadata), found.tokens, found.logits)
+
+    def check_unchanged(self) -> None:
+        """Compare the file that was mapped, if any, with what it was when it was verified.
+
+        Raises:
+            ChecksumError: It was written to since.
+        """
+        if not self._unchanged():
+            raise ChecksumError("the file was written to after it was loaded: load it again")
+
+    # -- native files
+
+    def to_native(
+        self, path: StrPath, *, durable: bool = True, progress: Progress | None = None
+    ) -> int:
+        """Write llama.cpp's own session or sequence file.
+
+        What such files have no place for stays behind: fingerprint, logits and *meta*.
+
+        Args:
+            path: The file; an existing one is replaced only by a complete new one.
+            durable: Wait until the file is on the disk.
+            progress: See :meth:`save`.
+
+        Returns:
+            Bytes written.
+
+        Raises:
+            SaveError: It could not be written; what was at *path* is still there.
+        """
+        whole = self.kind == "whole"
+        version = self.session_version if whole else self.sequence_version
+        header = layout.pack_file_header(self.kind, version, self._token_words())
+        skip = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
+        parts: list[Buffer] = [header, self.payload[skip:]]
+        return atomic.write_file(path, parts, durable=durable, progress=progress)
+
+    @classmethod
+    def from_native(
+        cls,
+        path: StrPath,
+        *,
+        fingerprint: Fingerprint = NOTHING_KNOWN,
+        meta: Mapping[str, Any] | None = None,
+        source: int = 0,
+    ) -> Checkpoint:
+        """Read llama.cpp's own session or sequence file, or a slot file of llama-server.
+
+        Args:
+            path: The file.
+            fingerprint: What it belongs to, such as :attr:`llama_state.Context.fingerprint` of
+                the context that it was saved from: the file does not say.
+            meta: As in :class:`Checkpoint`.
+            source: The sequence that was saved, where the file does not say: recurrent states
+                name none.
+
+        Raises:
+            OSError: It can not be read.
+            FormatError: Not such a file, or damaged.
+            VersionError: A version that is not known.
+            UnsupportedError: A format that is not known.
+        """
+        data = reading.map_file(path, writable=True)
+        header = layout.parse_file_header(data)
+        words = layout.unpack_tokens(data, header)
+        start, version = header.payload_offset, header.session_version
+        try:
+            parsed = _parse(data[start:], header.kind, version, fingerprint, headed=False)
+        except FormatError as error:
+            raise error.moved(start) from None
+        if header.kind == "sequence":
+            # The 8 bytes before it, read by now, make room for the head of a blob; only our own
+            # copy of the page is written to.
+            start -= layout.SEQUENCE_HEAD.size
+            source = source if parsed.source is None else parsed.source
+            layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, source)
+        packed = layout.is_packed(words)
+        return cls(
+            data[start:],
+            kind=header.kind,
+            session_version=version,
+            source=None if header.kind == "whole" else source,
+            tokens=() if packed else words,
+            packed_tokens=words if packed else (),
+            fingerprint=fingerprint,
+            meta=meta,
+        )
+
+
+def from_parts(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> Checkpoint:
+    """A checkpoint of the parts of a container, or of a pickle, which are not verified here."""
+    fields = _from_json(metadata)
+    tokens = flat(words).cast("i")
+    packed = fields["packed tokens"]
+    return Checkpoint(
+        payload,
+        kind=fields["kind"],
+        session_version=fields["session version"],
+        source=fields["source"],
+        tokens=() if packed else tokens,
+        packed_tokens=tokens if packed else (),
+        logits=logits if len(memoryview(logits)) else None,
+        logits_of=fields["logits of"],
+        fingerprint=Fingerprint.from_json(fields["fingerprint"]),
+        meta=fields["meta"],
+    )
+
+
+def _parse(
+    payload: memoryview,
+    kind: layout.Kind,
+    version: int,
+    fingerprint: Fingerprint,
+    headed: bool,
+) -> layout.Layout:
+    """Describe a state as one of the model in *fingerprint*, where it names one."""
+    model = fingerprint.model
+    traits = layout.model_traits(model.get("architecture", ""), model.get)
+    return layout.parse_state(kind, payload, version=version, headed=headed, traits=traits)
+
+
+def _to_json(fields: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"meta must be a JSON object: {error}") from None
+    return text.encode()
+
+
+def _from_json(metadata: bytes) -> dict[str, Any]:
+    """The metadata of a container, each field of its type.
+
+    Raises:
+        FormatError: They are not.
+    """
+    try:
+        fields = json.loads(metadata)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"metadata that are no JSON: {error}", offset=64) from None
+    if not isinstance(fields, dict) or set(fields) != _FIELDS:
+        raise FormatError("metadata with other fields than those of a checkpoint", offset=64)
+    ids = (fields["logits of"], fields["source"])
+    sound = (
+        fields["kind"] == ("whole" if fields["source"] is None else "sequence")
+        and type(fields["session version"]) is int
+        and all(type(seq_id) is int or seq_id is None for seq_id in ids)
+        and isinstance(fields["packed tokens"], bool)
+        and isinstance(fields["meta"], dict)
+    )
+    if not sound:
+        raise FormatError("metadata with a field of another type", offset=64)
+    return fields
+
+
+def _equal(a: memoryview, b: memoryview) -> bool:
+    # Views are compared item by item; copies of a piece at the speed of memory.
+    return len(a) == len(b) and all(
+        bytes(a[at : at + _PIECE]) == bytes(b[at : at + _PIECE]) for at in range(0, len(a), _PIECE)
+    )
+
+
+def _always() -> bool:
+    return True

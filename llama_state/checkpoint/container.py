@@ -1,0 +1,413 @@
+"""The checkpoint container: one state with what must be known to trust it.
+
+A header, metadata as JSON, tokens, logits, the payload on a page boundary, a table of digests,
+and a footer that commits it all. ``docs/formats.md`` has every byte. Nothing here knows what the
+metadata and the payload mean.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from struct import Struct
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from .._io.buffers import anonymous, flat
+from ..errors import ChecksumError, FormatError, TruncatedError, VersionError
+from . import compression, digests
+from .digests import Digest
+
+if TYPE_CHECKING:
+    from .._io import Buffer, Progress
+
+__all__ = ["Container", "Part", "is_container", "open_container", "pack"]
+
+MAGIC: Final = b"\x89LLST\r\n\x1a"
+MARK: Final = b"\x1aLLSTend"
+VERSION: Final = 1
+KEYED, COMPRESSED = 1, 2
+PAGE: Final = 4096
+CHUNK: Final = 4 << 20
+MAX_CHUNK: Final = 64 << 20
+RAW, ZSTD = 0, 1
+KEEP_BELOW: Final = 0.95  # of a chunk's size: a frame that saves less is not worth its time
+ALONE: Final = 4 * CHUNK  # up to this size one thread verifies sooner than a pool starts
+MAX_SHRINK: Final = 1024  # so that a reader needs no more memory than this times the file's size
+
+HEADER = Struct("<8sHHIQQQQ16s")
+ENTRY = Struct("<16sQII")
+COUNTS = Struct("<QQQ")
+FOOTER_SIZE: Final = COUNTS.size + digests.SIZE + len(MARK)
+HEAD_PARTS: Final = ("metadata", "tokens", "logits")
+
+Method: TypeAlias = Literal["raw", "zstd"]
+_METHODS: Final[tuple[Method, Method]] = ("raw", "zstd")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a container that has a digest of its own.
+
+    Attributes:
+        name: "metadata" (with the header), "tokens", "logits", or "payload chunk I of N".
+        offset: Where it starts in the container.
+        stored: Bytes that it has there.
+        nbytes: Bytes that it stands for; other than *stored* where it is compressed.
+        method: How it is stored.
+        digest: Its 16 bytes.
+    """
+
+    name: str
+    offset: int
+    stored: int
+    nbytes: int
+    method: Method
+    digest: bytes
+
+    @property
+    def end(self) -> int:
+        """Where it ends in the container."""
+        return self.offset + self.stored
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The counts of the fixed header, and where they put the parts."""
+
+    flags: int
+    chunk: int
+    n_metadata: int
+    n_tokens: int
+    n_logits: int
+    n_payload: int
+
+    @property
+    def keyed(self) -> bool:
+        """The digests are those of a key."""
+        return bool(self.flags & KEYED)
+
+    @property
+    def compressed(self) -> bool:
+        """Chunks of the payload may be compressed."""
+        return bool(self.flags & COMPRESSED)
+
+    @property
+    def tokens_offset(self) -> int:
+        """Where the tokens start; the metadata follow the header."""
+        return _aligned(HEADER.size + self.n_metadata, 8)
+
+    @property
+    def logits_offset(self) -> int:
+        """Where the logits start."""
+        return _aligned(self.tokens_offset + 4 * self.n_tokens, 8)
+
+    @property
+    def payload_offset(self) -> int:
+        """Where the payload starts."""
+        return _aligned(self.logits_offset + 4 * self.n_logits, PAGE)
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks of the payload."""
+        return -(-self.n_payload // self.chunk)
+
+    def pack(self) -> bytes:
+        """The header's bytes."""
+        counts = (self.n_metadata, self.n_tokens, self.n_logits, self.n_payload)
+        return HEADER.pack(MAGIC, VERSION, self.flags, self.chunk, *counts, bytes(16))
+
+
+class Container:
+    """A container whose structure was checked; its parts are verified on request.
+
+    Attributes:
+        data: The whole container.
+        keyed: Its digests are those of a key.
+        compressed: Chunks of the payload may be compressed.
+        parts: Its parts with their digests, in their order in *data*.
+    """
+
+    def __init__(
+        self, data: memoryview, header: Header, parts: tuple[Part, ...], digest: Digest
+    ) -> None:
+        self.data = data
+        self.keyed = header.keyed
+        self.compressed = header.compressed
+        self.parts = parts
+        self._header = header
+        self._digest = digest
+
+    @property
+    def metadata(self) -> memoryview:
+        """UTF-8 text of a JSON object."""
+        return self.data[HEADER.size : HEADER.size + self._header.n_metadata]
+
+    @property
+    def tokens(self) -> memoryview:
+        """Tokens, int32."""
+        start = self._header.tokens_offset
+        return self.data[start : start + 4 * self._header.n_tokens].cast("i")
+
+    @property
+    def logits(self) -> memoryview[float]:
+        """Logits of the last token, float32; empty where there are none."""
+        start = self._header.logits_offset
+        return self.data[start : start + 4 * self._header.n_logits].cast("f")
+
+    def payload(self) -> memoryview:
+        """The payload: a view, or fresh memory where chunks are compressed.
+
+        Raises:
+            FormatError: A chunk is not a frame of its size.
+        """
+        start, size = self._header.payload_offset, self._header.n_payload
+        if not self.compressed or size == 0:
+            return self.data[start : start + size]
+        out, at = memoryview(anonymous(size)), 0
+        for part in self.parts[len(HEAD_PARTS) :]:
+            piece = self.data[part.offset : part.end]
+            raw = piece if part.method == "raw" else compression.decompress(piece, part.nbytes)
+            out[at : at + part.nbytes] = raw
+            at += part.nbytes
+        return out.toreadonly()
+
+    def damaged(self, progress: Progress | None = None) -> Iterator[Part]:
+        """The parts that are not what was written.
+
+        Args:
+            progress: Called after each part with the bytes that were compared, and all.
+        """
+        done, total = 0, sum(part.stored for part in self.parts)
+        for part, sound in self._results():
+            if not sound:
+                yield part
+            done += part.stored
+            if progress is not None:
+                progress(done, total)
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Compare every part with its digest.
+
+        Args:
+            progress: See :meth:`damaged`.
+
+        Raises:
+            ChecksumError: At least one is not what was written.
+        """
+        for part in self.damaged(progress):
+            raise ChecksumError(f"{part.name} is not what was written", offset=part.offset)
+
+    def _results(self) -> Iterator[tuple[Part, bool]]:
+        """Yield each part, and whether it is what was written."""
+        if len(self.data) <= ALONE:
+            yield from ((part, self._sound(part)) for part in self.parts)
+            return
+        # Digests release the GIL.
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            yield from zip(self.parts, pool.map(self._sound, self.parts), strict=True)
+
+    def _sound(self, part: Part) -> bool:
+        return self._digest(self.data[part.offset : part.end]) == part.digest
+
+
+def pack(
+    metadata: bytes,
+    payload: Buffer,
+    *,
+    tokens: Buffer = b"",
+    logits: Buffer = b"",
+    key: bytes | None = None,
+    compress: bool = False,
+    chunk: int = CHUNK,
+) -> Iterator[Buffer]:
+    """The bytes of a container, piece by piece, made in one pass over the payload.
+
+    Args:
+        metadata: UTF-8 text of a JSON object.
+        payload: The state.
+        tokens: int32 values.
+        logits: float32 values.
+        key: Authenticate with this key: 16 bytes or more.
+        compress: Compress chunks where that saves 5 % or more.
+        chunk: Bytes of payload that have a digest: a multiple of 4096, up to 64 MiB.
+
+    Raises:
+        ValueError: The key is too short.
+        UnsupportedError: A package that this needs is not installed.
+    """
+    view = flat(payload)
+    token_bytes, logit_bytes = (bytes(flat(part)) for part in (tokens, logits))
+    flags = (KEYED if key is not None else 0) | (COMPRESSED if compress else 0)
+    counts = (len(metadata), len(token_bytes) // 4, len(logit_bytes) // 4, len(view))
+    functions = digests.plain() if key is None else digests.keyed(key)
+    if compress:
+        compression.require()
+    heads = (metadata, token_bytes, logit_bytes)
+    return _pieces(Header(flags, chunk, *counts), heads, view, *functions)
+
+
+def _pieces(
+    header: Header,
+    heads: tuple[bytes, bytes, bytes],
+    payload: memoryview,
+    digest: Digest,
+    table_digest: Digest,
+) -> Iterator[Buffer]:
+    """Yield the container of these parts."""
+    entries = bytearray()
+    at = 0
+
+    def add(part: Buffer, size: int, method: int = RAW) -> Buffer:
+        nonlocal at
+        entries.extend(ENTRY.pack(digest(part), size, method, 0))
+        at += size
+        return part
+
+    head = header.pack()
+    ends = (header.tokens_offset, header.logits_offset, header.payload_offset)
+    for part, end in zip((head + heads[0], *heads[1:]), ends, strict=True):
+        yield add(part + bytes(end - at - len(part)), end - at)
+    for start in range(0, len(payload), header.chunk):
+        raw = payload[start : start + header.chunk]
+        frame = compression.compress(raw) if header.compressed else b""
+        if len(raw) / MAX_SHRINK <= len(frame) < KEEP_BELOW * len(raw):
+            yield add(frame, len(frame), ZSTD)
+        else:
+            yield add(raw, len(raw))
+    table = _aligned(at, 8)
+    yield bytes(table - at) + entries
+    size = table + len(entries) + FOOTER_SIZE
+    where = COUNTS.pack(table, len(entries) // ENTRY.size, size)
+    yield where + table_digest(head + entries + where) + MARK
+
+
+def at_most(
+    n_metadata: int, n_payload: int, *, n_tokens: int = 0, n_logits: int = 0, chunk: int = CHUNK
+) -> int:
+    """Bytes that :func:`pack` will not give more of."""
+    header = Header(0, chunk, n_metadata, n_tokens, n_logits, n_payload)
+    entries = ENTRY.size * (len(HEAD_PARTS) + header.n_chunks)
+    return _aligned(header.payload_offset + n_payload, 8) + entries + FOOTER_SIZE
+
+
+def is_container(data: Buffer) -> bool:
+    """Whether *data* begins like a container."""
+    return bytes(flat(data)[: len(MAGIC)]) == MAGIC
+
+
+def is_keyed(data: Buffer) -> bool:
+    """Whether the container that *data* begins like can be opened only with a key."""
+    view = flat(data)
+    return is_container(view) and len(view) >= HEADER.size and bool(view[10] & KEYED)
+
+
+def open_container(data: Buffer, *, key: bytes | None = None) -> Container:
+    """Check the structure of a container: all but its parts, which :meth:`Container.verify` does.
+
+    Args:
+        data: The container, the whole of it.
+        key: The key that it must be authenticated with; None: it must not be.
+
+    Raises:
+        FormatError: Not a container, or one that was never finished.
+        VersionError: A version that this library does not know.
+        TruncatedError: It is cut off.
+        ChecksumError: Its table of digests is damaged; or the key is missing, wrong or not
+            wanted. Nothing but the fixed header and footer was looked at then.
+    """
+    view = flat(data).toreadonly()
+    header = _read_header(view)
+    digest, table_digest = _choose_digest(header, key)
+    table, n_entries = _read_footer(view)
+    digest_at = len(view) - FOOTER_SIZE + COUNTS.size
+    signed = bytes(view[: HEADER.size]) + bytes(view[table:digest_at])
+    if table_digest(signed) != view[digest_at : digest_at + digests.SIZE]:
+        reason = "its table of digests is damaged"
+        if key is not None:
+            reason = "the key is not the one that it was saved with, or it was changed since"
+        raise ChecksumError(reason, offset=table)
+    _check_counts(header, len(view))
+    if n_entries != len(HEAD_PARTS) + header.n_chunks:
+        raise FormatError(f"a table of {n_entries} parts", offset=table)
+    return Container(view, header, tuple(_read_table(view, header, table)), digest)
+
+
+def _read_header(view: memoryview) -> Header:
+    start = bytes(view[: len(MAGIC)])
+    if start != MAGIC[: len(start)] or not start:
+        raise FormatError("not a checkpoint", offset=0)
+    if len(view) < HEADER.size:
+        raise TruncatedError("checkpoint header", need=HEADER.size, have=len(view))
+    _, version, flags, chunk, *counts, reserved = HEADER.unpack_from(view)
+    if version != VERSION:
+        raise VersionError("checkpoint", found=version, expected=VERSION, offset=8)
+    if flags & ~(KEYED | COMPRESSED) or any(reserved):
+        raise FormatError("a checkpoint with features that this library does not know", offset=10)
+    if not 0 < chunk <= MAX_CHUNK or chunk % PAGE:
+        raise FormatError(f"payload chunks of {chunk} bytes", offset=12)
+    return Header(flags, chunk, *counts)
+
+
+def _check_counts(header: Header, size: int) -> None:
+    """Bound what the header promises by the container's real *size*."""
+    head = header.payload_offset
+    payload = 0 if header.compressed else header.n_payload
+    if head + payload > size or header.n_payload > MAX_SHRINK * size:
+        raise TruncatedError("checkpoint", need=head + header.n_payload, have=size)
+
+
+def _choose_digest(header: Header, key: bytes | None) -> tuple[Digest, Digest]:
+    if header.keyed and key is None:
+        raise ChecksumError("it is authenticated with a key: pass key=", offset=10)
+    if key is not None and not header.keyed:
+        raise ChecksumError("it is not authenticated: anybody may have written it", offset=10)
+    return digests.plain() if key is None else digests.keyed(key)
+
+
+def _read_footer(view: memoryview) -> tuple[int, int]:
+    """Where the table starts, and how many entries it has."""
+    footer = len(view) - FOOTER_SIZE
+    if footer < HEADER.size:
+        raise TruncatedError("checkpoint", need=HEADER.size + FOOTER_SIZE, have=len(view))
+    if bytes(view[-len(MARK) :]) != MARK:
+        raise FormatError("no commit mark at the end: cut off, or never finished", offset=footer)
+    table, n_entries, size = COUNTS.unpack_from(view, footer)
+    if size != len(view):
+        raise TruncatedError("checkpoint", need=size, have=len(view))
+    if not HEADER.size <= table <= footer or footer - table != n_entries * ENTRY.size:
+        raise FormatError("its table of digests is damaged", offset=footer)
+    return table, n_entries
+
+
+def _read_table(view: memoryview, header: Header, table: int) -> Iterator[Part]:
+    at = 0
+    entries = ENTRY.iter_unpack(view[table : len(view) - FOOTER_SIZE])
+    expected = _expected(header)
+    for (name, nbytes), (digest, stored, method, reserved) in zip(expected, entries, strict=True):
+        sound = stored == nbytes
+        if method == ZSTD and header.compressed and name not in HEAD_PARTS:
+            sound = nbytes / MAX_SHRINK <= stored < nbytes
+        if method not in (RAW, ZSTD) or reserved or not sound or at + stored > table:
+            raise FormatError(f"{name} is stored in an impossible way", offset=table)
+        yield Part(name, at, stored, nbytes, _METHODS[method], digest)
+        at += stored
+    if table != _aligned(at, 8) or any(view[at:table]):
+        raise FormatError("the parts do not end where the table of digests starts", offset=at)
+
+
+def _expected(header: Header) -> Iterator[tuple[str, int]]:
+    """Name and size of each part."""
+    start = 0
+    ends = (header.tokens_offset, header.logits_offset, header.payload_offset)
+    for name, end in zip(HEAD_PARTS, ends, strict=True):
+        yield name, end - start
+        start = end
+    for index in range(header.n_chunks):
+        rest = header.n_payload - index * header.chunk
+        yield f"payload chunk {index + 1} of {header.n_chunks}", min(header.chunk, rest)
+
+
+def _aligned(size: int, to: int) -> int:
+    return -(-size // to) * to

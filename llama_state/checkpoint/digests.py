@@ -1,0 +1,49 @@
+"""Digests of a container's parts: plain ones find damage, keyed ones find forgery too."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from ..errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from .._io import Buffer
+
+SIZE: Final = 16
+MIN_KEY: Final = 16
+
+Digest: TypeAlias = "Callable[[Buffer], bytes]"
+"""Of a part: its 16 bytes."""
+
+
+def plain() -> tuple[Digest, Digest]:
+    """The digest of parts and that of the table: XXH3-128, big-endian."""
+    try:
+        from xxhash import xxh3_128_digest
+    except ImportError:
+        raise UnsupportedError(
+            "checkpoints without a key need xxhash: pip install 'llama-state[checkpoint]'"
+        ) from None
+    return xxh3_128_digest, xxh3_128_digest
+
+
+def keyed(key: bytes) -> tuple[Digest, Digest]:
+    """The digest of parts and that of the table: the first half of an HMAC-SHA256.
+
+    Raises:
+        ValueError: The key has fewer than 16 bytes.
+    """
+    if len(key) < MIN_KEY:
+        raise ValueError(f"a key has {MIN_KEY} bytes or more: secrets.token_bytes(32) makes one")
+    return partial(_hmac, key, b"part"), partial(_hmac, key, b"table")
+
+
+def _hmac(key: bytes, purpose: bytes, data: Buffer) -> bytes:
+    # What is signed for one purpose must not pass for the other.
+    mac = hmac.new(key, purpose, hashlib.sha256)
+    mac.update(data)
+    return mac.digest()[:SIZE]

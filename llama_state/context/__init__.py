@@ -1,0 +1,1 @@
+"""Models and contexts: decode into them, save them, bring them back."""

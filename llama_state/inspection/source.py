@@ -1,0 +1,155 @@
+"""Any file that may hold a state -> what is in it, as far as its bytes tell."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .._io import Progress, StrPath
+from .._io.reading import map_file
+from ..checkpoint.container import is_container
+from ..checkpoint.fingerprint import model_fields
+from ..errors import FormatError
+from ..layout import (
+    SEQUENCE_VERSION,
+    Kind,
+    Traits,
+    has_sequence_head,
+    is_packed,
+    model_traits,
+    parse_file_header,
+    unpack_tokens,
+)
+from .checkpoints import open_checkpoint
+from .statefile import FileKind, Reading, StateFile, with_packed_tokens, with_problem, with_state
+
+_FILE_MAGICS = (b"nsgg", b"qsgg")
+_NEWEST_FIRST = tuple(sorted(SEQUENCE_VERSION, reverse=True))
+_HEADLESS_VERSION = 9
+_ARCH_START = re.compile(rb"[\x02-\x40]\0\0\0[A-Za-z0-9_.-]{2}")
+_TOKENS_AT = 12
+_OTHERS = {
+    b"GGUF": "a GGUF file (a model)",
+    b"PK\x03\x04": "a ZIP file",
+    b"\x1f\x8b": "a gzip file: unpack it first",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file: unpack it first",
+}
+
+
+def inspect_file(
+    path: StrPath,
+    *,
+    model: StrPath | None = None,
+    key: bytes | None = None,
+    progress: Progress | None = None,
+) -> StateFile:
+    """Describe the state in a file, without any libllama.
+
+    A file that is damaged is described as far as it can be read. Of native files only the cells
+    and the heads of the tensors are read; all of a checkpoint is, for its digests.
+
+    Args:
+        path: A checkpoint, a session file, a sequence file, a slot file of llama-server, or a
+            blob that was dumped to a file. It must not be made shorter while the result is in
+            use.
+        model: The GGUF file of the model. Sequence states name no architecture: without the
+            model, every known kind of memory is tried.
+        key: The key that a checkpoint must be authenticated with.
+        progress: Of a checkpoint, called with the bytes that were compared with their digests,
+            and with all.
+
+    Raises:
+        OSError: A file can not be read.
+        FormatError: It is no state, or *model* is no GGUF file.
+        UnsupportedError: A package that a checkpoint needs is not installed.
+    """
+    name = os.fspath(path)
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    traits = () if model is None else traits_of_model(model)
+    data = map_file(path)
+    if not data:
+        raise FormatError("the file is empty")
+    kind: FileKind = "checkpoint" if is_container(data[:8]) else "sequence blob"
+    found = StateFile(str(name), len(data), kind, state=data)
+    if kind == "checkpoint":
+        found = open_checkpoint(found, traits, key, progress)
+    else:
+        found = _open_native(found, traits)
+    named = found.layout.arch if found.layout else None
+    if traits and named and traits[0].arch != named:
+        raise FormatError(f"it belongs to a {named} model, the one given is {traits[0].arch}")
+    return found
+
+
+def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
+    """Return how the states of the model in a GGUF file can be laid out.
+
+    Raises:
+        OSError: It can not be read.
+        FormatError: Not a GGUF file, or damaged.
+    """
+    try:
+        fields = model_fields(path)
+    except FormatError as error:
+        raise FormatError(f"the model {os.fspath(path)}: {error}") from None
+    return model_traits(fields["architecture"], fields.get)
+
+
+def _open_native(found: StateFile, traits: Sequence[Traits]) -> StateFile:
+    """Describe a file whose *state* is, so far, all of it."""
+    start = bytes(found.state[:8])
+    if start[:4] in _FILE_MAGICS:
+        return _open_file(found, traits)
+    if has_sequence_head(start):
+        return _open_blob(found, traits)
+    if _ARCH_START.match(start):
+        return _open_blob(replace(found, kind="whole blob"), traits)
+    return _open_headless(found, traits)
+
+
+def _open_file(found: StateFile, traits: Sequence[Traits]) -> StateFile:
+    """Describe one of llama.cpp's two files, or a slot file."""
+    data = found.state
+    kind: FileKind = "session file" if bytes(data[:4]) == _FILE_MAGICS[0] else "sequence file"
+    found = replace(found, kind=kind, state=data[:0])
+    try:
+        header = parse_file_header(data, any_version=True)
+    except FormatError as error:
+        return with_problem(found, error)
+    offset, words = header.payload_offset, unpack_tokens(data, header)
+    found = replace(found, version=header.version, state_offset=offset, state=data[offset:])
+    if header.kind == "sequence" and is_packed(words):
+        found = with_packed_tokens(replace(found, kind="slot file"), words, at=_TOKENS_AT)
+    else:
+        found = replace(found, tokens=words)
+    try:
+        parse_file_header(data)  # now the version too: what does not depend on it is known
+    except FormatError as error:
+        return with_problem(found, error)
+    return with_state(found, [Reading(header.session_version, header.kind, headed=False)], traits)
+
+
+def _open_blob(found: StateFile, traits: Sequence[Traits]) -> StateFile:
+    """Describe a blob. It carries no version: all are tried."""
+    kind: Kind = "whole" if found.kind == "whole blob" else "sequence"
+    readings = [Reading(version, kind) for version in _NEWEST_FIRST]
+    if found.kind == "sequence blob":
+        readings += [Reading(version, partial=True) for version in _NEWEST_FIRST]
+    return with_state(found, readings, traits)
+
+
+def _open_headless(found: StateFile, traits: Sequence[Traits]) -> StateFile:
+    """Describe the blob of a sequence as early builds of version 9 wrote it, or refuse it."""
+    start = bytes(found.state[:8])
+    for magic, what in _OTHERS.items():
+        if start.startswith(magic):
+            raise FormatError(f"not a state but {what}")
+    found = with_state(found, [Reading(_HEADLESS_VERSION, headed=False)], traits)
+    if found.problem:
+        raise FormatError(f"not a state (it begins with the bytes {start.hex(' ')})")
+    return found

@@ -1,0 +1,282 @@
+"""What is in a state, as plain data: for JSON, and for everything that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, TypeAlias
+
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.container import HEAD_PARTS, HEADER
+from ..errors import FormatError, StateError
+from ..layout import (
+    TYPES,
+    UNKNOWN_ID,
+    Block,
+    Cache,
+    Cells,
+    Compressed,
+    Compressor,
+    KVCache,
+    Layout,
+    RecurrentCache,
+    Traits,
+    is_known,
+)
+from .statefile import Digests, StateFile
+from .words import problem_text, ranges
+
+Data: TypeAlias = "dict[str, Any]"
+
+LETTERS = {"k": "K", "v": "V", "r": "R", "p": "P", "s": "S", "score": "score"}
+
+
+def describe(found: StateFile) -> Data:
+    """Return what is in a file as numbers, strings, lists and dictionaries."""
+    return {
+        "path": found.path,
+        "nbytes": found.nbytes,
+        "kind": found.kind,
+        "version": found.version,
+        "session_versions": list(found.session_versions),
+        "tokens": _tokens(found),
+        "state": None if found.layout is None else describe_layout(found.layout),
+        "leading_cells": _leading_cells(found.leading_cells),
+        "bytes": bytes_by_part(found),
+        "logits": describe_logits(found.checkpoint),
+        "fingerprint": found.checkpoint.fingerprint.to_json() if found.checkpoint else None,
+        "meta": found.checkpoint.meta if found.checkpoint else None,
+        "digests": describe_digests(found.digests),
+        "notes": list(_notes(found)),
+        "problem": describe_problem(found.problem),
+    }
+
+
+def describe_layout(layout: Layout) -> Data:
+    """Return what :class:`~llama_state.layout.Layout` says, as plain data."""
+    return {
+        "architecture": layout.arch,
+        "module": layout.module,
+        "alternatives": [traits_text(traits) for traits in layout.alternatives],
+        "partial": layout.partial,
+        "sequence": layout.source,
+        "sequences": [_sequence(layout, seq_id) for seq_id in layout.sequences],
+        "caches": [_cache(cache) for cache in layout.caches],
+    }
+
+
+def describe_problem(problem: StateError | None) -> Data | None:
+    """Return an error as plain data."""
+    if problem is None:
+        return None
+    offset = problem.offset if isinstance(problem, FormatError) else None
+    return {"error": type(problem).__name__, "text": problem_text(problem), "offset": offset}
+
+
+def describe_logits(checkpoint: Checkpoint | None) -> Data | None:
+    """Return of which sequence a checkpoint has logits, and how many."""
+    if checkpoint is None or checkpoint.logits is None:
+        return None
+    return {"sequence": checkpoint.logits_of, "count": len(checkpoint.logits)}
+
+
+def describe_digests(digests: Digests | None) -> Data | None:
+    """Return what vouches for a checkpoint, as plain data."""
+    if digests is None:
+        return None
+    return {
+        "kind": "HMAC-SHA256" if digests.keyed else "XXH3-128",
+        "keyed": digests.keyed,
+        "compressed": digests.compressed,
+        "count": len(digests.parts),
+        "damaged": [
+            {"name": part.name, "offset": part.offset, "nbytes": part.stored}
+            for part in digests.damaged
+        ],
+    }
+
+
+def bytes_by_part(found: StateFile) -> dict[str, int]:
+    """Return how many bytes each part of a file takes; they add up to the file."""
+    parts: dict[str, int] = {}
+    if found.digests:
+        parts["metadata"] = found.digests.parts[0].stored - HEADER.size
+        parts["tokens"] = 4 * _n_words(found)
+        if found.checkpoint and found.checkpoint.logits is not None:
+            parts["logits"] = found.checkpoint.logits.nbytes
+        if found.digests.compressed:
+            stored = sum(part.stored for part in found.digests.parts[len(HEAD_PARTS) :])
+            parts["state, compressed"] = stored
+    elif found.state_offset:
+        parts["tokens"] = found.state_offset - 12
+    if found.layout and found.state_offset is not None:
+        for name, nbytes in _tensor_bytes(found.layout):
+            parts[name] = parts.get(name, 0) + nbytes
+    rest = found.nbytes - sum(parts.values())
+    if found.state_offset is None:
+        return {**parts, "heads and digests": rest}
+    return {"heads and cells" if found.layout else "not read": rest, **parts}
+
+
+def _n_words(found: StateFile) -> int:
+    """Length of the token area, packed or not, in tokens."""
+    made = found.checkpoint
+    return len(made.packed_tokens or made.tokens) if made else 0
+
+
+def _tensor_bytes(layout: Layout) -> Iterator[tuple[str, int]]:
+    for cache in layout.caches:
+        for name, blocks in blocks_of(cache).items():
+            yield LETTERS[name], sum(block.nbytes for block in blocks)
+
+
+def blocks_of(cache: Cache) -> dict[str, tuple[Block, ...]]:
+    """Return the tensor bytes of a cache by what they are, those of all streams together."""
+    if isinstance(cache, KVCache):
+        k = tuple(chain.from_iterable(stream.k for stream in cache.streams))
+        return {"k": k, "v": tuple(chain.from_iterable(stream.v for stream in cache.streams))}
+    if isinstance(cache, RecurrentCache):
+        return {"r": cache.r, "p": cache.p, "s": cache.s}
+    if isinstance(cache, Compressed):
+        return {"k": cache.k}
+    return {"k": cache.kv, "score": cache.score}
+
+
+def traits_text(traits: Traits) -> str:
+    """Return the kind of memory, and what of it is out of the ordinary."""
+    flags = {"K only": traits.k_only, "M-RoPE": traits.ext, "n-grams": traits.ple}
+    return ", ".join([traits.module, *(name for name, given in flags.items() if given)])
+
+
+def _tokens(found: StateFile) -> Data | None:
+    if not found.has_tokens:
+        return None
+    media = [
+        {
+            "start": chunk.start,
+            "n_tokens": chunk.n_tokens,
+            "kind": chunk.kind,
+            "grid": None if chunk.grid is None else list(chunk.grid),
+            "id": chunk.id,
+        }
+        for chunk in (found.slot.media if found.slot else ())
+    ]
+    return {
+        "count": len(found.tokens),
+        "first": list(found.tokens[:16]),
+        "packed": _is_packed(found),
+        "packed_version": found.slot.version if found.slot else None,
+        "media": media,
+    }
+
+
+def _is_packed(found: StateFile) -> bool:
+    return found.kind == "slot file" or bool(found.checkpoint and found.checkpoint.packed_tokens)
+
+
+def _leading_cells(streams: Sequence[Cells]) -> list[Data]:
+    """Return the positions of each sequence in the cells that could be read."""
+    held: dict[int, list[int]] = {}
+    for cells in streams:
+        for seq_id in cells.owners:
+            held.setdefault(seq_id, []).extend(cells.positions_of(seq_id))
+    return [{"id": seq_id, **_held(positions)} for seq_id, positions in sorted(held.items())]
+
+
+def _held(positions: Sequence[int]) -> Data:
+    return {"cells": len(positions), "positions": [list(run) for run in ranges(positions)]}
+
+
+def _sequence(layout: Layout, seq_id: int) -> Data:
+    caches: Data = {}
+    for cache in layout.caches:
+        own = [cells.positions_of(seq_id) for cells in cache.cells]
+        if any(map(len, own)):
+            positions = [*chain.from_iterable(own)]
+            caches[cache.name] = _held(positions)
+    low, high = layout.spans[seq_id]
+    return {
+        "id": None if seq_id == UNKNOWN_ID else seq_id,
+        "pos_min": low,
+        "pos_max": high,
+        "rewind_min": layout.rewind_min(seq_id),
+        "caches": caches,
+    }
+
+
+def _cache(cache: Cache) -> Data:
+    about: Data = {"name": cache.name, "offset": cache.offset, "nbytes": cache.nbytes}
+    if isinstance(cache, KVCache):
+        stream = next((one for one in cache.streams if len(one.cells)), cache.streams[0])
+        about |= {
+            "kind": "kv",
+            "n_layer": stream.n_layer,
+            "v_trans": stream.v_trans,
+            "n_rot_k": stream.n_rot_k,
+            "n_rot_v": stream.n_rot_v,
+            "m_rope": stream.cells.ext_words > 0,
+        }
+        rows = {"k": stream.k, "v": stream.v}
+    elif isinstance(cache, RecurrentCache):
+        about |= {"kind": "recurrent", "n_layer": len(cache.r)}
+        rows = blocks_of(cache)
+    elif isinstance(cache, Compressed):
+        about |= {"kind": "compressed", "n_layer": len(cache.layers), "n_rows": cache.n_rows}
+        rows = blocks_of(cache)
+    else:
+        about |= {"kind": "compressor", "n_layer": len(cache.layers), "ratio": cache.ratio}
+        rows = blocks_of(cache)
+    if isinstance(cache, (Compressed, Compressor)):
+        about |= {"layers": list(cache.layers), "streams": cache.n_stream}
+    else:
+        about["cells"] = [len(cells) for cells in cache.cells]
+        about["shared_cells"] = sum(_shared(cache))
+    about["rows"] = {name: _rows(blocks) for name, blocks in rows.items() if blocks}
+    return about
+
+
+def _shared(cache: Cache) -> Iterator[int]:
+    """Yield for each stream how many of its cells have more than one owner."""
+    for cells in cache.cells:
+        owned = sum(map(len, cells.owners.values()))
+        if owned == len(cells):
+            yield 0
+            continue
+        seen: dict[int, int] = {}
+        for index in chain.from_iterable(cells.owners.values()):
+            seen[index] = seen.get(index, 0) + 1
+        yield sum(owners > 1 for owners in seen.values())
+
+
+def _rows(blocks: Sequence[Block]) -> list[Data]:
+    """Return the type and the size of rows, once for following layers that are alike."""
+    runs: list[Data] = []
+    for layer, block in enumerate(blocks):
+        kind = TYPES[block.type_id]
+        row = {"type": kind.name, "values": kind.values(block.row), "nbytes": block.row}
+        if runs and {name: runs[-1][name] for name in row} == row:
+            runs[-1]["last"] = layer
+        else:
+            runs.append({"first": layer, "last": layer, **row})
+    return runs
+
+
+def _notes(found: StateFile) -> Iterator[str]:
+    """Yield what can not be told from the bytes."""
+    layout = found.layout
+    if layout is None:
+        return
+    if found.kind in ("whole blob", "sequence blob"):
+        versions = " or ".join(map(str, found.session_versions))
+        yield f"a blob carries no version: it reads as one of session version {versions}"
+    if not layout.arch and not layout.traits.arch:
+        yield "the state of a sequence names no architecture; the kind of memory is what reads it"
+    if layout.module == "none" and not layout.arch:
+        yield "it is empty: of a model without memory, or cut off behind its tokens"
+    if layout.arch and not is_known(layout.arch):
+        yield "the architecture is not known: the kind of memory is what reads its state"
+    if layout.alternatives:
+        others = "; ".join(map(traits_text, layout.alternatives))
+        yield f"the bytes read as well as: {others}"
+    if found.kind == "sequence blob" and layout.module in ("kv", "recurrent"):
+        yield "a partial state of a model with more memory would read the same"

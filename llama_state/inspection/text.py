@@ -1,0 +1,188 @@
+"""What is in a state, as text for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+
+from ..layout import Module
+from .statefile import StateFile
+from .summary import LETTERS, Data, describe
+from .words import count, fact, first_few, ranges_text, size
+
+_NAMED = ("architecture", "tensor types", "weights")
+_LONG = 400
+_MOST_DAMAGED = 20
+_MEMORY: Mapping[Module, str] = {
+    "none": "none (an encoder has none)",
+    "kv": "one KV cache",
+    "iswa": "a KV cache, and one of sliding windows",
+    "recurrent": "recurrent states",
+    "hybrid": "a KV cache and recurrent states",
+    "hybrid-iswa": "a KV cache, one of sliding windows, and recurrent states",
+    "hybrid-idx": "a KV cache, recurrent states, and an indexer's cache",
+    "dsa": "a KV cache and an indexer's cache",
+    "dsa-iswa": "a KV cache, an indexer's, and one of sliding windows",
+    "msa": "a KV cache and an indexer's cache",
+    "dsv4": "KV caches, compressed ones, and their compressors",
+}
+
+
+def text(found: StateFile) -> str:
+    """Return the description for a terminal."""
+    return "\n".join(chain.from_iterable(_paragraphs(describe(found))))
+
+
+def _paragraphs(about: Data) -> Iterator[Iterator[str]]:
+    yield iter([about["path"]])
+    yield _head(about)
+    if about["state"]:
+        yield _memory(about["state"])
+    yield _salvaged(about["leading_cells"])
+    yield _tail(about)
+
+
+def _head(about: Data) -> Iterator[str]:
+    version = about["version"]
+    kind = about["kind"] if version is None else f"{about['kind']}, version {version}"
+    if about["kind"] == "checkpoint" and about["session_versions"]:
+        kind += f" (of a state of session version {about['session_versions'][0]})"
+    yield from fact("kind", f"{kind}, {size(about['nbytes'])}")
+    tokens = about["tokens"]
+    if tokens is None:
+        return
+    if tokens["packed"] and tokens["packed_version"] is None:
+        yield from fact("tokens", "packed by llama-server, not readable")
+        return
+    listed = first_few([t if t >= 0 else "media" for t in tokens["first"]])
+    packed = ", packed by llama-server" if tokens["packed"] else ""
+    yield from fact("tokens", f"{tokens['count']:,}{packed}" + f": {listed}" * bool(listed))
+    for chunk in tokens["media"]:
+        grid = "" if chunk["grid"] is None else f" ({chunk['grid'][0]} x {chunk['grid'][1]})"
+        name = "" if not chunk["id"] else f", id {chunk['id'][:24]}"
+        where = f"from token {chunk['start']:,}: {count(chunk['n_tokens'], 'token')}{grid}{name}"
+        yield from fact("", f"{chunk['kind'] or 'media'} {where}")
+
+
+def _memory(state: Data) -> Iterator[str]:
+    if state["architecture"]:
+        yield from fact("architecture", state["architecture"])
+    partial = ", partial" if state["partial"] else ""
+    yield from fact("memory", f"{state['module']}{partial}: {_MEMORY[state['module']]}")
+    for cache in state["caches"]:
+        yield from fact(f"cache {cache['name']}", "; ".join(_cache_facts(cache)))
+        for name, runs in cache["rows"].items():
+            yield from fact(LETTERS[name], _rows_text(runs), indent=2)
+    if not state["sequences"]:
+        yield from fact("sequences", "none: the state is empty")
+    for sequence in state["sequences"]:
+        name = "not named" if sequence["id"] is None else f"sequence {sequence['id']}"
+        yield from fact(name, "; ".join(_sequence_facts(sequence)))
+
+
+def _cache_facts(cache: Data) -> Iterator[str]:
+    yield size(cache["nbytes"])
+    if "cells" in cache:
+        cells = sum(cache["cells"])
+        shared = f", {cache['shared_cells']:,} shared" if cache["shared_cells"] else ""
+        yield count(cells, "cell") + shared
+        if len(cache["cells"]) > 1:
+            listed = first_few([f"{number:,}" for number in cache["cells"]], most=8)
+            yield f"{len(cache['cells'])} streams ({listed})"
+    else:
+        yield count(cache["streams"], "stream")
+        if "n_rows" in cache:
+            yield count(cache["n_rows"], "row")
+    if cache["n_layer"] is not None:
+        yield count(cache["n_layer"], "layer")
+    if cache.get("m_rope"):
+        yield "M-RoPE"
+    if cache.get("v_trans"):
+        yield "V transposed (flash attention off)"
+    rotated = [name for name in "kv" if cache.get(f"n_rot_{name}")]
+    if rotated:
+        yield " and ".join(map(str.upper, rotated)) + " rotated before they were quantized"
+
+
+def _rows_text(runs: Sequence[Data]) -> str:
+    if len(runs) == 1:
+        return _row_text(runs[0])
+    texts = [f"{ranges_text([(run['first'], run['last'])])}: {_row_text(run)}" for run in runs]
+    return "layers " + "; ".join(texts[:6]) + ("; ..." if len(texts) > 6 else "")
+
+
+def _row_text(run: Data) -> str:
+    return f"{run['type']}, {run['values']:,} values ({run['nbytes']:,} bytes) a row"
+
+
+def _salvaged(sequences: Sequence[Data]) -> Iterator[str]:
+    for held in sequences:
+        told = f"{_cells_text(held)}; tensors damaged or cut off"
+        yield from fact(f"sequence {held['id']}", told)
+
+
+def _cells_text(held: Data) -> str:
+    runs = [tuple(run) for run in held["positions"]]
+    words = "positions" if runs[0] != runs[-1] or runs[0][0] != runs[0][1] else "position"
+    return f"{count(held['cells'], 'cell')}, {words} {ranges_text(runs)}"
+
+
+def _sequence_facts(sequence: Data) -> Iterator[str]:
+    """Yield a sequence's cells, once for caches in which they are the same."""
+    seen: dict[str, list[str]] = {}
+    for name, held in sequence["caches"].items():
+        seen.setdefault(_cells_text(held), []).append(name)
+    for told, names in seen.items():
+        yield told if len(seen) == 1 else f"{', '.join(names)}: {told}"
+
+
+def _tail(about: Data) -> Iterator[str]:
+    parts = [f"{name} {size(nbytes)}" for name, nbytes in about["bytes"].items() if nbytes]
+    yield from fact("bytes", ", ".join(parts))
+    yield from _trust(about)
+    for note in about["notes"]:
+        yield from fact("note", note)
+    if about["problem"]:
+        yield from fact("PROBLEM", about["problem"]["text"])
+
+
+def _trust(about: Data) -> Iterator[str]:
+    """Yield what the state says it belongs to, and what vouches for its bytes."""
+    if about["logits"]:
+        yield from fact("logits", f"{about['logits']['count']:,}, of sequence {_of(about)}")
+    if about["meta"]:
+        yield from fact("meta", json.dumps(about["meta"], ensure_ascii=False)[:_LONG])
+    if about["kind"] != "checkpoint":
+        yield from fact("fingerprint", "none: native states do not name their model")
+        yield from fact("digests", "none: native states have no checksums")
+        return
+    if about["fingerprint"]:
+        yield from _fingerprint(about["fingerprint"])
+    if digests := about["digests"]:
+        state = f"{len(digests['damaged'])} DAMAGED" if digests["damaged"] else "all sound"
+        keyed = ", authenticated with the key" if digests["keyed"] else ", without a key"
+        yield from fact("digests", f"{digests['count']:,} {digests['kind']}{keyed}: {state}")
+        for part in digests["damaged"][:_MOST_DAMAGED]:
+            where = f"{part['name']}: {size(part['nbytes'])} at byte {part['offset']:,}"
+            yield from fact("", where)
+
+
+def _of(about: Data) -> str:
+    seq_id = about["logits"]["sequence"]
+    return "unknown" if seq_id is None else str(seq_id)
+
+
+def _fingerprint(fingerprint: Data) -> Iterator[str]:
+    model, context, unknown = (fingerprint[name] for name in ("model", "context", "unknown"))
+    if not (model or context):
+        yield from fact("fingerprint", "empty: it does not say which model it belongs to")
+        return
+    named = [f"{name} {model[name]}" for name in _NAMED if name in model]
+    rest = len(model) - len(named)
+    also = [f"and {count(rest, 'more field')} of the model"] if rest else []
+    yield from fact("fingerprint", "; ".join([*named, *also]))
+    if context:
+        yield from fact("settings", "; ".join(f"{name} {text}" for name, text in context.items()))
+    for name, why in unknown.items():
+        yield from fact("not known", f"{name}: {why}")

@@ -1,0 +1,95 @@
+"""Whether a state file is what was written, as far as that can be told."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+from .._io import Progress, StrPath
+from ..errors import StateError
+from .checkpoints import KEY_NEEDED
+from .source import inspect_file
+from .statefile import StateFile
+from .words import count, paragraph, problem_text, size
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What :func:`verify_file` found.
+
+    Attributes:
+        path: The file.
+        kind: Its kind; None where it is no state, or can not be read.
+        sound: True when nothing is wrong with it.
+        checked: What was compared.
+        problems: What is wrong, one text each.
+    """
+
+    path: str
+    kind: str | None
+    sound: bool
+    checked: str
+    problems: tuple[str, ...]
+
+
+def verify_file(
+    path: StrPath, *, key: bytes | None = None, progress: Progress | None = None
+) -> Verdict:
+    """Check a state file: all digests of a checkpoint, the structure of any state.
+
+    Args:
+        path: The file.
+        key: The key that it must be authenticated with: only checkpoints can be.
+        progress: See :func:`inspect_file`.
+
+    Raises:
+        UnsupportedError: A package that a checkpoint needs is not installed.
+    """
+    name = str(os.fspath(path))
+    try:
+        found = inspect_file(path, key=key, progress=progress)
+    except OSError as error:
+        return Verdict(name, None, False, "nothing", (error.strerror or str(error),))
+    except StateError as error:
+        if isinstance(error, NotImplementedError):
+            raise
+        return Verdict(name, None, False, "nothing", (problem_text(error),))
+    problems = list(_problems(found))
+    if key is not None and found.kind != "checkpoint":
+        problems.append(f"it is not authenticated: a {found.kind} can not be")
+    return Verdict(name, found.kind, not problems, _checked(found), tuple(problems))
+
+
+def _problems(found: StateFile) -> list[str]:
+    if found.digests is None or not found.digests.damaged:
+        return [] if found.problem is None else [problem_text(found.problem)]
+    return [
+        f"{part.name} is not what was written, {size(part.stored)} at byte {part.offset:,}"
+        for part in found.digests.damaged
+    ]
+
+
+def _checked(found: StateFile) -> str:
+    if found.digests is None:
+        return "the structure explains every byte; native states have no checksums"
+    keyed = "digests of the key" if found.digests.keyed else "digests"
+    return (
+        f"{count(len(found.digests.parts), keyed, keyed)} agree, the structure explains every byte"
+    )
+
+
+def as_dict(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as plain data."""
+    return asdict(verdict)
+
+
+def text(verdict: Verdict) -> str:
+    """Return a verdict for a terminal."""
+    if verdict.sound:
+        return "\n".join(paragraph(f"{verdict.path}: sound {verdict.kind}; {verdict.checked}"))
+    word = "LOCKED" if verdict.problems == (KEY_NEEDED,) else "DAMAGED"
+    what = f"{word} {verdict.kind}: " if verdict.kind else ""
+    lines = (paragraph(f"{verdict.path}: {what}{one}") for one in verdict.problems)
+    return "\n".join(chain.from_iterable(lines))

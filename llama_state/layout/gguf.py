@@ -1,0 +1,397 @@
+"""The headers of GGUF files: keys and tensor table, without the tensors.
+
+Nothing of a file is believed: every length is compared with the file's size before it is used,
+and what is read stays below :data:`MAX_HEADER`, however long the file is.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from struct import Struct
+from types import MappingProxyType
+from typing import Final
+
+from .._io import StrPath
+from .._io.reading import open_regular
+from ..errors import FormatError, TruncatedError, UnsupportedError, VersionError
+from . import TYPES, TensorType
+from .cursor import U32, U64, Cursor
+
+MAX_HEADER: Final = 1 << 28
+"""Bytes of a header that are read; the largest vocabularies take some 32 MiB."""
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_BIG_ENDIAN = tuple(version << 24 for version in _VERSIONS)
+_PIECE = 1 << 20
+_MAX_KEYS = 1 << 16
+_MAX_TENSORS = 1 << 18
+_MAX_DIMENSIONS = 4
+_MAX_NAME = 1 << 10
+_MAX_PARTS = 1 << 10
+
+_NUMBER = {
+    0: Struct("<B"),
+    1: Struct("<b"),
+    2: Struct("<H"),
+    3: Struct("<h"),
+    4: U32,
+    5: Struct("<i"),
+    6: Struct("<f"),
+    7: Struct("<?"),
+    10: U64,
+    11: Struct("<q"),
+    12: Struct("<d"),
+}
+_U32_TYPE, _STRING, _ARRAY = 4, 8, 9
+
+TENSOR_TYPES: Mapping[int, TensorType] = MappingProxyType(
+    {
+        **TYPES,
+        10: TensorType("q2_K", 256, 84),
+        11: TensorType("q3_K", 256, 110),
+        12: TensorType("q4_K", 256, 144),
+        13: TensorType("q5_K", 256, 176),
+        14: TensorType("q6_K", 256, 210),
+        16: TensorType("iq2_xxs", 256, 66),
+        17: TensorType("iq2_xs", 256, 74),
+        18: TensorType("iq3_xxs", 256, 98),
+        19: TensorType("iq1_s", 256, 50),
+        21: TensorType("iq3_s", 256, 110),
+        22: TensorType("iq2_s", 256, 82),
+        23: TensorType("iq4_xs", 256, 136),
+        24: TensorType("i8", 1, 1),
+        25: TensorType("i16", 1, 2),
+        26: TensorType("i32", 1, 4),
+        27: TensorType("i64", 1, 8),
+        28: TensorType("f64", 1, 8),
+        29: TensorType("iq1_m", 256, 56),
+        34: TensorType("tq1_0", 256, 54),
+        35: TensorType("tq2_0", 256, 66),
+        39: TensorType("mxfp4", 32, 17),
+        40: TensorType("nvfp4", 64, 36),
+        41: TensorType("q1_0", 128, 18),
+    }
+)
+"""ggml type id -> type: those of caches and those that only weights have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """The value of a key, as its bytes.
+
+    Attributes:
+        type: GGUF value type.
+        item: That of an array's items; None for anything else.
+        count: Items of an array, 1 for anything else.
+        raw: The bytes in the file: of an array its items, of a string its length too.
+    """
+
+    type: int
+    item: int | None
+    count: int
+    raw: memoryview
+
+    def text(self) -> str:
+        """The value as ``llama_model_meta_val_str`` gives it."""
+        if self.item is None:
+            return _cut(self._items()[0])
+        items = self._items()
+        if self.item == _STRING:
+            items = ['"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items]
+        return _cut(f"[{', '.join(items)}]")
+
+    def number(self) -> int:
+        """The value as an integer.
+
+        Raises:
+            FormatError: It is none.
+        """
+        form = _NUMBER.get(self.type)
+        if form is None or self.type in (6, 7, 12):
+            raise FormatError(f"a value of type {self.type} where an integer must be")
+        return int(form.unpack(self.raw)[0])
+
+    def _items(self) -> list[str]:
+        kind = self.type if self.item is None else self.item
+        if kind == _STRING:
+            return list(_strings(self.raw, self.count))
+        shown = _shown_as(kind)
+        return [shown(number) for (number,) in _NUMBER[kind].iter_unpack(self.raw)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An entry of the tensor table.
+
+    Attributes:
+        shape: Values along each dimension, in GGUF's order.
+        type_id: ggml type.
+        part: Which file of the model it is in, from 0.
+        offset: Where its bytes start in that file.
+        nbytes: How many; of a type that is not in :data:`TENSOR_TYPES` up to the next tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type_id: int
+    part: int
+    offset: int
+    nbytes: int
+
+    @property
+    def type(self) -> str:
+        """The name of its type."""
+        known = TENSOR_TYPES.get(self.type_id)
+        return known.name if known else f"type {self.type_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a GGUF file, or all parts of a split one, say before the tensors begin."""
+
+    keys: Mapping[str, Value]
+    tensors: tuple[Tensor, ...]
+
+
+def part_paths(path: StrPath) -> list[Path]:
+    """The files of a model that is named by one of them, going by the names alone."""
+    one = Path(path)
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", one.name, re.DOTALL)
+    if match is None or not 1 <= int(match[2]) <= int(match[3]) <= _MAX_PARTS:
+        return [one]
+    n_part = int(match[3])
+    return [one.with_name(f"{match[1]}-{i:05}-of-{match[3]}.gguf") for i in range(1, n_part + 1)]
+
+
+def read_header(paths: Sequence[StrPath]) -> Header:
+    """Read the header of a model.
+
+    Args:
+        paths: Its files, from :func:`part_paths`.
+
+    Returns:
+        The keys of the first file and the tensors of all.
+
+    Raises:
+        OSError: A file, or a part of a split model, can not be read; it is the one named.
+        FormatError: Not a GGUF file, damaged, or parts that do not belong together.
+        TruncatedError: A file ends before what its header promises.
+        UnsupportedError: It is big-endian.
+    """
+    keys: Mapping[str, Value] = {}
+    tensors: dict[str, Tensor] = {}
+    for part, path in enumerate(paths):
+        try:
+            own, table = _read_one(path, part)
+            _check_part(own, part, len(paths))
+        except FormatError as error:
+            error.reason = f"{Path(path).name}: {error.reason}"
+            raise
+        keys = keys or own
+        for tensor in table:
+            if tensor.name in tensors:
+                raise FormatError(f"{Path(path).name}: tensor {tensor.name!r} is there twice")
+            tensors[tensor.name] = tensor
+    promised = keys.get("split.tensors.count")
+    if len(paths) > 1 and promised and promised.number() != len(tensors):
+        raise FormatError(f"{promised.number()} tensors are promised, {len(tensors)} are there")
+    return Header(keys, tuple(tensors.values()))
+
+
+class _HeaderCursor(Cursor):
+    """A cursor that reads of a file what is asked for, in its order."""
+
+    __slots__ = ("_file", "_size", "filled")
+
+    def __init__(self, file: FileIO, size: int) -> None:
+        # Pages that nothing is written to take no memory, and a view of them never moves.
+        super().__init__(memoryview(mmap.mmap(-1, min(size, MAX_HEADER) or 1)))
+        self.end = min(size, MAX_HEADER)
+        self.filled = 0
+        self._file = file
+        self._size = size
+
+    def require(self, nbytes: int, what: str) -> None:
+        """As :meth:`Cursor.require`, and have the bytes in the view."""
+        if self.end < self._size and nbytes > self.end - self.at:
+            raise FormatError(f"{what}: a header of more than {self.end} bytes", offset=self.at)
+        super().require(nbytes, what)
+        while self.filled < self.at + nbytes:
+            got = self._file.readinto(self.view[self.filled : min(self.filled + _PIECE, self.end)])
+            if not got:
+                raise TruncatedError(
+                    "the file shrank while it was read", need=self.end, have=self.filled
+                )
+            self.filled += got
+
+    def u64(self, what: str) -> int:
+        """Read one unsigned 64-bit number."""
+        number: int = self.read(U64, what)[0]
+        return number
+
+    def name(self, what: str) -> str:
+        """Read a string that names something."""
+        offset = self.at
+        length = self.u64(what)
+        if length > _MAX_NAME:
+            raise FormatError(f"{what} of {length} bytes", offset=offset)
+        start = self.skip(length, what)
+        try:
+            return str(self.view[start : self.at], "utf-8")
+        except UnicodeDecodeError:
+            raise FormatError(f"{what} is not UTF-8", offset=start) from None
+
+    def skip_strings(self, count: int, what: str) -> None:
+        """Step over *count* strings: a vocabulary has several 100,000 of them."""
+        self.require(8 * count, what)  # their lengths alone
+        unpack, view, at, filled = U64.unpack_from, self.view, self.at, self.filled
+        for _ in range(count):
+            if at + 8 > filled:
+                self.at = at
+                self.require(8, what)
+                filled = self.filled
+            at += 8 + unpack(view, at)[0]
+        self.at = at
+        self.require(0, what)
+
+
+def _read_one(path: StrPath, part: int) -> tuple[Mapping[str, Value], list[Tensor]]:
+    with open_regular(path) as (file, size):
+        cursor = _HeaderCursor(file, size)
+        n_tensor, n_key = _read_preamble(cursor)
+        keys = _read_keys(cursor, n_key)
+        return keys, _read_tensors(cursor, n_tensor, part, size, _alignment(keys))
+
+
+def _read_preamble(cursor: _HeaderCursor) -> tuple[int, int]:
+    """The numbers of tensors and of keys."""
+    start = cursor.skip(len(_MAGIC), "magic")
+    if cursor.view[start : cursor.at] != _MAGIC:
+        raise FormatError("not a GGUF file", offset=start)
+    version = cursor.u32("version")
+    if version in _BIG_ENDIAN:
+        raise UnsupportedError("a big-endian GGUF file")
+    if version not in _VERSIONS:
+        raise VersionError("GGUF", found=version, expected=_VERSIONS, offset=start + 4)
+    n_tensor, n_key = cursor.u64("tensor count"), cursor.u64("key count")
+    if n_tensor > _MAX_TENSORS or n_key > _MAX_KEYS:
+        raise FormatError(f"{n_tensor} tensors and {n_key} keys", offset=8)
+    return n_tensor, n_key
+
+
+def _read_keys(cursor: _HeaderCursor, n_key: int) -> dict[str, Value]:
+    keys: dict[str, Value] = {}
+    for _ in range(n_key):
+        offset = cursor.at
+        name = cursor.name("key")
+        if name in keys:
+            raise FormatError(f"key {name!r} is there twice", offset=offset)
+        keys[name] = _read_value(cursor, name)
+    return keys
+
+
+def _read_value(cursor: _HeaderCursor, name: str) -> Value:
+    offset = cursor.at
+    kind, item, count = cursor.u32(name), None, 1
+    if kind == _ARRAY:
+        item, count = cursor.u32(name), cursor.u64(name)
+    of = kind if item is None else item
+    start = cursor.at
+    if of == _STRING:
+        cursor.skip_strings(count, name)
+    elif of in _NUMBER:
+        cursor.skip(count * _NUMBER[of].size, name)
+    else:
+        raise FormatError(f"{name}: value type {of}", offset=offset)
+    return Value(kind, item, count, cursor.view[start : cursor.at])
+
+
+def _alignment(keys: Mapping[str, Value]) -> int:
+    value = keys.get("general.alignment")
+    if value is None:
+        return 32
+    alignment = value.number() if value.type == _U32_TYPE else 0
+    if alignment <= 0 or alignment & (alignment - 1):
+        raise FormatError("an alignment that is no power of two")
+    return alignment
+
+
+def _read_tensors(
+    cursor: _HeaderCursor, n_tensor: int, part: int, size: int, alignment: int
+) -> list[Tensor]:
+    entries = [_read_entry(cursor) for _ in range(n_tensor)]
+    begin = -(-cursor.at // alignment) * alignment
+    ends = sorted({begin + offset for *_, offset in entries} | {size})
+    following = dict(pairwise(ends))
+    tensors = []
+    for name, shape, type_id, offset in entries:
+        start = begin + offset
+        nbytes = _nbytes(name, shape, type_id)
+        if nbytes is None:
+            nbytes = following.get(start, start) - start
+        if start + nbytes > size:
+            raise TruncatedError(f"tensor {name!r}", need=start + nbytes, have=size)
+        tensors.append(Tensor(name, shape, type_id, part, start, nbytes))
+    return tensors
+
+
+def _read_entry(cursor: _HeaderCursor) -> tuple[str, tuple[int, ...], int, int]:
+    """Name, shape, type and offset of a tensor."""
+    name = cursor.name("tensor name")
+    offset = cursor.at
+    n_dimension = cursor.u32(name)
+    if n_dimension > _MAX_DIMENSIONS:
+        raise FormatError(f"tensor {name!r} of {n_dimension} dimensions", offset=offset)
+    shape = tuple(cursor.u64(name) for _ in range(n_dimension))
+    return name, shape, cursor.u32(name), cursor.u64(name)
+
+
+def _nbytes(name: str, shape: tuple[int, ...], type_id: int) -> int | None:
+    """Bytes of a tensor, None where its type is not known."""
+    if (known := TENSOR_TYPES.get(type_id)) is None:
+        return None
+    row = shape[0] if shape else 1
+    if row % known.elements:
+        raise FormatError(f"tensor {name!r}: rows of {row} values are not whole {known.name}")
+    return prod(shape) // known.elements * known.nbytes
+
+
+def _check_part(keys: Mapping[str, Value], part: int, n_part: int) -> None:
+    """Refuse a file that is not part *part*, from 0, of *n_part*."""
+    count, number = (keys[name].number() if name in keys else None for name in _SPLIT_KEYS)
+    if (count or 1) != n_part:
+        raise FormatError(
+            f"one of {count or 1} parts, as it says itself, and one of {n_part} by its name"
+        )
+    if n_part > 1 and number != part:
+        raise FormatError(f"part {number} by what it says, part {part} by its name")
+
+
+_SPLIT_KEYS = ("split.count", "split.no")
+
+
+def _strings(raw: memoryview, count: int) -> Iterator[str]:
+    at = 0
+    for _ in range(count):
+        start = at + 8
+        at = start + U64.unpack_from(raw, at)[0]
+        yield str(raw[start:at], "utf-8", "replace")
+
+
+def _shown_as(kind: int) -> Callable[[float], str]:
+    if kind == 7:
+        return lambda value: "true" if value else "false"
+    return "{:f}".format if kind in (6, 12) else str
+
+
+def _cut(text: str) -> str:
+    """*text* as C sees it: up to its first NUL."""
+    return text.partition("\0")[0]

@@ -1,0 +1,126 @@
+"""The head of the two native files: three integers and a token list, then the payload."""
+
+from __future__ import annotations
+
+import operator
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from struct import Struct
+from typing import TYPE_CHECKING, Literal
+
+from ..errors import FormatError, TruncatedError, VersionError
+from .cursor import open_view
+from .formats import SEQUENCE_FILE_MAGIC, SEQUENCE_VERSION, WHOLE_FILE_MAGIC
+
+if TYPE_CHECKING:
+    from .._io import Buffer
+
+Kind = Literal["whole", "sequence"]
+
+HEAD = Struct("<III")
+TOKEN_BYTES = 4
+_MAGIC: dict[Kind, int] = {"whole": WHOLE_FILE_MAGIC, "sequence": SEQUENCE_FILE_MAGIC}
+_VERSIONS: dict[Kind, tuple[int, ...]] = {
+    "whole": tuple(SEQUENCE_VERSION),
+    "sequence": tuple(SEQUENCE_VERSION.values()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeader:
+    """What stands before the payload of a state file.
+
+    Attributes:
+        kind: "whole" (session file) or "sequence".
+        version: The version in the file: a session version, or a sequence version.
+        n_tokens: Length of the token list.
+        payload_offset: Bytes before the payload.
+    """
+
+    kind: Kind
+    version: int
+    n_tokens: int
+    payload_offset: int
+
+    @property
+    def session_version(self) -> int:
+        """The session version, whichever of the two versions the file carries."""
+        return list(SEQUENCE_VERSION)[_VERSIONS[self.kind].index(self.version)]
+
+
+def parse_file_header(
+    data: Buffer, *, size: int | None = None, any_version: bool = False
+) -> FileHeader:
+    """Read the header of a state file.
+
+    Args:
+        data: The file, or its first 12 bytes or more.
+        size: Bytes of the whole file; the length of *data* where not given.
+        any_version: Leave it to the caller to compare the version.
+
+    Raises:
+        FormatError: Not a state file.
+        VersionError: A version that is not known.
+        TruncatedError: The file is shorter than its header says.
+    """
+    view = open_view(data)
+    size = len(view) if size is None else size
+    if min(size, len(view)) < HEAD.size:
+        raise TruncatedError("state file header", need=HEAD.size, have=min(size, len(view)))
+    magic, version, n_tokens = HEAD.unpack_from(view)
+    kind = next((kind for kind, number in _MAGIC.items() if number == magic), None)
+    if kind is None:
+        raise FormatError(f"not a llama.cpp state file (magic {magic:#010x})", offset=0)
+    if not any_version:
+        _check_version(kind, version)
+    payload_offset = HEAD.size + TOKEN_BYTES * n_tokens
+    if payload_offset > size:
+        what = f"list of {n_tokens} tokens"
+        raise TruncatedError(what, need=payload_offset, have=size, offset=HEAD.size)
+    return FileHeader(kind, version, n_tokens, payload_offset)
+
+
+def unpack_tokens(data: Buffer, header: FileHeader) -> array[int]:
+    """Return the token list of a file whose first ``header.payload_offset`` bytes are in *data*."""
+    view = open_view(data)
+    if len(view) < header.payload_offset:
+        raise TruncatedError("token list", need=header.payload_offset, have=len(view))
+    tokens = array("i")
+    tokens.frombytes(view[HEAD.size : header.payload_offset])
+    return tokens
+
+
+def token_array(tokens: Iterable[int]) -> array[int]:
+    """Return *tokens* as int32 values.
+
+    Raises:
+        FormatError: One is none.
+    """
+    try:
+        return array("i", [operator.index(token) for token in tokens])
+    except (OverflowError, TypeError) as error:
+        raise FormatError(f"tokens must be 32-bit integers: {error}") from error
+
+
+def pack_file_header(kind: Kind, version: int, tokens: array[int] | bytes = b"") -> bytes:
+    """Return the bytes that stand before the payload of a state file.
+
+    Args:
+        kind: "whole" or "sequence".
+        version: The version for that kind of file: see :attr:`FileHeader.version`.
+        tokens: int32 values, as ``array("i")`` or as their bytes.
+
+    Raises:
+        ValueError: *tokens* is not whole int32 values.
+    """
+    raw = open_view(tokens)
+    if len(raw) % TOKEN_BYTES or getattr(tokens, "itemsize", TOKEN_BYTES) != TOKEN_BYTES:
+        raise ValueError("tokens are int32 values")
+    return HEAD.pack(_MAGIC[kind], version, len(raw) // TOKEN_BYTES) + raw
+
+
+def _check_version(kind: Kind, version: int) -> None:
+    if version not in _VERSIONS[kind]:
+        what = "session file" if kind == "whole" else "sequence file"
+        raise VersionError(what, found=version, expected=_VERSIONS[kind], offset=4)
