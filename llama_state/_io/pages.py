@@ -65,7 +65,9 @@ def overwrite(view: memoryview, start: int, data: bytes) -> None:
     if not view.readonly:
         view[start : start + len(data)] = data
         return
-    here = ffi.from_buffer("uint8_t[]", view) + start if lib else None
-    if not (lib and lib.pages_writable(here, len(data))):
+    if lib is None:
+        raise MemoryError("the pages of a file cannot be written to: the extension is not built")
+    here = ffi.from_buffer("uint8_t[]", view) + start
+    if not lib.pages_writable(here, len(data)):
         raise MemoryError("the pages of a file cannot be written to")
     ffi.memmove(here, data, len(data))

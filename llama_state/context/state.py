@@ -192,7 +192,7 @@ class ContextState:
             calls.read_into(call, scope, pages[start:])
             pages[: len(header)] = header
 
-        return atomic.fill_file(path, start + need, fill, prepare=pages.prepare, **options)
+        return atomic.fill_file(path, start + need, fill, **options)
 
     def load(
         self,

@@ -11,8 +11,7 @@ import gguf
 import pytest
 
 from llama_state.errors import FormatError, TruncatedError, UnsupportedError, VersionError
-from llama_state.layout import gguf
-from llama_state.layout.gguf import TENSOR_TYPES, part_paths, read_header
+from llama_state.layout.gguf import TENSOR_TYPES, Header, part_paths, read_header
 from llama_state.testing import KINDS, write_model
 
 from . import ggufs
@@ -31,7 +30,7 @@ TENSORS = {
 REFUSED = (FormatError, UnsupportedError)
 
 
-def header_of(path: Path) -> gguf.Header:
+def header_of(path: Path) -> Header:
     return read_header(part_paths(path))
 
 

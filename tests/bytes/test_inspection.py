@@ -17,7 +17,8 @@ from llama_state import inspect_file
 from llama_state.checkpoint.checkpoint import Checkpoint
 from llama_state.checkpoint.fingerprint import Fingerprint
 from llama_state.errors import ChecksumError, FormatError, TruncatedError, VersionError
-from llama_state.inspection import compare, summary, text
+from llama_state.inspection import compare, summary
+from llama_state.inspection import text as printed
 from llama_state.inspection.words import first_few, problem_text, ranges, ranges_text, size
 
 from .blobs import State, text, u32
@@ -66,7 +67,7 @@ def test_every_kind_of_memory(state: State, tmp_path: Path) -> None:
         assert about["state"]["architecture"] == "made-up"
         if found.layout.module == state.module:
             assert {one["id"] for one in about["state"]["sequences"]} == owned
-    check_text(text.text(found))
+    check_text(printed.text(found))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -79,7 +80,7 @@ def test_blobs(state: State, version: int, tmp_path: Path) -> None:
     # Without M-RoPE, 9 and 10 are the same bytes.
     assert found.session_versions == ((11,) if version == 11 else (10, 9))
     assert (found.version, found.has_tokens, list(found.tokens)) == (None, False, [])
-    assert "a blob carries no version" in text.text(found)
+    assert "a blob carries no version" in printed.text(found)
     assert found.layout is not None
     assert found.layout.source == state.seq
 
@@ -101,7 +102,7 @@ def test_positions(tmp_path: Path) -> None:
     """Ranges with their holes, in text and as data."""
     cells = (*text(5), *text(3, 0, start=9), *text(2, 1, start=4), *text(3, 0, 1, start=12))
     found = inspect_file(write(tmp_path, native(replace(WHOLE, cells=cells))))
-    about = text.text(found)
+    about = printed.text(found)
     assert "sequence 0       11 cells, positions 0-4, 9-14 (1 hole)" in about
     assert "sequence 1       5 cells, positions 4-5, 12-14 (1 hole)" in about
     assert "13 cells, 3 shared" in about
@@ -118,7 +119,7 @@ def test_slot_files(tmp_path: Path) -> None:
     assert list(found.tokens) == [5, 6, *[-1] * 12, 7, -1]
     assert found.slot is not None
     assert [chunk.kind for chunk in found.slot.media] == ["image", "audio"]
-    shown = text.text(found)
+    shown = printed.text(found)
     check_text(shown)
     assert "16, packed by llama-server: 5, 6, media" in shown
     assert "image from token 2: 12 tokens (4 x 3), id hash" in shown
@@ -135,7 +136,7 @@ def test_damaged_slot_prompts(tmp_path: Path) -> None:
     assert (found.kind, list(found.tokens)) == ("slot file", [])
     assert isinstance(found.problem, FormatError)
     assert found.layout is not None
-    assert "packed by llama-server, not readable" in text.text(found)
+    assert "packed by llama-server, not readable" in printed.text(found)
     words = packed([5, 6])
     words[1] = 2
     found = inspect_file(write(tmp_path, slot(SEQUENCE, words)))
@@ -155,17 +156,17 @@ def test_every_cut(state: State, tmp_path: Path) -> None:
             assert length < 4
             continue
         if length == 24 and state is SEQUENCE:  # nothing says that there must be more
-            assert "cut off behind its tokens" in " ".join(text.text(found).split())
+            assert "cut off behind its tokens" in " ".join(printed.text(found).split())
             continue
         assert found.problem is not None
         assert found.layout is None
         assert list(found.tokens) == ([1, 2, 3] if length >= 24 else [])
-        check_text(text.text(found))
+        check_text(printed.text(found))
         assert sum(summary.bytes_by_part(found).values()) == length
     found = inspect_file(write(tmp_path, data[:-1]))
     assert isinstance(found.problem, TruncatedError)
     assert found.problem.have == len(data) - 1
-    shown = text.text(found)
+    shown = printed.text(found)
     assert "cut off in V, at byte" in shown
     assert "tensors damaged or cut off" in shown
     told = summary.describe(found)["leading_cells"]
@@ -233,7 +234,7 @@ def test_golden_files(name: str) -> None:
     assert (session.layout.arch, session.layout.module) == ("llama", "kv")
     assert session.layout.spans == {0: (0, 4), 1: (0, 2)}
     assert sequence.layout.spans == {0: (0, 4)}
-    assert "sequence 0       4 cells, positions 0, 2-4 (1 hole)" in text.text(session)
+    assert "sequence 0       4 cells, positions 0, 2-4 (1 hole)" in printed.text(session)
 
 
 def test_golden_blob_and_slot() -> None:
@@ -259,7 +260,7 @@ def test_nothing_is_left_to_the_garbage_collector(tmp_path: Path) -> None:
         found = inspect_file(path)
         with suppress(FormatError):
             compare(found, found)
-        text.text(found)
+        printed.text(found)
         del found
         gc.collect()
         gc.disable()
@@ -267,7 +268,7 @@ def test_nothing_is_left_to_the_garbage_collector(tmp_path: Path) -> None:
             found = inspect_file(path)
             with suppress(FormatError):
                 compare(found, found)
-            text.text(found)
+            printed.text(found)
             del found
             assert gc.collect() == 0
         finally:
@@ -308,7 +309,7 @@ def test_checkpoints(state: State, key: bytes | None, compress: bool, tmp_path: 
     }
     assert about["fingerprint"]["model"] == {"architecture": "llama"}
     assert about["meta"] == {"name": "x"}
-    shown = text.text(found)
+    shown = printed.text(found)
     check_text(shown)
     for part in ("all sound", "architecture llama", "streams 1", "rope: nobody said"):
         assert part in shown
@@ -322,7 +323,7 @@ def test_checkpoints_with_logits_and_packed_tokens(tmp_path: Path) -> None:
     made.save(tmp_path / "c")
     found = inspect_file(tmp_path / "c")
     assert list(found.tokens) == [5, -1, -1]
-    shown = text.text(found)
+    shown = printed.text(found)
     assert "3, packed by llama-server: 5, media, media" in shown
     assert "10, of sequence 3" in shown
     about = summary.describe(found)
@@ -346,11 +347,11 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
             assert isinstance(found.problem, ChecksumError)
             assert found.digests is not None
             assert [one.name for one in found.digests.damaged] == [part.name]
-            assert f"{part.name} is not what was written" in text.text(found)
+            assert f"{part.name} is not what was written" in printed.text(found)
         if part.name.startswith("payload"):
             assert found.checkpoint is not None
             assert found.checkpoint.meta == {"name": "x"}
-        check_text(text.text(found))
+        check_text(printed.text(found))
     for length in range(1, len(data), 97):
         if length < 8:
             continue
@@ -367,7 +368,7 @@ def test_keys(tmp_path: Path) -> None:
         found = inspect_file(path, key=key)
         assert isinstance(found.problem, ChecksumError)
         assert (found.checkpoint, found.layout) == (None, None)
-        assert "key" in text.text(found)
+        assert "key" in printed.text(found)
     checkpoint(SEQUENCE).save(path)
     assert "not authenticated" in str(inspect_file(path, key=KEY).problem)
 
