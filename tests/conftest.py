@@ -1,13 +1,22 @@
-"""Hypothesis profiles, and a clean environment for every test."""
+"""Markers, hypothesis profiles, and fixtures of several rooms.
+
+The markers say what a test needs: ``libllama`` (the one that ``load_library()`` finds),
+``llama_cpp`` (llama-cpp-python). What has neither needs no llama.cpp at all.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    import llama_state as ls
 
 # A native example makes contexts and decodes; it is not slow by mistake.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
@@ -21,8 +30,70 @@ os.environ["GGML_NO_BACKTRACE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than some seconds")
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Say which libllama the tests run on, once something has asked for it."""
+    if (engine := sys.modules.get("tests.libllama")) and session.config.option.verbose >= 0:
+        print(*engine.summary(), sep="\n")
+
+
+def pytest_unconfigure() -> None:
+    if engine := sys.modules.get("tests.libllama"):
+        engine.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that takes ``model`` each kind of tiny model that the library can load."""
+    if "model" in metafunc.fixturenames:
+        from tests.libllama import MODELS
+
+        metafunc.parametrize("model", sorted(MODELS), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def library() -> ls.Library:
+    from tests.libllama import LIBRARY
+
+    return LIBRARY
+
+
+@pytest.fixture(scope="session")
+def model(request: pytest.FixtureRequest) -> ls.Model:
+    """The tiny model of one kind."""
+    from tests.libllama import MODELS
+
+    return MODELS[request.param]
+
+
+@pytest.fixture(scope="session")
+def llama() -> ls.Model:
+    """The plain one, for what does not depend on the kind of memory."""
+    from tests.libllama import MODELS
+
+    return MODELS["llama-dense"]
+
+
+@pytest.fixture
+def make(llama: ls.Model) -> Iterator[Callable[..., ls.Context]]:
+    """Makes contexts of the plain model and closes them after the test."""
+    made: list[ls.Context] = []
+
+    def context(**options: object) -> ls.Context:
+        made.append(llama.context(**{"n_ctx": 256, **options}))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield context
+    for ctx in made:
+        ctx.close()
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Long reads and writes are done, and reported, in pieces of this many bytes."""
+    from llama_state._io import progress, reading
+
+    for module in (progress, reading):
+        monkeypatch.setattr(module, "PIECE", 16384)
+    return 16384
 
 
 @pytest.fixture

@@ -1,0 +1,297 @@
+"""The fingerprint of a context: whatever changes what its states mean is named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llama_state as ls
+from llama_state.checkpoint.fingerprint import model_fields
+from llama_state.testing import write_model
+from tests.layout import ggufs
+from tests.layout.ggufs import F32, adapter, string
+from tests.libllama import LIBRARY
+
+pytestmark = pytest.mark.libllama
+
+FROM_FILE = ("tokenizer", "tensor types", "tensor table", "weights")
+Make = Callable[..., ls.Context]
+
+
+@contextmanager
+def context(path: Path, **options: object) -> Iterator[ls.Context]:
+    """A context of a model that is closed after it."""
+    with ls.Model(path, LIBRARY) as model, model.context(256, **options) as ctx:  # type: ignore[arg-type]
+        yield ctx
+
+
+def of_file(path: Path) -> ls.Fingerprint:
+    with context(path) as ctx:
+        return ctx.fingerprint
+
+
+def of_pointer(path: Path) -> ls.Fingerprint:
+    """Of a context whose maker says everything there is to say."""
+    with context(path) as owner:
+        ctx = ls.attach(owner.pointer, LIBRARY, model_path=path)
+        ctx.declare(adapters=[], rope={})
+        return ctx.fingerprint
+
+
+def names(differences: list[ls.Difference]) -> list[str]:
+    return [difference.name for difference in differences]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "base.gguf", text=True)
+
+
+# -- the model
+
+
+def test_hyperparameters_are_llama_cpps_own_texts(model: ls.Model) -> None:
+    """Of every kind of model: what the file says is what llama.cpp says, but for lists."""
+    fields = model_fields(model.path)
+    own = {name: text for name, text in fields.items() if name.startswith(f"{model.arch}.")}
+    told = {name: model.metadata(name) for name in own}
+    assert len(own) > 5
+    assert {name: own[name] for name, text in told.items() if text is not None} == {
+        name: text for name, text in told.items() if text is not None
+    }
+    assert all(own[name].startswith("[") for name, text in told.items() if text is None)
+
+
+def test_everything_is_known_of_a_context_of_ours(model: ls.Model) -> None:
+    """Of every kind of model, and the same each time."""
+    with model.context(256) as ctx, model.context(512, n_seq_max=2) as other:
+        assert ctx.fingerprint.unknown == {}
+        assert ctx.fingerprint.model == model_fields(model.path)
+        assert ctx.fingerprint == ctx.fingerprint
+        assert ctx.fingerprint.differences(other.fingerprint) == []
+        assert ctx.fingerprint.context["adapters"] == "none"
+        assert ctx.fingerprint.context["rope"] == "the model's own"
+        assert ls.Fingerprint.from_json(ctx.fingerprint.to_json()) == ctx.fingerprint
+
+
+def test_a_bare_pointer_tells_hyperparameters_and_sums(model: ls.Model) -> None:
+    """Of every kind of model; the rest is unknown, with what to do about it."""
+    with model.context(256) as ctx:
+        bare = ls.attach(ctx.pointer, LIBRARY)
+        told = bare.fingerprint
+        assert told.model.items() >= {"architecture": model.arch}.items()
+        assert {"parameters", "tensor bytes"} <= set(told.model)
+        assert not set(FROM_FILE) & set(told.model)
+        assert set(told.unknown) == {"model file", "adapters", "rope"}
+        assert told.differences(ls.attach(ctx.pointer, LIBRARY).fingerprint) == []
+        found = ctx.fingerprint.differences(told)
+        assert {*FROM_FILE, "adapters", "rope"} <= set(names(found))
+        assert all(str(difference.current).startswith("not known: ") for difference in found)
+        named = ls.attach(ctx.pointer, LIBRARY, model_path=model.path)
+        named.declare(adapters=[], rope={})
+        assert ctx.fingerprint.differences(named.fingerprint) == []
+        assert named.fingerprint.unknown == {}
+
+
+@pytest.mark.parametrize("of", [of_file, of_pointer])
+def test_the_same_file_elsewhere(
+    of: Callable[[Path], ls.Fingerprint], base: Path, tmp_path: Path
+) -> None:
+    """A copy under another name, and a split copy, are the same model."""
+    copy = Path(shutil.copy(base, tmp_path / "copy.gguf"))
+    assert of(base).differences(of(copy)) == []
+    keys, tensors = ggufs.parts_of(base)
+    halves: list[dict[str, tuple[tuple[int, ...], int, bytes]]] = [{}, {}]
+    for i, (name, tensor) in enumerate(tensors.items()):
+        halves[i % 2][name] = tensor
+    first, _ = ggufs.split(tmp_path, keys, halves)
+    assert of(first).unknown == {}
+    assert of(base).differences(of(first)) == []
+
+
+@pytest.mark.parametrize("of", [of_file, of_pointer])
+def test_what_makes_another_model_is_named(
+    of: Callable[[Path], ls.Fingerprint], base: Path, tmp_path: Path
+) -> None:
+    """Other weights, other precision, another rope base, another tokenizer."""
+    seed = write_model(tmp_path / "seed.gguf", text=True, seed=1)
+    assert names(of(base).differences(of(seed))) == ["weights"]
+    found = of(base).differences(of(ggufs.half(base, tmp_path / "half.gguf")))
+    assert names(found) == ["tensor types", "tensor table", "weights"]
+    assert "f16 x " in str(found[0].current)
+    rope = {"rope.freq_base": 5000.0}
+    path = write_model(tmp_path / "rope.gguf", text=True, overrides=rope)
+    [difference] = of(base).differences(of(path))
+    assert difference == ("llama.rope.freq_base", "not recorded", "5000.000000")
+    other = write_model(
+        tmp_path / "other.gguf", text=True, overrides={**rope, "rope.freq_base": 1e6}
+    )
+    assert of(path).differences(of(other)) == [
+        ("llama.rope.freq_base", "5000.000000", "1000000.000000")
+    ]
+    keys, tensors = ggufs.parts_of(base)
+    keys["tokenizer.ggml.tokens"].value = [
+        *reversed(keys["tokenizer.ggml.tokens"].value)  # type: ignore[call-overload]
+    ]
+    turned = ggufs.write(tmp_path / "turned.gguf", keys, tensors)
+    assert names(of(base).differences(of(turned))) == ["tokenizer"]
+
+
+def test_the_file_was_replaced_after_loading(base: Path, tmp_path: Path) -> None:
+    """What is on the disk now is not what the context computes with."""
+    before = of_file(base)
+    seed = write_model(tmp_path / "seed.gguf", text=True, seed=1)
+    with context(base) as ctx:
+        seed.replace(base)
+        after = ctx.fingerprint
+    assert "no longer" in after.unknown["model file"]
+    assert after.model["llama.block_count"] == "2"
+    found = before.differences(after)
+    assert names(found) == [*FROM_FILE]
+    assert str(found[0].current) == f"not known: {after.unknown['model file']}"
+
+
+def test_a_model_path_of_another_model(base: Path, tmp_path: Path) -> None:
+    """Hyperparameters and sums of a file that is said to be the model's are compared."""
+    other = write_model(tmp_path / "other.gguf", text=True, overrides={"rope.freq_base": 5000.0})
+    layers = write_model(tmp_path / "layers.gguf", text=True, overrides={"block_count": 3})
+    bits = ggufs.half(base, tmp_path / "half.gguf")
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(base.read_bytes()[:-1000])
+    with context(base) as owner:
+        for path in (other, layers, bits):
+            ctx = ls.attach(owner.pointer, LIBRARY, model_path=path)
+            assert "is not" in ctx.fingerprint.unknown["model file"]
+            assert not set(FROM_FILE) & set(ctx.fingerprint.model)
+        missing = ls.attach(owner.pointer, LIBRARY, model_path=tmp_path / "missing.gguf")
+        reason = missing.fingerprint.unknown["model file"]
+        assert reason == "the file can not be read: No such file or directory"
+        cut = ls.attach(owner.pointer, LIBRARY, model_path=damaged)
+        assert "need" in cut.fingerprint.unknown["model file"]
+
+
+def test_a_relative_path(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is still found when the process has gone elsewhere."""
+    monkeypatch.chdir(base.parent)
+    with ls.Model(base.name, LIBRARY) as model, model.context(256) as ctx:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert ctx.fingerprint.unknown == {}
+
+
+def test_factors_that_depend_on_the_length(base: Path, tmp_path: Path) -> None:
+    """A model with two sets of rope factors takes the long ones in a long context."""
+    keys, tensors = ggufs.parts_of(base)
+    keys["llama.rope.scaling.type"] = string("longrope")
+    keys["llama.rope.scaling.original_context_length"] = ggufs.u32(256)
+    tensors.pop("rope_freqs.weight", None)  # they would come before both
+    for name, factor in (("long", 2), ("short", 1)):
+        factors = np.full(64, factor, "<f4").tobytes()
+        tensors[f"rope_factors_{name}.weight"] = ((64,), F32, factors)
+    path = ggufs.write(tmp_path / "long.gguf", keys, tensors)
+    with ls.Model(path, LIBRARY) as model, model.context(256) as one, model.context(512) as two:
+        for ctx in (one, two):
+            ctx.decode([1, 2, 3])
+        assert one.seq_snapshot() != two.seq_snapshot()
+        differences = one.fingerprint.differences(two.fingerprint)
+    assert differences == [("rope factors", "short", "long")]
+
+
+# -- the context
+
+
+def test_adapters(base: Path, tmp_path: Path) -> None:
+    """By content and scale; those of scale 0 do nothing, and their order is nothing either."""
+    one, two = adapter(tmp_path / "1.gguf"), adapter(tmp_path / "2.gguf", seed=1)
+    copy = shutil.copy(one, tmp_path / "copy.gguf")
+    with context(base) as ctx:
+        plain = ctx.fingerprint
+
+        def declared(*adapters: tuple[os.PathLike[str] | str, float]) -> ls.Fingerprint:
+            ctx.declare(adapters=adapters)
+            return ctx.fingerprint
+
+        assert declared((one, 0.0)) == plain
+        first = declared((one, 1.0))
+        assert names(plain.differences(first)) == ["adapters"]
+        assert first.differences(declared((copy, 1.0))) == []
+        assert names(first.differences(declared((one, 0.5)))) == ["adapters"]
+        assert names(first.differences(declared((two, 1.0)))) == ["adapters"]
+        assert declared((one, 1.0), (two, 0.5)) == declared((two, 0.5), (one, 1.0))
+        alpha = adapter(tmp_path / "3.gguf", alpha=8.0)
+        assert names(first.differences(declared((alpha, 1.0)))) == ["adapters"]
+        kept = ctx.fingerprint
+        with pytest.raises(FileNotFoundError):
+            ctx.declare(adapters=[(tmp_path / "missing.gguf", 1.0)], rope={"rope_freq_base": 1})
+        assert ctx.fingerprint == kept
+
+
+def test_rope_settings(base: Path) -> None:
+    """Those that are not the model's own, whichever way that is said."""
+    own = {
+        "rope_scaling_type": -1,
+        "rope_freq_base": 0.0,
+        "rope_freq_scale": 0.0,
+        "yarn_ext_factor": -1.0,
+        "yarn_attn_factor": 1.0,
+        "yarn_beta_fast": 32.0,
+        "yarn_beta_slow": -1.0,
+        "yarn_orig_ctx": 0,
+    }
+    with context(base) as ctx:
+        plain = ctx.fingerprint
+        ctx.declare(rope=own)
+        assert ctx.fingerprint == plain
+        ctx.declare(
+            rope={**own, "rope_freq_base": 5e4, "yarn_orig_ctx": 64, "rope_scaling_type": 2}
+        )
+        assert plain.differences(ctx.fingerprint) == [
+            (
+                "rope",
+                "the model's own",
+                "rope_scaling_type yarn, rope_freq_base 50000.000000, yarn_orig_ctx 64",
+            )
+        ]
+        ctx.declare(rope={})
+        assert ctx.fingerprint == plain
+        with pytest.raises(ls.UnsupportedError, match="'freq_base' is not one of rope_"):
+            ctx.declare(rope={"freq_base": 1.0})
+
+
+def test_a_value_that_is_the_models_own(tmp_path: Path) -> None:
+    """Giving what the model has anyway changes nothing."""
+    path = write_model(tmp_path / "m.gguf", overrides={"rope.freq_base": 5000.0})
+    with context(path) as ctx:
+        ctx.declare(rope={"rope_freq_base": 5000.0})
+        assert ctx.fingerprint.context["rope"] == "the model's own"
+
+
+def test_what_was_learned_of_the_caches(make: Make) -> None:
+    """Asked types at first; what a state has shown once one was seen."""
+    ctx = make(n_seq_max=2)
+    before = ctx.fingerprint.context
+    assert (before["module"], before["type_k"], before["type_v"]) == ("kv", "f16", "f16")
+    assert before["session version"] == str(LIBRARY.session_version)
+    assert before.get("llama.cpp build", "") == LIBRARY.build
+    ctx.decode([1, 2, 3])
+    ctx.restore(ctx.snapshot())
+    after = ctx.fingerprint.context
+    assert after["streams"] == "2"
+    assert after["flash attention"] in ("on", "off")
+    quantized = make(type_k="q8_0", flash_attn=True).fingerprint
+    assert ("type_k", "f16", "q8_0") in ctx.fingerprint.differences(quantized)
+
+
+def test_a_closed_context_has_none(make: Make) -> None:
+    ctx = make()
+    ctx.close()
+    with pytest.raises(ls.ClosedError):
+        _ = ctx.fingerprint
+    with pytest.raises(ls.ClosedError):
+        ctx.declare(rope={})

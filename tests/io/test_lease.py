@@ -1,0 +1,162 @@
+"""The files that are loaded: their own pages under a lease, or a copy."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import llama_state as ls
+from llama_state._io import lease, pages
+from llama_state._io.buffers import POOL
+from llama_state._io.lease import opened
+from llama_state.errors import TruncatedError
+
+pytestmark = pytest.mark.libllama
+
+Make = Callable[..., ls.Context]
+CONTENT = os.urandom(2 << 20)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "state"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def is_mapped(view: memoryview) -> bool:
+    """A mapping is read-only, a copy is a buffer of the pool."""
+    return view.readonly and isinstance(view.obj, mmap.mmap)
+
+
+def test_a_large_file_is_mapped(path: Path) -> None:
+    """No memory is taken for it."""
+    ls.trim_buffers()
+    with opened(path) as view:
+        assert is_mapped(view)
+        assert view == CONTENT
+    assert POOL.idle == 0
+
+
+def test_a_writer_waits(path: Path) -> None:
+    """Nobody writes to the file or cuts it off while it is looked at; then they do."""
+    writing = threading.Thread(target=path.write_bytes, args=(b"new",))
+    with opened(path) as view:
+        writing.start()
+        writing.join(0.3)
+        assert writing.is_alive()
+        assert view == CONTENT
+    writing.join(30)
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_that_somebody_writes_to_is_copied(path: Path) -> None:
+    """There is no lease then, and what is changed later does not reach the copy."""
+    with path.open("r+b") as file, opened(path) as view:
+        assert not is_mapped(view)
+        file.truncate(5)
+        assert view == CONTENT
+
+
+def test_a_lease_that_is_asked_back_is_given_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer who comes while the pages are read gets the file; then it is copied."""
+    writing = threading.Thread(target=lambda: path.open("r+b").close())
+    mapped = lease._mapped
+
+    def then_write(*args: object) -> memoryview:
+        view = mapped(*args)  # type: ignore[arg-type]
+        writing.start()
+        writing.join(0.2)
+        return view
+
+    monkeypatch.setattr(lease, "_mapped", then_write)
+    with opened(path) as view:
+        assert not is_mapped(view)
+        assert view == CONTENT
+    writing.join(30)
+    assert not writing.is_alive()
+
+
+def test_without_leases(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy; where there is no memory for one, the pages themselves."""
+    monkeypatch.setattr(lease, "fcntl", None)
+    with opened(path) as view:
+        assert not is_mapped(view)
+        assert view == CONTENT
+    with POOL.limited(1000), opened(path) as view:
+        assert is_mapped(view)
+        assert view == CONTENT
+
+
+def test_an_older_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pages can not be asked for, they are read all the same."""
+    monkeypatch.setattr(pages, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EINVAL))
+    with opened(path) as view:
+        assert view == CONTENT
+
+
+def test_a_broken_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can not be read is an OSError before anybody looks at it."""
+    monkeypatch.setattr(pages, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EFAULT))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), opened(path):
+        pass
+
+
+def test_a_small_file_that_shrinks(
+    tmp_path: Path, shrink_once_opened: Callable[[Path, int], None]
+) -> None:
+    """Nothing trusts the size that a file had a moment ago."""
+    path = tmp_path / "small"
+    path.write_bytes(bytes(100))
+    shrink_once_opened(path, 60)
+    with pytest.raises(TruncatedError) as caught, opened(path):
+        pass
+    assert (caught.value.need, caught.value.have) == (100, 60)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_hardly_a_file(tmp_path: Path, size: int) -> None:
+    (tmp_path / "state").write_bytes(bytes(size))
+    with opened(tmp_path / "state") as view:
+        assert view == bytes(size)
+
+
+def test_a_mapped_sequence_file_does_not_change(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head that llama.cpp wants before a payload goes into a page of our own."""
+    monkeypatch.setattr(lease, "_WORTH_MAPPING", 0)
+    ctx = make(n_seq_max=2, kv_unified=True)
+    ctx.decode(range(50))
+    for tokens in ((), range(1020)):  # the head in the first page, and over the end of one
+        path = tmp_path / "sequence"
+        ctx.seq_save_state(path, tokens=tokens, durable=False)
+        before = path.read_bytes()
+        assert ctx.seq_load_state(path, 1).sequences[1].n_past == 50
+        assert path.read_bytes() == before
+        assert ctx.seq_load_state(path, 1).tokens == tuple(tokens)
+
+
+def test_a_load_reads_while_somebody_saves(make: Make, tmp_path: Path) -> None:
+    """Saving to the file that is being loaded waits for nobody: it is another file."""
+    a, b = make(), make()
+    a.decode(range(100))
+    path = tmp_path / "state"
+    a.save_state(path, durable=False)
+
+    def progress(done: int, total: int) -> None:
+        if done == 0:
+            a.decode([1])
+            a.save_state(path, durable=False)
+
+    assert b.load_state(path, progress=progress).sequences[0].n_past == 100
+    assert b.load_state(path).sequences[0].n_past == 101

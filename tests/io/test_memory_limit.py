@@ -1,0 +1,141 @@
+"""Saves and loads where there is no memory for a second state."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import llama_state as ls
+from llama_state._io import lease
+from llama_state.testing import write_benchmark_model
+from tests.libllama import LIBRARY
+
+pytestmark = pytest.mark.libllama
+
+Make = Callable[..., ls.Context]
+
+
+@pytest.mark.parametrize("leases", [True, False])
+def test_a_limit_changes_no_byte(
+    model: ls.Model, leases: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no memory at all for copies the files are the same, and so is what comes back."""
+    monkeypatch.setattr(lease, "_WORTH_MAPPING", 0)
+    if not leases:
+        monkeypatch.setattr(lease, "fcntl", None)
+    ls.trim_buffers()
+    with (
+        model.context(n_ctx=256, n_seq_max=2, n_threads=1) as source,
+        model.context(n_ctx=256, n_seq_max=2, n_threads=1) as target,
+    ):
+        for ctx, lengths in ((source, (60, 20)), (target, (10, 30))):
+            for seq_id, n in enumerate(lengths):
+                ctx.decode([(i + seq_id) % ctx.n_vocab for i in range(n)], seq_id)
+        free, bound = tmp_path / "free", tmp_path / "bound"
+        for tokens in ((), range(30)):
+            for seq_id in (0, 1):
+                source.seq_save_state(free, seq_id, tokens, durable=False)
+                n = source.seq_save_state(bound, seq_id, tokens, durable=False, memory_limit=0)
+                assert bound.read_bytes() == free.read_bytes()
+                restored = target.seq_load_state(bound, seq_id, memory_limit=0)
+                assert (restored.nbytes, restored.tokens) == (n, tuple(tokens))
+            source.save_state(free, tokens, durable=False)
+            source.save_state(bound, tokens, durable=False, memory_limit=0)
+            assert bound.read_bytes() == free.read_bytes()
+            assert target.load_state(bound, memory_limit=0).sequences.keys() == {0, 1}
+            assert target.n_past(0) == source.n_past(0)
+
+
+def test_what_is_undone_needs_no_memory_either(make: Make, tmp_path: Path) -> None:
+    """Also the copy for a rollback, and the one of a copy between streams, go to a file then."""
+    with ls._buffers.POOL.limited(0):
+        ctx = make(n_seq_max=2)
+        ctx.decode(range(40))
+        ctx.seq_cp(0, 1)
+        assert ctx.n_past(1) == 40
+        before = ctx.snapshot()
+        assert ctx.seq_restore(ctx.seq_snapshot(0), 1, validate=False).sequences[1].n_past == 40
+        assert ctx.snapshot() == before
+        with pytest.raises(ls.RestoreError) as caught:
+            ctx.seq_restore(ctx.seq_snapshot(0)[:-1], 0, validate=False)
+        assert caught.value.rolled_back
+        assert ctx.snapshot() == before
+
+
+LIMITED = """
+import resource, struct, sys
+import llama_state as ls
+from llama_state import layout
+model_path, library_path, path, n_cell, scope = sys.argv[1:]
+n_cell = int(n_cell)
+
+def data_size():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(l.split()[1]) << 10 for l in lines if l.startswith("VmData:"))
+
+def write_state(file, blob, session_version):
+    # The state of one token, its cell and its rows repeated.
+    headed = layout.has_sequence_head(blob)
+    parsed = layout.parse_sequence(blob, version=session_version, headed=headed)
+    (stream,) = parsed.caches[0].streams
+    file.write(blob[8 * headed : stream.offset] + struct.pack("<I", n_cell))
+    file.writelines(struct.pack("<iIi", i, 1, 0) for i in range(n_cell))
+    at = stream.tail
+    for block in (*stream.k, *stream.v):
+        file.write(blob[at : block.offset])
+        at = block.offset + block.nbytes
+        file.write(blob[block.offset : at] * n_cell)
+
+model = ls.Model(model_path, ls.load_library(library_path))
+with model.context(n_ctx=n_cell, flash_attn=True) as ctx:
+    ctx.decode([1])
+    with open(path, "wb") as file:
+        version = model.library.sequence_version
+        file.write(layout.pack_file_header("sequence", version))
+        write_state(file, ctx.seq_snapshot(), model.library.session_version)
+ls.trim_buffers()
+idle = data_size()
+ctx = model.context(n_ctx=n_cell, flash_attn=True)
+size = ctx.seq_load_state(path).nbytes
+assert size > 500 << 20, size
+ls.trim_buffers()
+limit = idle + size * 13 // 10
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+try:
+    bytes(size)
+    raise SystemExit("the limit leaves room for a second state")
+except MemoryError:
+    pass
+save, load = (
+    (ctx.save_state, ctx.load_state)
+    if scope == "whole"
+    else (ctx.seq_save_state, ctx.seq_load_state)
+)
+for _ in range(2):
+    assert save(path, durable=False) >= size
+    assert load(path).sequences[0].n_past == n_cell
+print(size, idle, limit)
+"""
+
+
+@pytest.mark.parametrize("scope", ["whole", "sequence"])
+def test_half_a_gibibyte_without_room_for_a_second(tmp_path: Path, scope: str) -> None:
+    """With 1.3 times the state's size above the process without context, both succeed.
+
+    What is limited is the private memory of the process (RLIMIT_DATA), the context included;
+    pages of files are not counted, since the system can write them out.
+    """
+    model = write_benchmark_model(tmp_path / "m.gguf", n_layer=4, n_head_kv=64, n_ctx=4096)
+    arguments = [str(model), str(LIBRARY.path), str(tmp_path / "state"), "4096", scope]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

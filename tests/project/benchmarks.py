@@ -1,0 +1,52 @@
+"""The benchmark, run as its user runs it and looked at; no figure of it is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+ROUNDS = 2
+
+
+def run_state_io(folder: Path, *arguments: str, **environment: str) -> tuple[str, Any]:
+    """The output and the JSON of one run with a state of 1 MiB."""
+    command = [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "state_io.py")]
+    command += ["--sizes", "1,2", "--rounds", str(ROUNDS), "--folder", str(folder)]
+    command += ["--json", str(folder / "out.json"), *arguments]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((folder / "out.json").read_text())
+
+
+def check(output: str, found: Any) -> None:
+    """Every way has its times, every figure is in the output, and nothing was left out."""
+    timings, findings = found["timings"], found["findings"]
+    sections = Counter(one["section"] for one in timings)
+    assert set(sections) == {"states", "sizes", "tiny", "threads"}
+    for one in timings:
+        assert len(one["seconds"]) == (10 if one["section"] == "tiny" else 1) * ROUNDS
+        assert min(one["seconds"]) > 0
+        assert one["way"] in output
+    configurations = {one["configuration"] for one in timings if one["section"] == "states"}
+    assert len(configurations) == 3
+    # Each configuration is measured in the same ways, each way once.
+    states = Counter(one["way"] for one in timings if one["section"] == "states")
+    assert set(states.values()) == {3}
+    for one in findings:
+        assert one["low"] <= one["high"]
+        assert one["label"] in output
+        assert (one["met"] is None) == (one["bound"] is None)
+    assert all(value and value in output for value in found["facts"].values())
