@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from ._io.buffers import trim_buffers
     from ._llama.discovery import load_library
     from ._llama.library import Library
+    from .adapters.attach import attach
     from .checkpoint.checkpoint import Checkpoint
     from .checkpoint.fingerprint import Fingerprint, model_fields
-    from .context.attach import attach
     from .context.context import Context
     from .context.device import DeviceSnapshot
     from .context.model import Model
@@ -91,7 +91,7 @@ _HOME = {
     "Restored": "context.state",
     "Span": "context.state",
     "StateFile": "inspection",
-    "attach": "context.attach",
+    "attach": "adapters.attach",
     "inspect_file": "inspection",
     "load_library": "_llama.discovery",
     "model_fields": "checkpoint.fingerprint",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import llama_state as ls
 from llama_state import cli
-from llama_state._io import lease, reading
+from llama_state._io import lease
 from llama_state.cli.progress import shown
 
 pytestmark = pytest.mark.libllama
@@ -49,10 +49,10 @@ def scope(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["mapped", "copied"])
-def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of 16 KiB instead of 16 MiB, and files read in one of the two ways."""
-    monkeypatch.setattr(progress, "PIECE", PIECE)
-    monkeypatch.setattr(reading, "PIECE", PIECE)
+def small_pieces(
+    request: pytest.FixtureRequest, small_pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small pieces, and files read in one of the two ways."""
     worth = 0 if request.param == "mapped" else 1 << 40
     monkeypatch.setattr(lease, "_WORTH_MAPPING", worth)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llama_state as ls
-from llama_state._io import lease
+from llama_state._io import buffers, lease
 from llama_state.testing import write_benchmark_model
 from tests.libllama import LIBRARY
 
@@ -52,7 +52,7 @@ def test_a_limit_changes_no_byte(
 
 def test_what_is_undone_needs_no_memory_either(make: Make, tmp_path: Path) -> None:
     """Also the copy for a rollback, and the one of a copy between streams, go to a file then."""
-    with ls._buffers.POOL.limited(0):
+    with buffers.POOL.limited(0):
         ctx = make(n_seq_max=2)
         ctx.decode(range(40))
         ctx.seq_cp(0, 1)

@@ -11,9 +11,9 @@ from .._io import StrPath
 from .._llama._llama_cffi import ffi
 from .._llama.handles import context_handle
 from .._llama.library import Library
+from ..context.context import Context
+from ..context.identity import Origin
 from ..errors import ClosedError, StateError
-from .context import Context
-from .identity import Origin
 
 
 def attach(
@@ -46,7 +46,7 @@ def attach(
     # Whoever has a Llama has imported the package.
     llama_cpp = sys.modules.get("llama_cpp")
     if llama_cpp is not None and isinstance(obj, getattr(llama_cpp, "Llama", ())):
-        from ..adapters.llama_cpp import LlamaContext
+        from .llama_cpp import LlamaContext
 
         if model_path is not None:
             raise StateError("the model_path of a Llama is known: do not give it")
