@@ -42,7 +42,7 @@ class Build:
         package: The package on PyPI that brings it.
         version: Of the package.
         formats: Session and sequence version.
-        lacks: The kinds of model that it can not load, and why. All others it must.
+        lacks: The kinds of model that it cannot load, and why. All others it must.
     """
 
     package: str

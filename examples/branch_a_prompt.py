@@ -2,7 +2,7 @@
 
     python examples/branch_a_prompt.py MODEL.gguf
 
-Works for recurrent and hybrid models too, whose memory a Llama can not cut back.
+Works for recurrent and hybrid models too, whose memory a Llama cannot cut back.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ PAGES_API void pages_huge(const uint8_t *start, size_t size)
 }
 
 // Has pages of a mapped file in memory, to be read or to be written; start begins a page. Returns
-// an errno: EINVAL where the system can not do that, another where the file can not be read.
+// an errno: EINVAL where the system cannot do that, another where the file cannot be read.
 PAGES_API int pages_populate(const uint8_t *start, size_t size, bool write)
 {
 #if defined(__linux__)

@@ -171,7 +171,7 @@ class AsyncContext:
         except asyncio.CancelledError:
             if stop is not None:
                 stop.set()
-            # One that waits in the queue is taken out; one that runs can not be, and ends.
+            # One that waits in the queue is taken out; one that runs cannot be, and ends.
             running.cancel()
             while not done.done():
                 # Cancelled again: it makes no difference.

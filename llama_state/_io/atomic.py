@@ -190,7 +190,7 @@ def reserve(fd: int, size: int) -> bool:
     """Find out now whether there is room; also the fastest way to write a new file.
 
     Returns:
-        False where the file system can not reserve any.
+        False where the file system cannot reserve any.
     """
     if size == 0 or not hasattr(os, "posix_fallocate"):
         return size == 0
@@ -272,7 +272,7 @@ def _open_locked(part: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # folders can not be opened there
+    if os.name != "posix":  # folders cannot be opened there
         return
     fd = os.open(folder, os.O_RDONLY)
     try:

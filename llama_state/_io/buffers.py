@@ -71,7 +71,7 @@ class Pool:
                 the system can write them out.
 
         Raises:
-            MemoryError: It can not be had.
+            MemoryError: It cannot be had.
         """
         try:
             memory = self._take(nbytes)
@@ -159,7 +159,7 @@ def _rounded(nbytes: int) -> int:
 
 
 def anonymous(nbytes: int) -> mmap.mmap:
-    """Fresh memory. What mmap gives by default is shared, and can not have huge pages."""
+    """Fresh memory. What mmap gives by default is shared, and cannot have huge pages."""
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, nbytes)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

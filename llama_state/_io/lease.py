@@ -44,7 +44,7 @@ def opened(path: StrPath, *, progress: Progress | None = None) -> Iterator[memor
         A view; what is read-only of it is a private mapping.
 
     Raises:
-        OSError: It can not be opened or read.
+        OSError: It cannot be opened or read.
         TruncatedError: It became shorter meanwhile.
     """
     report = progress or no_progress

@@ -21,7 +21,7 @@ def read_file(path: StrPath) -> memoryview:
     """The bytes of a regular file, in memory of their own that later changes do not reach.
 
     Raises:
-        OSError: It can not be opened or read.
+        OSError: It cannot be opened or read.
         TruncatedError: It became shorter while it was read.
     """
     with open_regular(path) as (file, size):
@@ -55,7 +55,7 @@ def map_file(path: StrPath, *, writable: bool = False) -> memoryview:
     only files that are replaced, never rewritten, may be mapped for long.
 
     Raises:
-        OSError: It can not be opened or mapped.
+        OSError: It cannot be opened or mapped.
     """
     with open_regular(path) as (file, size):
         if size == 0:

@@ -70,7 +70,7 @@ def load_library(path: StrPath | None = None) -> Library:
             tried.append((verdict.candidate.place, verdict.why))
         asked = path is not None or os.environ.get(ENVIRONMENT_VARIABLE)
         reason = (
-            "the libllama that was asked for can not be used"
+            "the libllama that was asked for cannot be used"
             if asked
             else "no usable libllama; install one with: pip install 'llama-state[engine]'"
         )
@@ -174,6 +174,6 @@ def _open(path: Path, source: str) -> Library:
             try:
                 handle = ctypes.CDLL(str(path))
             except OSError as error:
-                raise LibraryNotFoundError(f"can not be opened: {error}") from error
+                raise LibraryNotFoundError(f"cannot be opened: {error}") from error
             _loaded[key] = Library(handle, key, source, borrowed=borrowed)
         return _loaded[key]

@@ -14,7 +14,7 @@ from .handles import Call
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Options that a context of ours was made with and that can not be read back from it.
+    """Options that a context of ours was made with and that cannot be read back from it.
 
     Attributes:
         types: Cache type by option name, for explaining a refusal: of some architectures
@@ -34,7 +34,7 @@ class Facts:
         arch: The model's ``general.architecture``.
         traits: The ways in which the model's states can be laid out: one, but for an
             architecture that this version does not know.
-        recurrent: The memory is recurrent or hybrid: it can not be cut, only emptied.
+        recurrent: The memory is recurrent or hybrid: it cannot be cut, only emptied.
         encoder: An encoder-decoder model: decoding before encoding aborts the process.
         n_swa: Size of the sliding attention window in positions, 0 for none.
         n_vocab: Tokens in the vocabulary.

@@ -131,7 +131,7 @@ class Handle:
         self._what = what
 
     def __reduce__(self) -> Any:
-        raise TypeError(f"a {self._what} lives in its process and can not be pickled")
+        raise TypeError(f"a {self._what} lives in its process and cannot be pickled")
 
     @property
     def resource(self) -> Resource:

@@ -71,7 +71,7 @@ class Library:
         )
 
     def __reduce__(self) -> Any:
-        raise TypeError("a Library belongs to its process and can not be pickled")
+        raise TypeError("a Library belongs to its process and cannot be pickled")
 
     def require(self, capability: str) -> None:
         """Raise UnsupportedError unless this library has *capability*."""
@@ -124,7 +124,7 @@ class Library:
             )
             if not ctx:
                 lines = [("llama.cpp", line) for line in self.log.lines()]
-                raise LibraryNotFoundError(f"{self.path} can not load a model", tried=lines)
+                raise LibraryNotFoundError(f"{self.path} cannot load a model", tried=lines)
             try:
                 yield ctx
             finally:

@@ -93,7 +93,7 @@ def _only(block: bytes, pattern: re.Pattern[bytes], what: str, *, start: int, st
 
 def _unknown(name: str, why: str) -> UnsupportedError:
     return UnsupportedError(
-        f"this libllama has a {name} of unknown layout ({why}): llama_state can not create "
+        f"this libllama has a {name} of unknown layout ({why}): llama_state cannot create "
         "contexts with it. Create the context with the binding that brought the library and "
         "give it to llama_state.attach()."
     )

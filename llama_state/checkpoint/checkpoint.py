@@ -234,7 +234,7 @@ class Checkpoint:
             progress: Called with the bytes that are verified, and with all.
 
         Raises:
-            OSError: It can not be read.
+            OSError: It cannot be read.
             FormatError: Not a checkpoint, or damaged: ChecksumError, TruncatedError,
                 VersionError.
             UnsupportedError: xxhash, or zstandard, is not installed.
@@ -314,7 +314,7 @@ class Checkpoint:
                 name none.
 
         Raises:
-            OSError: It can not be read.
+            OSError: It cannot be read.
             FormatError: Not such a file, or damaged.
             VersionError: A version that is not known.
             UnsupportedError: A format that is not known.

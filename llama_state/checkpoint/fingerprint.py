@@ -119,7 +119,7 @@ def model_fields(path: StrPath) -> dict[str, str]:
         "tensor types", "tensor table" and "weights".
 
     Raises:
-        OSError: The file, or a part of a split model, can not be read.
+        OSError: The file, or a part of a split model, cannot be read.
         FormatError: Not a GGUF file, or damaged.
         UnsupportedError: It is big-endian.
     """
@@ -136,7 +136,7 @@ def adapter_digest(path: StrPath) -> str:
         32 hexadecimal digits.
 
     Raises:
-        OSError: It can not be read.
+        OSError: It cannot be read.
         FormatError: Not a GGUF file, or damaged.
         UnsupportedError: It is big-endian.
     """

@@ -128,7 +128,7 @@ class Context(Checkpointing):
             The token list of the file and the sequences that came back.
 
         Raises:
-            OSError: The file can not be read.
+            OSError: The file cannot be read.
             VersionError: It was written by another version of llama.cpp.
             StateError: As :meth:`restore` otherwise.
         """
@@ -156,7 +156,7 @@ class Context(Checkpointing):
         Args:
             seq_id: The sequence.
             out: A writable buffer to fill instead of making new bytes.
-            partial: Only what can not be cut back: the window of sliding-window layers and
+            partial: Only what cannot be cut back: the window of sliding-window layers and
                 recurrent states. A cheap checkpoint to rewind *this* sequence to later; the
                 full state where the memory has neither or nothing else.
 

@@ -59,7 +59,7 @@ class Decoding(Owner):
     def fingerprint(self) -> Fingerprint:
         """The model and the settings that this context's states belong to, as far as known.
 
-        Samples of the model's file are read the first time. What can not be learned is in its
+        Samples of the model's file are read the first time. What cannot be learned is in its
         ``unknown``, with the reason, and is no error here.
         """
         with self._handle.use() as call:
@@ -81,7 +81,7 @@ class Decoding(Owner):
                 are the model's own.
 
         Raises:
-            OSError: An adapter's file can not be read.
+            OSError: An adapter's file cannot be read.
             FormatError: It is no GGUF file, or damaged.
             UnsupportedError: There is no such rope setting.
         """
@@ -161,8 +161,8 @@ class Decoding(Owner):
 
         Raises:
             SequenceIdError: *seq_id* is outside ``0 .. n_seq_max - 1``.
-            UnsupportedError: The memory can not be cut there: recurrent and hybrid memory can
-                only be emptied, a sliding window can not be cut back to where its cells are
+            UnsupportedError: The memory cannot be cut there: recurrent and hybrid memory can
+                only be emptied, a sliding window cannot be cut back to where its cells are
                 gone. The sequence is untouched.
         """
         with self._sequence(seq_id) as call:
@@ -174,7 +174,7 @@ class Decoding(Owner):
             if not whole:
                 self._check_cut(seq_id, span, first, last)
             if not calls.remove(call, seq_id, *((-1, -1) if whole else (first, last))):
-                raise self._can_not_cut(seq_id, first, last)
+                raise self._cannot_cut(seq_id, first, last)
 
     def seq_cp(self, src: int, dest: int, start: int = 0, end: int | None = None) -> None:
         """Make sequence *dest* a copy of the positions ``start <= position < end`` of *src*.
@@ -225,11 +225,11 @@ class Decoding(Owner):
     def _check_cut(self, seq_id: int, span: calls.Positions, first: int, last: int) -> None:
         tail = last > span.last
         if self._facts.recurrent or (tail and first < self._state.rewind_min(span)):
-            raise self._can_not_cut(seq_id, first, last)
+            raise self._cannot_cut(seq_id, first, last)
 
-    def _can_not_cut(self, seq_id: int, first: int, last: int) -> UnsupportedError:
+    def _cannot_cut(self, seq_id: int, first: int, last: int) -> UnsupportedError:
         return UnsupportedError(
-            f"the memory of a {self.arch} model can not lose positions {first} to {last - 1} of "
+            f"the memory of a {self.arch} model cannot lose positions {first} to {last - 1} of "
             f"sequence {seq_id} and go on: restore a snapshot of before, or empty the sequence "
             "and decode its beginning again"
         )

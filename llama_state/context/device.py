@@ -10,7 +10,7 @@ from .state import ContextState, Restored
 class DeviceSnapshot:
     """The state of one sequence, kept by llama.cpp on the device.
 
-    Made by :meth:`llama_state.Context.seq_device_snapshot`. It belongs to its context, can not
+    Made by :meth:`llama_state.Context.seq_device_snapshot`. It belongs to its context, cannot
     be pickled or moved, and llama.cpp keeps only the last one of a sequence: an earlier one is
     stale, and using it is an error (in llama.cpp itself it restores wrong data or aborts).
 
@@ -32,7 +32,7 @@ class DeviceSnapshot:
         return f"<DeviceSnapshot of sequence {self.seq_id}, {self.n_past} positions{stale}>"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a DeviceSnapshot lives on its device and can not be pickled")
+        raise TypeError("a DeviceSnapshot lives on its device and cannot be pickled")
 
     @property
     def stale(self) -> bool:

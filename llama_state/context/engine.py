@@ -47,7 +47,7 @@ def load_model(library: Library, path: str, n_gpu_layers: int | None) -> Handle:
             struct.pack_into("<i", block, at, n_gpu_layers)
         ptr = lib.llama_model_load_from_file(library.api, os.fsencode(path), params)
         if not ptr:
-            raise ModelLoadError("llama.cpp can not load it", path=path, log=library.log.lines())
+            raise ModelLoadError("llama.cpp cannot load it", path=path, log=library.log.lines())
     return model_handle(library, ptr)
 
 

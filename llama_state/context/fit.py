@@ -95,7 +95,7 @@ class Fitting:
         """
         way, *others = self._facts.traits
         if others or way.module not in _SIZES_KNOWN or way.ext:
-            raise UnsupportedError(f"the cells of a {self._facts.arch} model can not be counted")
+            raise UnsupportedError(f"the cells of a {self._facts.arch} model cannot be counted")
         return way
 
     def check_room(self, call: Call, dest: int, n_past: int, before: Held) -> None:

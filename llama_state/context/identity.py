@@ -240,5 +240,5 @@ def _loaded_file(origin: Origin, told: Mapping[str, str]) -> ModelFile:
 def _why(error: Exception) -> str:
     """Why something is not known, without the paths of this machine."""
     if isinstance(error, OSError):
-        return f"the file can not be read: {error.strerror}"
+        return f"the file cannot be read: {error.strerror}"
     return str(error)

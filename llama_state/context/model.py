@@ -40,7 +40,7 @@ class Model(Owner):
 
     Raises:
         LibraryNotFoundError: There is no libllama.
-        ModelLoadError: llama.cpp can not load the file; ``log`` says why.
+        ModelLoadError: llama.cpp cannot load the file; ``log`` says why.
     """
 
     def __init__(

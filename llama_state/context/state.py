@@ -262,7 +262,7 @@ class ContextState:
         self._library.require("state-flags")
         if self._library.session_version <= LOSES_STREAMS:
             raise UnsupportedError(
-                "before session version 10 llama.cpp aborts when a snapshot can not be restored "
+                "before session version 10 llama.cpp aborts when a snapshot cannot be restored "
                 "from the device: take seq_snapshot()"
             )
         self._restoring.fitting.countable()

@@ -65,8 +65,8 @@ def convert_file(
         progress: Called with the bytes that are written, and with all.
 
     Raises:
-        OSError: *source* can not be read; FileExistsError: *target* is there.
-        SaveError: *target* can not be written.
+        OSError: *source* cannot be read; FileExistsError: *target* is there.
+        SaveError: *target* cannot be written.
         FormatError: *source* is no sound state.
         UnsupportedError: It is of the kind that is asked for already, or a package is missing.
     """

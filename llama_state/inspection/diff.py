@@ -191,7 +191,7 @@ def _pairs(a: Cache, b: Cache, *, alone: bool) -> Pairs:
 
 
 def _same_layers(a: Cache, b: Cache) -> Iterator[tuple[Layer, Layer]]:
-    """Yield the layers of both, unless their values can not be compared."""
+    """Yield the layers of both, unless their values cannot be compared."""
     theirs = {(layer.name, layer.index): layer for layer in layers(b)}
     for layer in layers(a):
         other = theirs.get((layer.name, layer.index))

@@ -63,7 +63,7 @@ def inspect_file(
             and with all.
 
     Raises:
-        OSError: A file can not be read.
+        OSError: A file cannot be read.
         FormatError: It is no state, or *model* is no GGUF file.
         UnsupportedError: A package that a checkpoint needs is not installed.
     """
@@ -90,7 +90,7 @@ def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
     """Return how the states of the model in a GGUF file can be laid out.
 
     Raises:
-        OSError: It can not be read.
+        OSError: It cannot be read.
         FormatError: Not a GGUF file, or damaged.
     """
     try:

@@ -112,7 +112,7 @@ class Reading:
         )
 
     def salvage(self, state: memoryview, traits: Sequence[Traits]) -> tuple[Cells, ...]:
-        """Read the cells at the start of a *state* that can not be read this way."""
+        """Read the cells at the start of a *state* that cannot be read this way."""
         return leading_cells(
             state, self.kind, version=self.version, headed=self.headed, traits=traits
         )

@@ -262,7 +262,7 @@ def _rows(blocks: Sequence[Block]) -> list[Data]:
 
 
 def _notes(found: StateFile) -> Iterator[str]:
-    """Yield what can not be told from the bytes."""
+    """Yield what cannot be told from the bytes."""
     layout = found.layout
     if layout is None:
         return

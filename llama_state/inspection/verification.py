@@ -21,7 +21,7 @@ class Verdict:
 
     Attributes:
         path: The file.
-        kind: Its kind; None where it is no state, or can not be read.
+        kind: Its kind; None where it is no state, or cannot be read.
         sound: True when nothing is wrong with it.
         checked: What was compared.
         problems: What is wrong, one text each.
@@ -58,7 +58,7 @@ def verify_file(
         return Verdict(name, None, False, "nothing", (problem_text(error),))
     problems = list(_problems(found))
     if key is not None and found.kind != "checkpoint":
-        problems.append(f"it is not authenticated: a {found.kind} can not be")
+        problems.append(f"it is not authenticated: a {found.kind} cannot be")
     return Verdict(name, found.kind, not problems, _checked(found), tuple(problems))
 
 

@@ -181,7 +181,7 @@ def read_header(paths: Sequence[StrPath]) -> Header:
         The keys of the first file and the tensors of all.
 
     Raises:
-        OSError: A file, or a part of a split model, can not be read; it is the one named.
+        OSError: A file, or a part of a split model, cannot be read; it is the one named.
         FormatError: Not a GGUF file, damaged, or parts that do not belong together.
         TruncatedError: A file ends before what its header promises.
         UnsupportedError: It is big-endian.

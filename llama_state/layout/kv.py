@@ -46,7 +46,7 @@ def read_kv(
 def read_leading_cells(
     cursor: Cursor, scope: Scope, *, version: int, ext_words: int, k_only: bool
 ) -> tuple[Cells, ...]:
-    """Read the cells of a KV cache, stream by stream, up to what can not be read."""
+    """Read the cells of a KV cache, stream by stream, up to what cannot be read."""
     found: list[Cells] = []
     n_stream = _read_stream_count(cursor)
     with suppress(FormatError):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def leading_cells(
     data: Buffer, kind: Kind, *, version: int, headed: bool, traits: Sequence[Traits] = ()
 ) -> tuple[Cells, ...]:
-    """Return the cells at the start of a state that can not be parsed.
+    """Return the cells at the start of a state that cannot be parsed.
 
     Args:
         data: The state.

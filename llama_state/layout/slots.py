@@ -147,7 +147,7 @@ def _read_chunks(cursor: Cursor, starts: array[int], lengths: list[int]) -> Iter
 def _describe(
     chunk: Cursor,
 ) -> tuple[Literal["image", "audio"] | None, tuple[int, int] | None, str | None]:
-    """Return kind, grid and id of a media chunk, None for each that can not be told.
+    """Return kind, grid and id of a media chunk, None for each that cannot be told.
 
     Only the start of a chunk is read: what follows it serves the encoder of llama.cpp.
     """

@@ -210,7 +210,7 @@ def test_it_goes_on_as_if_nothing_had_happened(
 
 @EVERY_KIND
 def test_the_same_prompt_again(make: Make, kind: str) -> None:
-    """Its last token is decoded for the logits; memory that can not be cut begins anew."""
+    """Its last token is decoded for the logits; memory that cannot be cut begins anew."""
     llm = make(kind)
     ctx = ls.attach(llm)
     prompt = prompt_of(llm)

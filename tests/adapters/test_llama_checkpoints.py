@@ -50,7 +50,7 @@ def test_other_settings_of_a_llama_are_named(make: Make) -> None:
 
 
 def test_tokens_that_are_missing(make: Make) -> None:
-    """A checkpoint without the tokens of sequence 0 can not go into a Llama."""
+    """A checkpoint without the tokens of sequence 0 cannot go into a Llama."""
     llm = make()
     ctx = ls.attach(llm)
     prompt = prompt_of(llm)

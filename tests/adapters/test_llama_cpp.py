@@ -1,6 +1,6 @@
 """Inside llama-cpp-python: its library, its context, its log callback, and xllamacpp's beside it.
 
-A library can not be unloaded, so every check runs in an interpreter of its own: ``python
+A library cannot be unloaded, so every check runs in an interpreter of its own: ``python
 test_llama_cpp.py NAME FOLDER`` runs one.
 """
 

@@ -91,7 +91,7 @@ def test_a_shared_prefix_is_evaluated_once(make: Make, kind: str) -> None:
 
 @EVERY_KIND
 def test_a_prefix_that_was_remembered(make: Make, kind: str) -> None:
-    """remember() keeps a prefix for every memory, also one that can not be cut."""
+    """remember() keeps a prefix for every memory, also one that cannot be cut."""
     llm = make(kind, n_ctx=1024)
     cache = with_cache(llm)
     prefix = llm.tokenize(PREFIX.encode())

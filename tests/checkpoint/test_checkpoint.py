@@ -176,7 +176,7 @@ def test_layout() -> None:
     ],
 )
 def test_refused_parts(options: dict[str, Any], error: type[StateError]) -> None:
-    """What can not be kept is refused when it is made, not when it is saved."""
+    """What cannot be kept is refused when it is made, not when it is saved."""
     with pytest.raises(error):
         made(**options) if "session_version" not in options else Checkpoint(
             b"", kind="whole", **options

@@ -202,7 +202,7 @@ def test_a_wrong_or_missing_key_is_refused_first() -> None:
         verified(data, KEY)
 
 
-def test_authentication_can_not_be_stripped() -> None:
+def test_authentication_cannot_be_stripped() -> None:
     """Who asks for a key does not get what anybody may have written."""
     with pytest.raises(ChecksumError, match="not authenticated"):
         open_container(small(), key=KEY)

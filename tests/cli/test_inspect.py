@@ -179,7 +179,7 @@ def test_plot(chat: ls.Context, run: Run, tmp_path: Path, request: pytest.Fixtur
     assert picture.read_bytes() == before
 
 
-def test_plots_that_can_not_be(llama: ls.Model, run: Run, tmp_path: Path) -> None:
+def test_plots_that_cannot_be(llama: ls.Model, run: Run, tmp_path: Path) -> None:
     """Other formats, and places where nothing can be written."""
     with llama.context(n_ctx=256) as ctx:
         ctx.decode(TOKENS[:6])

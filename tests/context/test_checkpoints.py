@@ -215,7 +215,7 @@ def test_another_cache_type(llama: ls.Model) -> None:
         assert refused(two, checkpoint) == ["type_k"]
         with context(llama) as empty, pytest.raises(ls.MismatchError, match="type_k"):
             empty.resume(checkpoint)
-        # What can not be read is refused whatever is said.
+        # What cannot be read is refused whatever is said.
         with pytest.raises(ls.MismatchError, match="type_k"):
             two.resume(checkpoint, check="off")
 

@@ -147,7 +147,7 @@ def test_copy_of_a_prefix(make: Make) -> None:
     assert (split.n_past(0), split.n_past(1)) == (40, 5)
 
 
-def test_memory_that_can_not_be_cut(model: ls.Model) -> None:
+def test_memory_that_cannot_be_cut(model: ls.Model) -> None:
     """Recurrent memory refuses a cut, a window one beyond its cells; nothing has changed then."""
     with model.context(n_ctx=512, n_seq_max=2, kv_unified=True, swa_full=False) as ctx:
         ctx.decode(range(100), 0)
@@ -235,7 +235,7 @@ def test_wrong_sequence_ids(model: ls.Model, unified: bool, tmp_path: Path) -> N
         ({"type_v": "q8_0", "flash_attn": False}, ls.ModelLoadError, "type_v"),
     ],
 )
-def test_options_that_can_not_be(
+def test_options_that_cannot_be(
     llama: ls.Model, options: dict[str, object], error: type[ls.StateError], words: str
 ) -> None:
     """Wrong options are errors that name them."""

@@ -54,7 +54,7 @@ def test_kinds_whose_cells_are_not_counted(llama: ls.Model, module: str) -> None
     check = fitting(llama, state.traits)
     check.learn(state)
     assert not check.check(None, None, state, {0: Positions(0, 3)})  # type: ignore[arg-type]
-    with pytest.raises(ls.UnsupportedError, match="can not be counted"):
+    with pytest.raises(ls.UnsupportedError, match="cannot be counted"):
         check.countable()
 
 

@@ -171,7 +171,7 @@ def test_a_model_path_of_another_model(base: Path, tmp_path: Path) -> None:
             assert not set(FROM_FILE) & set(ctx.fingerprint.model)
         missing = ls.attach(owner.pointer, LIBRARY, model_path=tmp_path / "missing.gguf")
         reason = missing.fingerprint.unknown["model file"]
-        assert reason == "the file can not be read: No such file or directory"
+        assert reason == "the file cannot be read: No such file or directory"
         cut = ls.attach(owner.pointer, LIBRARY, model_path=damaged)
         assert "need" in cut.fingerprint.unknown["model file"]
 

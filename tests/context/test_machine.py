@@ -117,7 +117,7 @@ class Machine(RuleBasedStateMachine):
             self.texts[ctx][seq_id] = text[:start]
             return
         before = context.snapshot()
-        with pytest.raises(ls.UnsupportedError, match="can not lose positions"):
+        with pytest.raises(ls.UnsupportedError, match="cannot lose positions"):
             context.seq_rm(seq_id, start)
         assert context.snapshot() == before
 

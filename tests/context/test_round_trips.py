@@ -26,7 +26,7 @@ from llama_state.testing.strategies import Cells, Clear, Decode, SeqCp, SeqRm, S
 
 pytestmark = pytest.mark.libllama
 
-# Memory that can not lose a part of a sequence, and layers that attend to a window only.
+# Memory that cannot lose a part of a sequence, and layers that attend to a window only.
 RECURRENT = frozenset({"jamba", "lfm2", "mamba2", "qwen3next"})
 WINDOWED = frozenset({"gemma3"})
 WINDOWS = defaultdict(lambda: MAX_LENGTH, gemma3=32, lfm2=32)
@@ -384,7 +384,7 @@ def test_rewind_min_is_the_truth(
 ) -> None:
     """A restored sequence can be cut back to ``rewind_min`` and decoded on as if nothing had been.
 
-    Before that it can not: the attempt is refused and changes nothing. It can always be emptied.
+    Before that it cannot: the attempt is refused and changes nothing. It can always be emptied.
     """
     text = range(1, 1 + length)
     cut = data.draw(st.integers(0, length), label="cut")
@@ -394,7 +394,7 @@ def test_rewind_min_is_the_truth(
         span = source.seq_restore(source.seq_snapshot(1), 0).sequences[0]
         before = source.snapshot()
         if 0 < cut < span.rewind_min and cut < length:
-            with pytest.raises(ls.UnsupportedError, match="can not lose positions"):
+            with pytest.raises(ls.UnsupportedError, match="cannot lose positions"):
                 source.seq_rm(0, cut)
             assert source.snapshot() == before
         else:

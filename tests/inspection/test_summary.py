@@ -212,7 +212,7 @@ def test_no_states(data: bytes, reason: str, tmp_path: Path) -> None:
 
 
 def test_no_files(tmp_path: Path) -> None:
-    """What can not be read is an OSError with its name, and nothing is waited for."""
+    """What cannot be read is an OSError with its name, and nothing is waited for."""
     os.mkfifo(tmp_path / "fifo")
     for name, kind in (("", IsADirectoryError), ("none", FileNotFoundError), ("fifo", OSError)):
         path = tmp_path / name

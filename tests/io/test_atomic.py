@@ -164,7 +164,7 @@ def test_a_file_that_is_filled_in_place(tmp_path: Path, durable: bool) -> None:
 
 
 def test_no_page_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages that can not be reserved, or not be had, are a SaveError and never written to."""
+    """Pages that cannot be reserved, or not be had, are a SaveError and never written to."""
     path = tmp_path / "state"
     path.write_bytes(OLD)
     written: list[memoryview] = []
@@ -301,7 +301,7 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
         read_file(tmp_path / "fifo")
 
 
-def test_paths_that_can_not_be(tmp_path: Path) -> None:
+def test_paths_that_cannot_be(tmp_path: Path) -> None:
     """A loop of links and a NUL in the name are SaveErrors too."""
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path in (tmp_path / "loop", f"{tmp_path}/a\0b"):

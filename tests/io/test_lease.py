@@ -98,14 +98,14 @@ def test_without_leases(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_older_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pages can not be asked for, they are read all the same."""
+    """Where pages cannot be asked for, they are read all the same."""
     monkeypatch.setattr(pages, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EINVAL))
     with opened(path) as view:
         assert view == CONTENT
 
 
 def test_a_broken_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can not be read is an OSError before anybody looks at it."""
+    """What cannot be read is an OSError before anybody looks at it."""
     monkeypatch.setattr(pages, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EFAULT))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)), opened(path):
         pass

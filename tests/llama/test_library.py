@@ -92,7 +92,7 @@ def test_every_place_is_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_is_no_libllama_is_refused(tmp_path: Path) -> None:
     """Text, a foreign library and an empty folder each say what is wrong with them."""
     (tmp_path / "libllama.so").write_text("not a library")
-    with pytest.raises(ls.LibraryNotFoundError, match="can not be opened"):
+    with pytest.raises(ls.LibraryNotFoundError, match="cannot be opened"):
         ls.load_library(tmp_path / "libllama.so")
     libm = ctypes.util.find_library("m")
     assert libm is not None

@@ -157,7 +157,7 @@ class Ledger:
         return tuple(llm.input_ids[: llm.n_tokens].tolist())
 
     def check_room(self, n_tokens: int) -> None:
-        """Raise CapacityError where the ``Llama`` can not list *n_tokens*.
+        """Raise CapacityError where the ``Llama`` cannot list *n_tokens*.
 
         llama.cpp rounds ``n_ctx`` up, a ``Llama`` does not.
         """

@@ -88,7 +88,7 @@ class PromptCache:
 
     ``create_completion`` and ``create_chat_completion`` then look here for the state that spares
     most of a prompt, and leave one behind. Tokens are compared one by one; a state that would
-    have to be cut where its memory can not be cut is no hit, and neither is one that spares no
+    have to be cut where its memory cannot be cut is no hit, and neither is one that spares no
     more than what the ``Llama`` holds already. A hit stays. One state is kept for each list of
     tokens; the least recently used go first. It implements ``llama_cpp.BaseLlamaCache``.
 
@@ -158,7 +158,7 @@ class PromptCache:
     def remember(self) -> None:
         """Keep the state that the ``Llama`` is in, say after ``llm.eval(system_prompt)``.
 
-        That is how recurrent and hybrid memory, which can not be cut, shares a prefix.
+        That is how recurrent and hybrid memory, which cannot be cut, shares a prefix.
 
         Raises:
             CapacityError: The state is larger than ``capacity_bytes``.
@@ -178,7 +178,7 @@ class PromptCache:
     def __getitem__(self, key: Sequence[int]) -> Hit:
         """The state that spares most of the prompt *key*.
 
-        What the ``Llama`` holds but can not be cut back to where *key* differs is forgotten
+        What the ``Llama`` holds but cannot be cut back to where *key* differs is forgotten
         here: a ``Llama`` would begin anew, or cut a sliding window where it may not be cut.
 
         Raises:
