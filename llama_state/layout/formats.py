@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from struct import Struct
 from types import MappingProxyType
 
 from ..errors import FormatError, UnsupportedError
@@ -18,6 +19,9 @@ WHOLE_FILE_MAGIC = 0x6767736E
 SEQUENCE_FILE_MAGIC = 0x67677371
 SEQUENCE_MAGIC = 0xAF143CD8
 DSV4_MAGIC = 0x34565344
+
+SEQUENCE_HEAD = Struct("<Ii")
+"""The head of the blob of one sequence: magic, sequence id."""
 
 MAX_SEQUENCES = 256
 MAX_LAYERS = 512

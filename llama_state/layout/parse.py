@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from struct import Struct
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError, StateError, UnsupportedError
@@ -20,6 +19,7 @@ from .formats import (
     MAX_ARCH_BYTES,
     MAX_SEQUENCES,
     SEQUENCE_FILE_MAGIC,
+    SEQUENCE_HEAD,
     SEQUENCE_MAGIC,
     WHOLE_FILE_MAGIC,
     require_version,
@@ -33,8 +33,6 @@ from .traits import Part, Traits, parts_of
 
 if TYPE_CHECKING:
     from .._io import Buffer
-
-SEQUENCE_HEAD = Struct("<Ii")
 
 _ARCH = re.compile(rb"[A-Za-z0-9_.-]+")
 _MAGICS = {

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .blocks import Cache
 from .traits import Traits, parts_of
 
-Span = tuple[int, int]
-NO_SPAN: Span = (-1, -1)
-"""What llama.cpp reports of a sequence without cells."""
+
+class Span(NamedTuple):
+    """Smallest and largest position of a sequence, as llama.cpp reports them; -1 when empty."""
+
+    first: int
+    last: int
+
+
+NO_SPAN = Span(-1, -1)
 
 
 def owners(caches: Sequence[Cache]) -> tuple[int, ...]:
@@ -26,7 +33,7 @@ def span(cache: Cache, seq_id: int) -> Span:
     """Return the smallest and the largest position of a sequence in *cache*."""
     # Not by way of positions(): a list of them would cost more than the two searches.
     found = [own for cells in cache.cells if len(own := cells.positions_of(seq_id))]
-    return (min(map(min, found)), max(map(max, found))) if found else NO_SPAN
+    return Span(min(map(min, found)), max(map(max, found))) if found else NO_SPAN
 
 
 def answered(caches: Sequence[Cache], traits: Traits, seq_id: int) -> Span:
@@ -36,7 +43,7 @@ def answered(caches: Sequence[Cache], traits: Traits, seq_id: int) -> Span:
     """
     asked = {part.name for part in parts_of(traits.module) if part.answers}
     spans = [span(cache, seq_id) for cache in caches if cache.name in asked]
-    return (max(low for low, _ in spans), min(high for _, high in spans)) if spans else NO_SPAN
+    return Span(max(s.first for s in spans), min(s.last for s in spans)) if spans else NO_SPAN
 
 
 def rewind_min(caches: Sequence[Cache], traits: Traits, seq_id: int) -> int:
