@@ -89,7 +89,7 @@ class StateForm:
     def read(self, call: Call, seq_id: int) -> layout.Layout:
         """Read a sequence of the context and describe it; errors as :meth:`parse`."""
         with calls.lent(call, seq_id) as blob:
-            return self.parse_own(seq_id, blob)
+            return self.parse(seq_id, blob, headed=self._library.sequence_head)
 
     def _head_size(self, target: Target) -> int:
         headed = target is not None and self._library.sequence_head

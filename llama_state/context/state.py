@@ -226,9 +226,12 @@ class ContextState:
 
     def _put(self, target: Target, incoming: Incoming, tokens: tuple[int, ...] | None) -> Restored:
         with self._handle.use() as call:
-            if incoming.partial and tokens is None:
-                tokens = self._keeper.tokens(target)
-            change = Change("replace", target, _spans(target, incoming.parsed), tokens)
+            spans = _spans(target, incoming.parsed)
+            if incoming.partial and tokens is None and spans and target is not None:
+                # A rewind brings no token that is not there.
+                listed = self._keeper.tokens(target)
+                tokens = listed and listed[: spans[target].last + 1]
+            change = Change("replace", target, spans, tokens)
             with self._keeper.changing(call, change):
                 check = bound(self._keeper.check, call, change)
                 held = self._restorer.restore(call, target, incoming, check)
