@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .._io import Buffer
 
 SEQUENCE_HEAD = Struct("<Ii")
+"""The head of a sequence blob: its magic number and the sequence id."""
 
 _ARCH = re.compile(rb"[A-Za-z0-9_.-]+")
 _MAGICS = {

@@ -8,6 +8,8 @@ from .blocks import Cache
 from .traits import Traits, parts_of
 
 Span = tuple[int, int]
+"""The smallest and the largest position of a sequence."""
+
 NO_SPAN: Span = (-1, -1)
 """What llama.cpp reports of a sequence without cells."""
 
