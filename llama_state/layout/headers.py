@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .._io import Buffer
 
 Kind = Literal["whole", "sequence"]
+"""What a state holds: a whole context, or one sequence."""
 
 HEAD = Struct("<III")
 TOKEN_BYTES = 4

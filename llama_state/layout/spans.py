@@ -17,6 +17,7 @@ class Span(NamedTuple):
 
 
 NO_SPAN = Span(-1, -1)
+"""What llama.cpp reports of a sequence without cells."""
 
 
 def owners(caches: Sequence[Cache]) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ Module = Literal[
     "msa",
     "dsv4",
 ]
+"""The kinds of memory; ``docs/formats.md`` has the payload of each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,10 @@ class Clear(NamedTuple):
 
 
 Step: TypeAlias = "Decode | SeqRm | SeqCp | Clear"
+"""One step of a history."""
+
 Cells: TypeAlias = "dict[int, dict[int, int]]"
+"""What a context holds: sequence id -> position -> token."""
 
 
 def replay(history: Iterable[Step]) -> Cells:
