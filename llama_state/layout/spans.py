@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .blocks import Cache
-from .traits import Traits, parts_of
+from .traits import Traits, sub_caches
 
 
 class Span(NamedTuple):
-    """Smallest and largest position of a sequence, as llama.cpp reports them; -1 when empty."""
+    """The smallest and the largest position of a sequence in a cache; -1 where it has no cell."""
 
     first: int
     last: int
@@ -42,9 +42,11 @@ def answered(caches: Sequence[Cache], traits: Traits, seq_id: int) -> Span:
 
     Memory of several caches holds only what all of them hold.
     """
-    asked = {part.name for part in parts_of(traits.module) if part.answers}
+    asked = {sub_cache.name for sub_cache in sub_caches(traits.module) if sub_cache.answers}
     spans = [span(cache, seq_id) for cache in caches if cache.name in asked]
-    return Span(max(s.first for s in spans), min(s.last for s in spans)) if spans else NO_SPAN
+    if not spans:
+        return NO_SPAN
+    return Span(max(span.first for span in spans), min(span.last for span in spans))
 
 
 def rewind_min(caches: Sequence[Cache], traits: Traits, seq_id: int) -> int:
