@@ -1,8 +1,8 @@
-"""The native tests on every llama.cpp build that the README names.
+"""The libllama tests on every llama.cpp build that the README names.
 
-``matrix.py fetch CACHE`` puts the builds into a folder, where they are not there yet;
-``matrix.py run CACHE --llama-cpp-python PYTHON --work FOLDER`` tests them, one on each core,
-and prints a table.
+``matrix.py fetch CACHE`` puts the builds into a folder, unless they are there already;
+``matrix.py run CACHE --host PYTHON --work FOLDER`` tests them, one on each core, and prints a
+table. Both take versions to do no others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,13 +93,21 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
+def chosen(versions: Sequence[str]) -> tuple[Build, ...]:
+    """Return the builds of these versions, or all."""
+    unknown = sorted(set(versions) - {build.version for build in BUILDS})
+    if unknown:
+        sys.exit(f"no such build: {', '.join(unknown)}")
+    return tuple(build for build in BUILDS if not versions or build.version in versions)
+
+
 # -- getting them
 
 
-def fetch(cache: Path) -> None:
-    """Download or build what is not in *cache*."""
+def fetch(builds: Sequence[Build], cache: Path) -> None:
+    """Download or compile what is not in *cache*."""
     cache.mkdir(parents=True, exist_ok=True)
-    for build in BUILDS:
+    for build in builds:
         start = time.perf_counter()
         state = fetch_host(build, cache) if build.is_host else fetch_wheel(build, cache)
         print(f"{build.name}: {state}, {time.perf_counter() - start:.0f} s")
@@ -160,9 +168,10 @@ def library(build: Build, cache: Path, host: str) -> Path:
 
 
 class Matrix:
-    """One run over all builds; starts no further one after the first that fails."""
+    """One run over *builds*; starts no further one after the first that fails."""
 
-    def __init__(self, cache: Path, host: str, work: Path) -> None:
+    def __init__(self, builds: Sequence[Build], cache: Path, host: str, work: Path) -> None:
+        self.builds = builds
         self.cache = cache
         self.host = host
         self.work = work
@@ -181,7 +190,7 @@ class Matrix:
             os.sched_setaffinity(0, {cores.get()})
 
         with ThreadPoolExecutor(len(usable), initializer=settle) as pool:
-            tested = [pool.submit(self.test, build) for build in BUILDS]
+            tested = [pool.submit(self.test, build) for build in self.builds]
         return [outcome for future in tested if (outcome := future.result())]
 
     def test(self, build: Build) -> Outcome | None:
@@ -195,9 +204,10 @@ class Matrix:
         log = work / "log"
         try:
             self.conformance(outcome, work, log)
-            self.pytest(outcome, "tests/native", work, log)
+            # Those of the adapters import llama_cpp as soon as they are collected.
+            self.pytest(outcome, "libllama", work, log, "tests", "--ignore=tests/adapters")
             if build.is_host:
-                self.pytest(outcome, "tests/hosts", work, log)
+                self.pytest(outcome, "llama_cpp", work, log, "tests/adapters")
                 checks, page = Path(__file__).with_name("checks.py"), Path("docs", HOST_PAGE)
                 self.call(outcome, log, [str(checks), "doctests", str(page.resolve())])
         except (subprocess.SubprocessError, OSError) as error:
@@ -234,13 +244,14 @@ class Matrix:
             if found[key] != value
         ]
 
-    def pytest(self, outcome: Outcome, tests: str, work: Path, log: Path) -> None:
-        """The tests of a folder, which prints their closing line."""
-        xml = work / f"{Path(tests).name}.xml"
+    def pytest(self, outcome: Outcome, mark: str, work: Path, log: Path, *tests: str) -> None:
+        """The tests with a marker, which prints their closing line."""
+        xml = work / f"{mark}.xml"
+        options = ["-q", "-p", "no:cacheprovider", f"--junitxml={xml}", "-m", mark]
         self.call(
             outcome,
             log,
-            ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", tests],
+            ["-m", "pytest", *options, *tests],
             HYPOTHESIS_PROFILE="quick",
             HYPOTHESIS_STORAGE_DIRECTORY=str(work / "hypothesis"),
         )
@@ -254,7 +265,7 @@ class Matrix:
             f"skipped, not on the list: {name}: {why}" for name, why in found.skips
         ]
         if not found.passed:
-            outcome.problems.append(f"{tests}: no test has passed")
+            outcome.problems.append(f"{mark}: no test has passed")
 
     def call(self, outcome: Outcome, log: Path, arguments: list[str], **environment: str) -> bool:
         """Run Python on a build, its output to *log*; whether all went well."""
@@ -339,37 +350,40 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join([LINE.format("build", *heads), *rows])
 
 
-def run(cache: Path, host: str, work: Path) -> int:
-    """Test all builds; returns the exit status."""
-    outcomes = Matrix(cache, host, work).run()
+def run(builds: Sequence[Build], cache: Path, host: str, work: Path) -> int:
+    """Test the builds; returns the exit status."""
+    outcomes = Matrix(builds, cache, host, work).run()
     print(f"\n{table(outcomes)}")
     for outcome in outcomes:
         for problem in outcome.problems:
             print(f"{outcome.build.name}: {problem}")
-    complete = len(outcomes) == len(BUILDS)
-    if not complete:
-        print(f"{len(BUILDS) - len(outcomes)} builds were not tested any more")
-    return 0 if complete and not any(outcome.problems for outcome in outcomes) else 1
+    untested = len(builds) - len(outcomes)
+    if untested:
+        print(f"{untested} builds were not tested any more")
+    return 1 if untested or any(outcome.problems for outcome in outcomes) else 0
 
 
 def main() -> int:
     """Do what the command line says; returns the exit status."""
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("fetch").add_argument("cache", type=Path)
+    fetches = commands.add_parser("fetch")
     runs = commands.add_parser("run")
-    runs.add_argument("cache", type=Path)
-    runs.add_argument("--llama-cpp-python", required=True, metavar="PYTHON", dest="host")
+    runs.add_argument("--host", required=True, metavar="PYTHON", help="where llama_cpp is")
     runs.add_argument("--work", type=Path, required=True)
+    for command in (fetches, runs):
+        command.add_argument("cache", type=Path)
+        command.add_argument("versions", nargs="*", metavar="VERSION")
     commands.add_parser("check").add_argument("report", type=Path)
     options = parser.parse_args()
-    if options.command == "fetch":
-        fetch(options.cache)
-    elif options.command == "check":
+    if options.command == "check":
         check(options.report)
-    else:
-        return run(options.cache, options.host, options.work)
-    return 0
+        return 0
+    builds = chosen(options.versions)
+    if options.command == "fetch":
+        fetch(builds, options.cache)
+        return 0
+    return run(builds, options.cache, options.host, options.work)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""Every check of the project, one session each: ``nox -s SESSION``, ``nox -l`` lists them.
+
+``bash .ci/run`` runs all of them, each in a new copy of the tree. Called by hand they work in the
+checkout itself. What follows ``--`` goes to the tool that a session runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+
+ROOT = Path(__file__).parent
+CHECKS = str(ROOT / ".ci" / "checks.py")
+MATRIX = str(ROOT / ".ci" / "matrix.py")
+
+# The builds of llama.cpp that the tests have downloaded or compiled, kept between runs.
+_CACHE_HOME = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+CACHE = Path(os.environ.get("LLAMA_STATE_CI_CACHE") or Path(_CACHE_HOME, "llama_state-ci"))
+
+# One build of each state format, for the fuzz session.
+FUZZ_BUILDS = ("2026.8.10566", "2026.9.11063", "2026.10.11549")
+
+# llama.cpp's threads wait by spinning; where cores are shared that takes ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# These would change which package or which library is tested.
+for _name in ("LLAMA_STATE_LIBRARY", "PYTEST_ADDOPTS", "PYTHONPATH", "PYTHONHOME"):
+    os.environ.pop(_name, None)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.install(*extra("lint"))
+    session.run("ruff", "check", "--no-cache", *session.posargs)
+    session.run("ruff", "format", "--no-cache", "--check", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy, strictly."""
+    session.install("-e", ".[lint,test]", "nox", "setuptools>=77")
+    with TemporaryDirectory() as cache:
+        session.run("mypy", f"--cache-dir={cache}", *session.posargs)
+        session.run("mypy", f"--cache-dir={cache}", ".ci")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the README's demo command as written."""
+    readme(session, "demo")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the README's test command as written, or with the options for pytest behind --."""
+    if session.posargs:
+        readme(session, "test", *session.posargs)
+        return
+    with TemporaryDirectory() as folder:
+        xml = f"{folder}/results.xml"
+        readme(session, "test", HYPOTHESIS_PROFILE="ci", PYTEST_ADDOPTS=f"--junitxml={xml}")
+        session.run("python", CHECKS, "skips", "test", xml)
+
+
+@nox.session
+def builds(session: nox.Session) -> None:
+    """Run the libllama tests on every build of llama.cpp, or on the versions behind --."""
+    session.install("-e", ".[test]")
+    session.run("python", MATRIX, "fetch", str(CACHE), *session.posargs)
+    with TemporaryDirectory() as folder:
+        host = venv(session, Path(folder, "llama_cpp_python"))
+        pip(session, host, *map(str, CACHE.glob("llama_cpp_python-*.whl")), "-e", ".[test]")
+        command = ("python", MATRIX, "run", str(CACHE), "--host", host, "--work", f"{folder}/work")
+        session.run(*command, *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Restore damaged states on a build of each state format."""
+    session.install("-e", ".[test]")
+    session.run("python", MATRIX, "fetch", str(CACHE), *FUZZ_BUILDS)
+    for version in FUZZ_BUILDS:
+        library = CACHE / f"xllamacpp-{version}" / "xllamacpp" / "xllamacpp.abi3.so"
+        session.run(
+            *("python", "-m", "tests.fuzz", *(session.posargs or ("--cases", "6800"))),
+            env={"LLAMA_STATE_LIBRARY": str(library), "GGML_NO_BACKTRACE": "1"},
+        )
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel from the sdist, and try it on every Python that is found."""
+    session.install("setuptools>=77", "cffi>=2.0")
+    with TemporaryDirectory() as folder:
+        dist, sources, outside = (Path(folder, name) for name in ("dist", "sources", "outside"))
+        session.run("python", "setup.py", "-q", "sdist", "-d", str(dist))
+        (sdist,) = dist.glob("*.tar.gz")
+        for new in (sources, outside):
+            new.mkdir()
+        command = ("tar", "-xzf", str(sdist), "-C", str(sources), "--strip-components=1")
+        session.run(*command, external=True)
+        with session.chdir(sources):
+            session.run("python", CHECKS, "compile-time")
+        # From here on the package of the tree is not in the folder that commands run in.
+        with session.chdir(outside):
+            session.run("pip", "wheel", "-q", "--no-deps", "-w", str(dist), str(sdist))
+            (built,) = dist.glob("*.whl")
+            session.run("python", CHECKS, "wheel", str(built))
+            for version, python in interpreters(session):
+                own = venv(session, Path(folder, version), python)
+                pip(session, own, f"{built}[engine,testing]")
+                session.run(own, CHECKS, "smoke", str(outside), external=True)
+            # What a user's type checker sees.
+            session.install(f"{built}[testing,lint]")
+            shutil.copy(ROOT / "tests" / "typing_api.py", outside)
+            session.run("mypy", "--strict", f"--cache-dir={folder}/mypy", "typing_api.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run the examples of the README and the pages, and build the site."""
+    session.install(".[all,docs]")
+    with TemporaryDirectory() as folder:
+        with session.chdir(folder):
+            session.run("python", CHECKS, "doctests", str(ROOT / "README.md"), str(ROOT / "docs"))
+        if Path("mkdocs.yml").exists():
+            session.run("mkdocs", "build", "--strict", "--site-dir", f"{folder}/site")
+
+
+# -- what they are made of
+
+
+def readme(session: nox.Session, mark: str, *arguments: str, **env: str) -> None:
+    """Run the README's command of that *mark*, with further *arguments*, as a reader does.
+
+    The session's environment is the reader's: nothing is installed into it before.
+    """
+    command = ("python", CHECKS, "command", str(ROOT / "README.md"), mark)
+    text = str(session.run(*command, silent=True, log=False)).strip()
+    text = " ".join([text, *map(shlex.quote, arguments)])
+    session.run("bash", "-euo", "pipefail", "-c", text, external=True, env=env)
+
+
+def extra(name: str) -> list[str]:
+    """Return the requirements of an extra, to install them without the package."""
+    project = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
+    return list(project["optional-dependencies"][name])
+
+
+def venv(session: nox.Session, folder: Path, python: str = sys.executable) -> str:
+    """Make a further virtual environment and return its Python."""
+    session.run(python, "-m", "venv", str(folder), external=True)
+    return str(folder / "bin" / "python")
+
+
+def pip(session: nox.Session, python: str, *what: str) -> None:
+    """Install into a further virtual environment."""
+    session.run(python, "-m", "pip", "install", "-q", *what, external=True)
+
+
+def interpreters(session: nox.Session) -> list[tuple[str, str]]:
+    """Return version and path of each Python to test, and say which are not here."""
+    output = session.run("python", CHECKS, "interpreters", sys.executable, silent=True)
+    lines = [line.split(maxsplit=1) for line in str(output).splitlines()]
+    for version, place in lines:
+        session.log(f"python {version}: {place}")
+    return [(version, place) for version, place in lines if place != "absent"]
