@@ -113,7 +113,7 @@ def test_every_cut() -> None:
     for length in range(0, end - 4, 1):
         with pytest.raises(FormatError):
             parse_slot_tokens(raw[:length])
-    with pytest.raises(FormatError, match="behind"):
+    with pytest.raises(FormatError, match="bytes after"):
         parse_slot_tokens(raw + bytes(4))
     with pytest.raises(TruncatedError, match="4294967295 tokens"):
         parse_slot_tokens(u32(0xFFFFFFFF, 1, 0xFFFFFFFF, 0))
