@@ -34,7 +34,7 @@ def header_of(path: Path) -> GGUFHeader:
 
 
 def bytes_read() -> int:
-    """What this process has read so far, from files of any kind."""
+    """Return the bytes that this process has read so far, from files of any kind."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 

@@ -36,7 +36,7 @@ def test_any_text(tokens: list[int]) -> None:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_media(version: int) -> None:
-    """Images and sounds are told apart, with the tokens that stand for them."""
+    """Images and sounds are distinguished, with the tokens that stand for them."""
     media = {1: image(4, 3, "a hash", version=version), 15: audio(7, "another", version=version)}
     words = packed(MIXED, media)
     found = parse_slot_tokens(words)
