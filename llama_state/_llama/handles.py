@@ -1,7 +1,7 @@
 """Pointers of llama.cpp that are owned or borrowed, locked, and freed once.
 
-:meth:`Handle.use` is the one gate to C: inside it the pointer is alive, no other thread is in a call
-on it, and what llama.cpp logs is collected.
+:meth:`Handle.use` is the one gate to C: inside it the pointer is alive, no other thread is in a
+call on it, and what llama.cpp logs is collected.
 """
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ class Identity:
     def _named_adapters(self) -> str:
         if self._adapters is None:
             if self._origin.adapters is None:
-                raise _UndeclaredError("say with declare(adapters=[...]) which ones the context uses")
+                reason = "say with declare(adapters=[...]) which ones the context uses"
+                raise _UndeclaredError(reason)
             self._adapters = adapters_text(self._origin.adapters)
         return self._adapters
 
@@ -138,7 +139,7 @@ class _UndeclaredError(Exception):
 
 
 def adapters_text(adapters: Sequence[tuple[StrPath, float]]) -> str:
-    """Return adapters by content and scale, sorted; those of scale 0 do nothing and are left out."""
+    """Return adapters by content and scale, sorted; those of scale 0 do nothing."""
     named = sorted(f"{adapter_digest(path)} x {scale:g}" for path, scale in adapters if scale)
     return ", ".join(named) or PLAIN["adapters"]
 
@@ -206,7 +207,7 @@ def _of_model(call: Call, arch: str, n_ctx_seq: int, origin: Origin) -> Fingerpr
 
 
 def _rope_factors(model: Mapping[str, str], arch: str, n_ctx_seq: int) -> dict[str, str]:
-    """Return which of a model's two sets of factors llama.cpp takes: that depends on the context."""
+    """Return which of a model's two sets of factors llama.cpp takes for a context."""
     original = model.get(f"{arch}.rope.scaling.original_context_length")
     length = original or model.get(f"{arch}.context_length", "")
     if not length.isdecimal():
@@ -233,7 +234,7 @@ def _loaded_file(origin: Origin, reported: Mapping[str, str]) -> ModelFile:
     stamp = file_stamp(origin.model_path)
     if origin.loaded in (None, stamp):
         file = read_model(stamp)
-        if file.told == reported:
+        if file.reported == reported:
             return file
     raise _UndeclaredError("the file is not, or no longer, the one that the model was loaded from")
 
