@@ -239,8 +239,9 @@ class ModelFile(NamedTuple):
 
     Attributes:
         fields: Its :func:`model_fields`.
-        reported: The fields that llama.cpp gives without the file: the architecture, hyperparameters
-            that are not lists, and the numbers of parameters and bytes of all tensors.
+        reported: The fields that llama.cpp gives without the file: the architecture,
+            hyperparameters that are not lists, and the numbers of parameters and bytes of all
+            tensors.
         long_rope: Whether it has other rope factors for contexts longer than the original one.
     """
 
