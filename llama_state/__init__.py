@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .inspection import StateFile, inspect_file
 
 __version__ = "0.1.0"
+"""The version of this package."""
 
 __all__ = [
     "CapacityError",

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from .. import layout
 from .._io.buffers import POOL, flat
 from .._io.pages import make_huge
 from ..errors import CapacityError, StateError
@@ -21,7 +22,7 @@ from .handles import Call
 if TYPE_CHECKING:
     from .._io import Buffer
 
-Scope: TypeAlias = "int | None"
+Target: TypeAlias = "int | None"
 """A sequence id, or None for the whole context."""
 
 # llama_state_seq_flags
@@ -32,23 +33,16 @@ ON_DEVICE: Final = 2
 # -- memory
 
 
-class Positions(NamedTuple):
-    """Smallest and largest position of a sequence as llama.cpp reports them; -1 when empty."""
-
-    first: int
-    last: int
-
-
-def positions(call: Call, seq_id: int) -> Positions:
+def positions(call: Call, seq_id: int) -> layout.Span:
     """What llama.cpp says of one sequence."""
     mem = lib.llama_get_memory(call.api, call.ptr)
-    return Positions(
+    return layout.Span(
         lib.llama_memory_seq_pos_min(call.api, mem, seq_id),
         lib.llama_memory_seq_pos_max(call.api, mem, seq_id),
     )
 
 
-def occupied(call: Call, n_seq_max: int) -> dict[int, Positions]:
+def occupied(call: Call, n_seq_max: int) -> dict[int, layout.Span]:
     """The non-empty sequences and their positions."""
     spans = {seq_id: positions(call, seq_id) for seq_id in range(n_seq_max)}
     return {seq_id: span for seq_id, span in spans.items() if span.last >= 0}
@@ -75,34 +69,34 @@ def clear(call: Call, *, data: bool) -> None:
 # -- state
 
 
-def size(call: Call, scope: Scope, flags: int = 0) -> int:
+def size(call: Call, target: Target, flags: int = 0) -> int:
     """Bytes that :func:`read` would give now."""
-    if scope is None:
+    if target is None:
         return lib.llama_state_get_size(call.api, call.ptr)
     if flags:
-        return lib.llama_state_seq_get_size_ext(call.api, call.ptr, scope, flags)
-    return lib.llama_state_seq_get_size(call.api, call.ptr, scope)
+        return lib.llama_state_seq_get_size_ext(call.api, call.ptr, target, flags)
+    return lib.llama_state_seq_get_size(call.api, call.ptr, target)
 
 
-def read(call: Call, scope: Scope, flags: int = 0) -> bytes:
+def read(call: Call, target: Target, flags: int = 0) -> bytes:
     """The state as bytes, with one copy out of llama.cpp and no second pass."""
     # Filled in place before anybody else sees it: zeroed pages come from the system as they are
     # touched, so this costs one pass, where a bytearray would cost two and a copy three.
-    blob = bytes(size(call, scope, flags))
+    blob = bytes(size(call, target, flags))
     make_huge(blob)
-    target = ffi.from_buffer("uint8_t[]", blob)
-    _fill(call, scope, target, len(blob), flags)
+    room = ffi.from_buffer("uint8_t[]", blob)
+    _fill(call, target, room, len(blob), flags)
     return blob
 
 
 @contextmanager
-def lent(call: Call, scope: Scope) -> Iterator[memoryview]:
+def lent(call: Call, target: Target) -> Iterator[memoryview]:
     """The state in a buffer that is lent, for what needs it no longer than the block."""
-    with POOL.lend(size(call, scope), spill=True) as buffer:
-        yield read_into(call, scope, buffer)
+    with POOL.lend(size(call, target), spill=True) as buffer:
+        yield read_into(call, target, buffer)
 
 
-def read_into(call: Call, scope: Scope, out: Buffer, flags: int = 0) -> memoryview:
+def read_into(call: Call, target: Target, out: Buffer, flags: int = 0) -> memoryview:
     """Fill the start of a writable buffer with the state.
 
     Returns:
@@ -111,23 +105,23 @@ def read_into(call: Call, scope: Scope, out: Buffer, flags: int = 0) -> memoryvi
     Raises:
         CapacityError: The buffer is too small.
     """
-    need = size(call, scope, flags)
+    need = size(call, target, flags)
     view = flat(out)
     if len(view) < need:
         raise CapacityError("output buffer, in bytes", need=need, have=len(view))
     # Released here and not by the garbage collector: see flat().
-    with ffi.from_buffer("uint8_t[]", view, require_writable=True) as target:
-        _fill(call, scope, target, need, flags)
+    with ffi.from_buffer("uint8_t[]", view, require_writable=True) as room:
+        _fill(call, target, room, need, flags)
     return view[:need]
 
 
-def _fill(call: Call, scope: Scope, target: Any, need: int, flags: int) -> None:
-    if scope is None:
-        written = lib.llama_state_get_data(call.api, call.ptr, target, need)
+def _fill(call: Call, target: Target, room: Any, need: int, flags: int) -> None:
+    if target is None:
+        written = lib.llama_state_get_data(call.api, call.ptr, room, need)
     elif flags:
-        written = lib.llama_state_seq_get_data_ext(call.api, call.ptr, target, need, scope, flags)
+        written = lib.llama_state_seq_get_data_ext(call.api, call.ptr, room, need, target, flags)
     else:
-        written = lib.llama_state_seq_get_data(call.api, call.ptr, target, need, scope)
+        written = lib.llama_state_seq_get_data(call.api, call.ptr, room, need, target)
     if written != need:
         log = "; ".join(call.log())
         raise StateError(
@@ -135,17 +129,17 @@ def _fill(call: Call, scope: Scope, target: Any, need: int, flags: int) -> None:
         )
 
 
-def write(call: Call, scope: Scope, blob: Buffer, flags: int = 0) -> int:
+def write(call: Call, target: Target, blob: Buffer, flags: int = 0) -> int:
     """Give a state to llama.cpp; nothing is checked here.
 
     Returns:
         The bytes that it consumed: fewer than the blob has mean that it was refused or misread.
     """
     with ffi.from_buffer("uint8_t[]", blob) as source:
-        if scope is None:
+        if target is None:
             return lib.llama_state_set_data(call.api, call.ptr, source, len(source))
         if flags:
             return lib.llama_state_seq_set_data_ext(
-                call.api, call.ptr, source, len(source), scope, flags
+                call.api, call.ptr, source, len(source), target, flags
             )
-        return lib.llama_state_seq_set_data(call.api, call.ptr, source, len(source), scope)
+        return lib.llama_state_seq_set_data(call.api, call.ptr, source, len(source), target)

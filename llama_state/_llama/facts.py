@@ -8,17 +8,18 @@ from functools import partial
 from typing import Any
 
 from .. import layout
+from ..errors import SequenceIdError
 from ._llama_cffi import ffi, lib
 from .handles import Call
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CreationOptions:
     """Options that a context of ours was made with and that cannot be read back from it.
 
     Attributes:
         types: Cache type by option name, for explaining a refusal: of some architectures
-            llama.cpp makes caches of other types than asked.
+            llama.cpp makes caches of other types than these.
         swa_full: Caches of sliding-window layers have ``n_ctx_seq`` cells too.
     """
 
@@ -43,7 +44,7 @@ class Facts:
         n_batch: Tokens that one call of ``llama_decode`` takes.
         n_ubatch: Tokens that are computed at once.
         n_seq_max: Sequence ids run from 0 to this minus 1.
-        asked: What only the maker of the context knows; nothing for a borrowed one.
+        options: What only the maker of the context knows; nothing for a borrowed one.
     """
 
     arch: str
@@ -57,20 +58,20 @@ class Facts:
     n_batch: int
     n_ubatch: int
     n_seq_max: int
-    asked: Asked
+    options: CreationOptions
 
-    def sure_cells(self, cache: str, *, n_stream: int) -> int:
-        """Cells that each stream of a KV cache has at least.
+    def check_sequence(self, seq_id: int) -> int:
+        """Return *seq_id*, if it is one of the context.
 
-        The size of a sliding-window cache is llama.cpp's own formula without its rounding up.
+        Raises:
+            SequenceIdError: It is not; llama.cpp would abort the process.
         """
-        if cache != "swa" or self.asked.swa_full:
-            return self.n_ctx_seq
-        sequences = self.n_seq_max if n_stream == 1 else 1
-        return min(self.n_ctx_seq, self.n_swa * sequences + self.n_ubatch)
+        if not 0 <= seq_id < self.n_seq_max:
+            raise SequenceIdError(seq_id, limit=self.n_seq_max)
+        return seq_id
 
 
-def context_facts(call: Call, asked: Asked) -> Facts:
+def context_facts(call: Call, options: CreationOptions) -> Facts:
     """Read the facts of the context under *call*."""
     api, ctx = call.api, call.ptr
     model = lib.llama_get_model(api, ctx)
@@ -98,7 +99,7 @@ def context_facts(call: Call, asked: Asked) -> Facts:
         n_batch=lib.llama_n_batch(api, ctx),
         n_ubatch=lib.llama_n_ubatch(api, ctx),
         n_seq_max=lib.llama_n_seq_max(api, ctx),
-        asked=asked,
+        options=options,
     )
 
 

@@ -290,8 +290,9 @@ class Checkpoint:
         whole = self.kind == "whole"
         version = self.session_version if whole else self.sequence_version
         header = layout.pack_file_header(self.kind, version, self._token_words())
-        skip = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
-        parts: list[Buffer] = [header, self.payload[skip:]]
+        head_size = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
+        place = layout.FileLayout(len(header), head_size)
+        parts: list[Buffer] = [header, place.payload(self.payload)]
         return atomic.write_file(path, parts, durable=durable, progress=progress)
 
     @classmethod
@@ -328,11 +329,11 @@ class Checkpoint:
         except FormatError as error:
             raise error.moved(start) from None
         if header.kind == "sequence":
-            # The 8 bytes before it, read by now, make room for the head of a blob; only our own
-            # copy of the page is written to.
-            start -= layout.SEQUENCE_HEAD.size
             source = source if parsed.source is None else parsed.source
-            layout.SEQUENCE_HEAD.pack_into(data, start, layout.SEQUENCE_MAGIC, source)
+            place = layout.FileLayout(start, layout.SEQUENCE_HEAD.size)
+            # Only our own copy of the page is written to.
+            data[place.blob_offset : start] = layout.sequence_head(source)
+            start = place.blob_offset
         packed = layout.is_packed(words)
         return cls(
             data[start:],

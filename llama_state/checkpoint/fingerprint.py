@@ -32,7 +32,7 @@ MODEL_FILE: Final = "model file"
 PLAIN: Final[Mapping[str, str]] = {"adapters": "none", "rope": "the model's own"}
 """Context fields of a context in which nothing changes what the model's file says."""
 
-_PARTS = ("model", "context", "unknown")
+_SECTIONS = ("model", "context", "unknown")
 _MAX_FIELDS = 1 << 16
 _MAX_TEXT = 1 << 14
 _LONG_TEXT = 1 << 12
@@ -70,7 +70,7 @@ class Fingerprint:
 
     def to_json(self) -> dict[str, object]:
         """The fingerprint as objects of strings, to be written as JSON."""
-        return {name: dict(getattr(self, name)) for name in _PARTS}
+        return {name: dict(getattr(self, name)) for name in _SECTIONS}
 
     @classmethod
     def from_json(cls, value: object) -> Fingerprint:
@@ -79,9 +79,9 @@ class Fingerprint:
         Raises:
             FormatError: It gave anything else.
         """
-        if not isinstance(value, dict) or set(value) != set(_PARTS):
-            raise FormatError(f"a fingerprint is an object of {', '.join(_PARTS)}")
-        return cls(*(_checked(name, value[name]) for name in _PARTS))
+        if not isinstance(value, dict) or set(value) != set(_SECTIONS):
+            raise FormatError(f"a fingerprint is an object of {', '.join(_SECTIONS)}")
+        return cls(*(_checked(name, value[name]) for name in _SECTIONS))
 
     def differences(self, current: Fingerprint) -> list[Difference]:
         """Everything in which *current* is not known to be the same.
@@ -288,12 +288,12 @@ def _adapter_digest(stamp: Stamp) -> str:
     return digest(_packed(text) for item in sorted(fields.items()) for text in item)
 
 
-def _architecture(header: gguf.Header) -> str:
+def _architecture(header: gguf.GGUFHeader) -> str:
     value = header.keys.get("general.architecture")
     return value.text() if value is not None and value.item is None else ""
 
 
-def _values(header: gguf.Header, prefix: str) -> dict[str, str]:
+def _values(header: gguf.GGUFHeader, prefix: str) -> dict[str, str]:
     """The keys that begin with *prefix*, with their values as text."""
     return {
         key: _value_text(value)
@@ -308,7 +308,7 @@ def _value_text(value: gguf.Value) -> str:
     return shortened(value.text())
 
 
-def _tokenizer(header: gguf.Header) -> str:
+def _tokenizer(header: gguf.GGUFHeader) -> str:
     """The digest of what turns text into tokens, as its bytes in the file."""
     chunks: list[bytes | memoryview] = []
     for key, value in sorted(header.keys.items()):
@@ -318,7 +318,7 @@ def _tokenizer(header: gguf.Header) -> str:
     return digest(chunks)
 
 
-def _tensor_table(header: gguf.Header) -> str:
+def _tensor_table(header: gguf.GGUFHeader) -> str:
     """The digest of the names, types and shapes of all tensors."""
     return digest(
         chunk
@@ -332,7 +332,7 @@ def _tensor_table(header: gguf.Header) -> str:
     )
 
 
-def _weights(paths: Sequence[str], header: gguf.Header) -> str:
+def _weights(paths: Sequence[str], header: gguf.GGUFHeader) -> str:
     """The digest of samples of all tensors."""
     sampled: dict[str, bytes] = {}
     for part, path in enumerate(paths):
@@ -343,7 +343,7 @@ def _weights(paths: Sequence[str], header: gguf.Header) -> str:
     return digest(chunk for name, own in sorted(sampled.items()) for chunk in (_packed(name), own))
 
 
-def _sampled(fd: int, tensor: gguf.Tensor) -> bytes:
+def _sampled(fd: int, tensor: gguf.GGUFTensor) -> bytes:
     """The SHA-256 of all of a small tensor, and of some pieces of a large one."""
     hashed = hashlib.sha256()
     for at, size in _samples(tensor.nbytes):

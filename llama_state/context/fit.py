@@ -6,18 +6,19 @@ whatever passes by, and if need be from the shortest of its sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
 from .. import layout
 from .._llama import calls
-from .._llama.calls import Positions, Scope
+from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call
 from ..errors import CapacityError, Difference, MismatchError, UnsupportedError
+from .form import StateForm
 
-Held: TypeAlias = "Mapping[int, Positions]"
+Held: TypeAlias = "Mapping[int, layout.Span]"
 """The sequences that a context holds."""
 
 # Kinds of memory whose cell counts we can compute, and those that abort beyond n_ctx_seq.
@@ -25,17 +26,17 @@ _SIZES_KNOWN = frozenset({"none", "kv", "iswa", "recurrent", "hybrid", "hybrid-i
 _BOUND_BY_CONTEXT = frozenset({"msa", "dsv4", "hybrid-idx"})
 
 
-class Fitting:
-    """What is known of one context's caches.
+class Fit:
+    """What is known of one context's caches, and whether a state fits them.
 
     Args:
         facts: The context's constants.
-        read: Reads and parses a sequence of the context, by its id.
+        form: How its states are written.
     """
 
-    def __init__(self, facts: Facts, read: Callable[[Call, int], layout.Layout]) -> None:
+    def __init__(self, facts: Facts, form: StateForm) -> None:
         self._facts = facts
-        self._read = read
+        self._form = form
         self._known: layout.Geometry | None = None
 
     @property
@@ -55,17 +56,17 @@ class Fitting:
             ids = range(self._facts.n_seq_max)
             shortest = min(ids, key=lambda seq_id: calls.positions(call, seq_id).last)
             try:
-                self.learn(self._read(call, shortest))
+                self.learn(self._form.read(call, shortest))
             except UnsupportedError:  # an unknown format: what is right for several serves one
                 return self._facts.n_seq_max == 1
         caches = self._known.caches if self._known else ()
         return all(cache.n_stream in (None, 1) for cache in caches)
 
-    def check(self, call: Call, scope: Scope, parsed: layout.Layout, before: Held) -> bool:
+    def check(self, call: Call, target: Target, parsed: layout.Layout, before: Held) -> bool:
         """Compare a state with the context.
 
         Args:
-            scope: Where it is to go.
+            target: Where it is to go.
             parsed: The state.
             before: What the context holds.
 
@@ -76,16 +77,16 @@ class Fitting:
             MismatchError: It is a state of other settings or of another model.
             CapacityError: It is sure to need more than there is.
         """
-        if scope is None and parsed.arch != self._facts.arch:
+        if target is None and parsed.arch != self._facts.arch:
             raise MismatchError([Difference("architecture", parsed.arch, self._facts.arch)])
-        filled = bool(before) if scope is None else scope in before
+        filled = bool(before) if target is None else target in before
         if filled and not self._knows(parsed):
-            self.learn(self._read(call, min(before, key=lambda seq_id: before[seq_id].last)))
+            self.learn(self._form.read(call, min(before, key=lambda seq_id: before[seq_id].last)))
         elif self._known is None and len(before) < self._facts.n_seq_max:
             self.one_stream(call)
         if self._known and (found := layout.differences(parsed.geometry, self._known)):
             raise MismatchError(found)
-        return self._has_room(scope, parsed, before) and self._knows(parsed)
+        return self._has_room(target, parsed, before) and self._knows(parsed)
 
     def countable(self) -> layout.Traits:
         """The traits of a memory whose sequences have a cell for each position at the most.
@@ -93,20 +94,20 @@ class Fitting:
         Raises:
             UnsupportedError: It is not such a memory.
         """
-        way, *others = self._facts.traits
-        if others or way.module not in _SIZES_KNOWN or way.ext:
+        traits, *others = self._facts.traits
+        if others or traits.module not in _SIZES_KNOWN or traits.ext:
             raise UnsupportedError(f"the cells of a {self._facts.arch} model cannot be counted")
-        return way
+        return traits
 
     def check_room(self, call: Call, dest: int, n_past: int, before: Held) -> None:
         """Raise CapacityError unless *n_past* cells are sure to be free for sequence *dest*."""
-        way = self.countable()
-        if way.module == "recurrent":
+        traits = self.countable()
+        if traits.module == "recurrent":
             return
         n_stream = 1 if self.one_stream(call) else self._facts.n_seq_max
         others = (span.last + 1 for i, span in before.items() if i != dest)
         need = n_past + (sum(others) if n_stream == 1 else 0)
-        have = self._facts.sure_cells("swa" if way.window else "kv", n_stream=n_stream)
+        have = self._sure_cells("swa" if traits.window else "kv", n_stream=n_stream)
         if need > have:
             raise CapacityError("cells that are sure to be free", need=need, have=have)
 
@@ -114,16 +115,16 @@ class Fitting:
         known = self._known
         return known is not None and layout.merge(known, parsed.geometry) == known
 
-    def _has_room(self, scope: Scope, parsed: layout.Layout, before: Held) -> bool:
+    def _has_room(self, target: Target, parsed: layout.Layout, before: Held) -> bool:
         """True when the cells are sure to be there; False when only llama.cpp can tell."""
         facts = self._facts
         highest = max(parsed.sequences, default=-1)
-        if scope is None and highest >= facts.n_seq_max:
+        if target is None and highest >= facts.n_seq_max:
             raise CapacityError("sequences", need=highest + 1, have=facts.n_seq_max)
         last = max((high for _, high in parsed.spans.values()), default=-1)
         if parsed.module in _BOUND_BY_CONTEXT and last >= facts.n_ctx_seq:
             raise CapacityError("positions", need=last + 1, have=facts.n_ctx_seq)
-        others = [p for i, p in before.items() if scope not in (None, i)]
+        others = [p for i, p in before.items() if target not in (None, i)]
         # Of one stream the other sequences have at most a cell for each position, but for
         # M-RoPE, where the patches of an image share one.
         taken = sum(span.last + 1 for span in others)
@@ -135,5 +136,16 @@ class Fitting:
                 raise CapacityError(f"cells of the {name} cache", need=need, have=have)
             if name != "recurrent":
                 shared = taken if len(streams) == 1 else 0
-                sure = sure and need + shared <= facts.sure_cells(name, n_stream=len(streams))
+                sure = sure and need + shared <= self._sure_cells(name, n_stream=len(streams))
         return sure
+
+    def _sure_cells(self, cache: str, *, n_stream: int) -> int:
+        """Return the cells that each stream of a KV cache has at least.
+
+        The size of a sliding-window cache is llama.cpp's own formula without its rounding up.
+        """
+        facts = self._facts
+        if cache != "swa" or facts.options.swa_full:
+            return facts.n_ctx_seq
+        sequences = facts.n_seq_max if n_stream == 1 else 1
+        return min(facts.n_ctx_seq, facts.n_swa * sequences + facts.n_ubatch)

@@ -188,7 +188,7 @@ def _of_context(library: Library, facts: Facts, known: layout.Geometry | None) -
     if len(facts.traits) == 1:
         fields["module"] = facts.traits[0].module
         if facts.traits[0].module in _AS_ASKED:
-            fields |= facts.asked.types
+            fields |= facts.options.types
     return {**fields, **(geometry_fields(known) if known else {})}
 
 

@@ -9,7 +9,7 @@ from .. import layout
 from .._io import StrPath
 from .._llama._llama_cffi import lib
 from .._llama.discovery import load_library
-from .._llama.facts import Asked, metadata
+from .._llama.facts import CreationOptions, metadata
 from .._llama.handles import Owner, context_handle
 from .._llama.library import Library
 from ..errors import CapacityError, UnsupportedError
@@ -119,8 +119,8 @@ class Model(Owner):
         threads = n_threads if n_threads is not None else _usable_cores()
         with handle.use() as call:
             lib.llama_set_n_threads(call.api, call.ptr, threads, threads)
-        asked = Asked({"type_k": type_k, "type_v": type_v}, swa_full)
-        return Context(handle, asked, self._origin)
+        options = CreationOptions({"type_k": type_k, "type_v": type_v}, swa_full)
+        return Context(handle, options, self._origin)
 
     def _traits(self) -> tuple[layout.Traits, ...]:
         with self._handle.use() as call:

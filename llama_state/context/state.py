@@ -1,43 +1,37 @@
-"""Save and restore over a context handle: checked before, verified after, undone on failure.
+"""The state of one context: out of it, into it, to a file and from one.
 
-llama.cpp clears the destination first and looks at the state then. So a state is parsed and
-compared with the context before llama.cpp sees it; what it consumed and the positions that it
-reports are compared after. See ``docs/guarantees.md``.
+A restore has three steps. A blob or file is parsed, while the context is free for others: it is
+:class:`Incoming` then. The keeper of the context's tokens is asked. Then the state is put into
+the context by a plan; see ``restore.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import partial as bound
+from typing import TYPE_CHECKING
 
 from .. import layout
 from .._io import Progress, StrPath, atomic, pages
 from .._io.buffers import POOL, flat
 from .._io.lease import opened
 from .._llama import calls
-from .._llama.calls import Scope
+from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
-from ..errors import (
-    FormatError,
-    RestoreError,
-    SequenceIdError,
-    StaleError,
-    UnsupportedError,
-    VersionError,
-)
-from .fit import Held
-from .restore import LOSES_STREAMS, Restoring
+from ..errors import FormatError, RestoreError, UnsupportedError, VersionError
+from .changes import Change, Keeper
+from .cuts import rewind_min
+from .fit import Fit, Held
+from .form import StateForm
+from .restore import Incoming, Restorer
 
 if TYPE_CHECKING:
     from .._io import Buffer
-
-# Asked before anything is touched, with the parsed state (None where it was not validated) and
-# the token list of the file (empty for blobs); whoever does not want it raises.
-Admit: TypeAlias = "Callable[[layout.Layout | None, tuple[int, ...]], None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,280 +73,219 @@ class Restored:
     sequences: Mapping[int, Span]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class OnDevice:
-    """A sequence whose tensors llama.cpp keeps on the device.
-
-    Attributes:
-        seq_id: The sequence that was saved: llama.cpp keeps the last one of each.
-        head: The state without its tensors, as llama.cpp wants it back.
-        positions: The sequence's positions.
-    """
-
-    seq_id: int
-    head: bytes
-    positions: calls.Positions
-
-
 class ContextState:
     """The state of one context.
 
-    A *scope* is a sequence id, or None for the whole context.
+    A *target* is a sequence id, or None for the whole context.
     """
 
-    def __init__(self, handle: Handle, facts: Facts) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        facts: Facts,
+        form: StateForm,
+        fit: Fit,
+        restorer: Restorer,
+        keeper: Keeper,
+    ) -> None:
         self._handle = handle
         self._facts = facts
-        self._library = handle.library
-        self._restoring = Restoring(handle, facts)
+        self._form = form
+        self._fit = fit
+        self._restorer = restorer
+        self._keeper = keeper
 
     @property
     def known(self) -> layout.Geometry | None:
         """What has been learned of the caches so far, from states that passed by."""
-        return self._restoring.fitting.known
+        return self._fit.known
 
-    def check_sequence(self, seq_id: int) -> int:
-        """*seq_id*, if it is one of this context.
+    # -- out of the context
 
-        Raises:
-            SequenceIdError: It is not; llama.cpp would abort the process.
-        """
-        if not 0 <= seq_id < self._facts.n_seq_max:
-            raise SequenceIdError(seq_id, limit=self._facts.n_seq_max)
-        return seq_id
-
-    def size(self, scope: Scope, *, partial: bool = False) -> int:
-        """Bytes that a snapshot would have now."""
+    def size(self, target: Target, *, partial: bool = False) -> int:
+        """Return the bytes that a snapshot would have now."""
         flags = self._flags(partial)
         with self._handle.use() as call:
-            return calls.size(call, scope, flags)
+            return calls.size(call, target, flags)
 
     def snapshot(
-        self, scope: Scope, out: Buffer | None = None, *, partial: bool = False
+        self, target: Target, out: Buffer | None = None, *, partial: bool = False
     ) -> bytes | memoryview:
-        """The state as bytes, or written to the start of *out*."""
+        """Return the state as bytes, or write it to the start of *out*."""
         flags = self._flags(partial)
         with self._handle.use() as call:
             if out is None:
-                return calls.read(call, scope, flags)
-            return calls.read_into(call, scope, out, flags)
+                return calls.read(call, target, flags)
+            return calls.read_into(call, target, out, flags)
 
-    def recorded(self, scope: Scope, blob: Buffer) -> dict[str, str]:
-        """What a state that this context has just given says of it; see :func:`state_fields`."""
+    def recorded(self, target: Target, blob: Buffer) -> dict[str, str]:
+        """Return what a state that this context has just given says of it: `state_fields`."""
         try:
-            parsed = self._restoring.parse_own(scope, blob)
-        except UnsupportedError:  # an unknown format tells nothing
+            parsed = self._form.parse_own(target, blob)
+        except UnsupportedError:  # an unknown format says nothing
             return {}
-        self._restoring.fitting.learn(parsed)
+        self._fit.learn(parsed)
         return state_fields(parsed)
 
     def save(
         self,
-        scope: Scope,
+        target: Target,
         path: StrPath,
-        tokens: Iterable[int],
+        tokens: Iterable[int] | None,
         *,
         durable: bool,
-        progress: Progress | None = None,
-        memory_limit: int | None = None,
+        progress: Progress | None,
+        memory_limit: int | None,
     ) -> int:
-        """Write llama.cpp's own session or sequence file."""
-        ids = layout.token_array(tokens)
-        header = layout.pack_file_header(*self._file_kind(scope), ids)
-        skip = 0 if scope is None else self._restoring.head_size
-        options: dict[str, Any] = {"durable": durable, "progress": progress}
+        """Write llama.cpp's own session or sequence file, and return its bytes."""
+        ids = None if tokens is None else layout.token_array(tokens)
         with POOL.limited(memory_limit), ExitStack() as stack:
             with self._handle.use() as call:
-                need = calls.size(call, scope)
+                if ids is None:
+                    ids = array("i", self._keeper.known_tokens(call, target) or ())
+                header = layout.pack_file_header(*self._form.file_kind(target), ids)
+                place = self._form.file_layout(target, len(header))
+                need = calls.size(call, target)
                 try:
                     buffer = stack.enter_context(POOL.lend(need))
                 except MemoryError:
-                    buffer = None
-                if buffer is None:
-                    return self._save_in_place(call, scope, path, header, need, skip, options)
-                blob = calls.read_into(call, scope, buffer)
-            return atomic.write_file(path, [header, blob[skip:]], **options)
+                    fill = _filler(call, target, header, place)
+                    size = place.file_size(need)
+                    return atomic.fill_file(path, size, fill, durable=durable, progress=progress)
+                blob = calls.read_into(call, target, buffer)
+            parts: list[Buffer] = [header, place.payload(blob)]
+            return atomic.write_file(path, parts, durable=durable, progress=progress)
 
-    def _save_in_place(
-        self,
-        call: Call,
-        scope: Scope,
-        path: StrPath,
-        header: bytes,
-        need: int,
-        skip: int,
-        options: Any,
-    ) -> int:
-        """Let llama.cpp write its *need* bytes into the pages of the file, all but *skip*."""
-        # The head in front of a sequence's blob has no place in a file: the header is written
-        # over it, and the payload lies where it belongs.
-        start = len(header) - skip
-
-        def fill(pages: memoryview) -> None:
-            calls.read_into(call, scope, pages[start:])
-            pages[: len(header)] = header
-
-        return atomic.fill_file(path, start + need, fill, **options)
+    # -- into the context
 
     def load(
         self,
-        scope: Scope,
+        target: Target,
         path: StrPath,
+        tokens: Iterable[int] | None,
         *,
         validate: bool,
-        progress: Progress | None = None,
-        memory_limit: int | None = None,
-        admit: Admit | None = None,
+        progress: Progress | None,
+        memory_limit: int | None,
     ) -> Restored:
         """Restore from llama.cpp's own session or sequence file."""
+        given = None if tokens is None else tuple(tokens)
         with POOL.limited(memory_limit), opened(path, progress=progress) as data:
             header = layout.parse_file_header(data, any_version=True)
-            kind, version = self._file_kind(scope)
+            kind, version = self._form.file_kind(target)
             if header.kind != kind:
                 reason = f"{path} is a {header.kind} state file, not a {kind} one"
                 raise FormatError(reason, offset=0)
             if header.version != version:
                 raise VersionError(f"{path}", found=header.version, expected=version, offset=4)
-            tokens = tuple(layout.unpack_tokens(data, header))
-            start = header.payload_offset
-            parsed = self._parse_payload(scope, data[start:], start) if validate else None
-            if admit is not None:
-                admit(parsed, tokens)
-            if scope is not None and self._restoring.head_size:
-                # The 8 bytes before the payload are read by now and make room for the blob's head.
-                start -= self._restoring.head_size
-                head = layout.SEQUENCE_HEAD.pack(layout.SEQUENCE_MAGIC, scope)
-                pages.overwrite(data, start, head)
-            with self._handle.use() as call:
-                held = self._restoring.restore(call, scope, data[start:], parsed)
-            return Restored(len(data), tokens, self._spans(held))
-
-    def _parse_payload(self, scope: Scope, payload: memoryview, offset: int) -> layout.Layout:
-        try:
-            return self._restoring.parse(scope, payload, headed=False)
-        except FormatError as error:
-            raise error.moved(offset) from None
+            listed = tuple(layout.unpack_tokens(data, header))
+            place = self._form.file_layout(target, header.payload_offset)
+            parsed = self._parse_file(target, data, place) if validate else None
+            if target is not None and place.head_size:
+                # The end of the header, which was read, makes room for the head of the blob.
+                pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
+            incoming = Incoming(data[place.blob_offset :], parsed, len(data), listed)
+            return self._put(target, incoming, given or listed or None)
 
     def restore(
         self,
-        scope: Scope,
+        target: Target,
         blob: Buffer,
+        tokens: Iterable[int] | None,
         *,
         validate: bool,
         partial: bool = False,
-        admit: Admit | None = None,
     ) -> Restored:
-        """Restore from a blob; see the module's docstring for the order of things."""
-        flags = self._flags(partial)
+        """Restore from a blob that :meth:`snapshot` gave."""
+        self._flags(partial)
+        given = None if tokens is None else tuple(tokens)
         data = flat(blob)
-        into = self._restoring
-        headed = into.is_headed(data)
-        parsed = into.parse(scope, data, headed=headed, partial=partial) if validate else None
-        native = into.native(scope, data, headed)
-        if admit is not None:
-            admit(parsed, ())
-        with self._handle.use() as call:
-            held = into.restore(call, scope, native, parsed, flags)
-        return Restored(len(data), (), self._spans(held))
+        headed = self._form.is_headed(data)
+        parsed = None
+        if validate or partial:
+            parsed = self._form.parse(target, data, headed=headed, partial=partial)
+        native = self._form.native(target, data, headed)
+        return self._put(target, Incoming(native, parsed, len(data), partial=partial), given)
 
-    # -- snapshots that stay on the device
-
-    def keep_on_device(self, seq_id: int) -> OnDevice:
-        """Let llama.cpp keep the tensors of a sequence; it forgets the ones of before."""
-        self._library.require("state-flags")
-        if self._library.session_version <= LOSES_STREAMS:
-            raise UnsupportedError(
-                "before session version 10 llama.cpp aborts when a snapshot cannot be restored "
-                "from the device: take seq_snapshot()"
-            )
-        self._restoring.fitting.countable()
-        with self._handle.use() as call:
-            head = calls.read(call, seq_id, calls.ON_DEVICE)
-            kept = OnDevice(seq_id, head, calls.positions(call, seq_id))
-            self._handle.shared.on_device[seq_id] = kept
-            return kept
-
-    def is_on_device(self, kept: OnDevice) -> bool:
-        """Whether llama.cpp still has the tensors of *kept*."""
-        return not self._handle.closed and self._handle.shared.on_device.get(kept.seq_id) is kept
-
-    def restore_from_device(self, dest: int, kept: OnDevice) -> Restored:
-        """Replace *dest* by *kept*.
-
-        llama.cpp aborts when it finds no room, so it is asked only where there is some.
-        """
-        with self._handle.use() as call:
-            if not self.is_on_device(kept):
-                raise StaleError(f"a later snapshot of sequence {kept.seq_id} replaced this one")
-            before = calls.occupied(call, self._facts.n_seq_max)
-            self._restoring.fitting.check_room(call, dest, kept.positions.last + 1, before)
-            self._handle.shared.last_logits = None
-            self._restoring.empty(call, dest)
-            restored: dict[int, calls.Positions] = {}
-            if kept.positions.last >= 0:
-                consumed = calls.write(call, dest, kept.head, calls.ON_DEVICE)
-                after = calls.positions(call, dest)
-                if consumed != len(kept.head) or after.last != kept.positions.last:
-                    log = call.log()
-                    self._restoring.empty(call, dest)
-                    raise RestoreError("the snapshot on the device was refused", log=log)
-                restored[dest] = after
-        return Restored(len(kept.head), (), self._spans(restored))
-
-    def rewind_min(self, span: calls.Positions) -> int:
-        """Smallest position to which a sequence with *span* can truthfully be cut back."""
-        return max(way.rewind_min(span.first, span.last) for way in self._facts.traits)
-
-    def copy(self, call: Call, src: int, dest: int, first: int, last: int, *, part: bool) -> None:
-        """Make *dest* a copy of ``first <= position < last`` of *src*: of all, unless *part*.
-
-        llama.cpp copies between streams only at the next decode, and a state saved before that
-        holds stale data. So a copy between streams goes through the state functions.
-        """
-        one_stream = self._restoring.fitting.one_stream(call)
-        if part and not one_stream:
-            raise UnsupportedError(
-                "a split context can copy only whole sequences: use kv_unified=True"
-            )
-        logits = self._handle.shared.last_logits
-        if logits is not None and logits.seq_id == dest:
-            self._handle.shared.last_logits = None
-        if one_stream or first >= last:
-            self._restoring.empty(call, dest)
-            if first < last:
-                calls.share(call, src, dest, *((first, last) if part else (-1, -1)))
-            return
-        with calls.lent(call, src) as blob:
-            self._restoring.empty(call, dest)
-            if calls.write(call, dest, blob) != len(blob):
-                self._restoring.empty(call, dest)
-                raise RestoreError("the copy was refused", log=call.log(), rolled_back=False)
-
-    def undo(self, scope: Scope, backup: Buffer) -> None:
-        """Put back what :meth:`snapshot` gave earlier, over whatever is there now.
-
-        Raises:
-            RestoreError: llama.cpp would not have it; the destination was emptied.
-        """
-        with self._handle.use() as call:
-            self._handle.shared.last_logits = None
-            if not self._restoring.put_back(call, scope, backup):
-                raise RestoreError("what was there could not be put back", log=call.log())
+    @contextmanager
+    def savepoint(self, targets: Sequence[Target]) -> Iterator[None]:
+        """Put *targets* back as they were when the block raises."""
+        with self._handle.use():
+            kept = [(each, self.snapshot(each), self._keeper.tokens(each)) for each in targets]
+        try:
+            yield
+        except BaseException:
+            # A context that the block has closed has nothing to be put back into.
+            if not self._handle.closed:
+                with self._handle.use() as call:
+                    for target, copy, tokens in kept:
+                        self._put_back(call, target, copy, tokens)
+            raise
 
     # -- shared by the above
 
-    def _spans(self, held: Held) -> dict[int, Span]:
-        return {
-            seq_id: Span(span.first, span.last, self.rewind_min(span))
-            for seq_id, span in held.items()
-        }
+    def _put(self, target: Target, incoming: Incoming, tokens: tuple[int, ...] | None) -> Restored:
+        with self._handle.use() as call:
+            spans = _spans(target, incoming.parsed)
+            if incoming.partial and tokens is None and spans and target is not None:
+                # A rewind brings no token that is not there.
+                listed = self._keeper.tokens(target)
+                tokens = listed and listed[: spans[target].last + 1]
+            change = Change("replace", target, spans, tokens)
+            with self._keeper.changing(call, change):
+                check = bound(self._keeper.check, call, change)
+                held = self._restorer.restore(call, target, incoming, check)
+            return Restored(incoming.nbytes, incoming.tokens, restored_spans(self._facts, held))
 
-    def _file_kind(self, scope: Scope) -> tuple[layout.Kind, int]:
-        if scope is None:
-            return "whole", self._library.session_version
-        return "sequence", self._library.sequence_version
+    def _put_back(
+        self, call: Call, target: Target, copy: Buffer, tokens: tuple[int, ...] | None
+    ) -> None:
+        """Put back what :meth:`snapshot` gave, over whatever is there now.
+
+        Raises:
+            RestoreError: llama.cpp refused it; the target was emptied.
+        """
+        with self._keeper.changing(call, Change("undo", target, None, tokens)):
+            self._handle.shared.last_logits = None
+            if not self._restorer.put_back(call, target, copy):
+                raise RestoreError("what was there could not be put back", log=call.log())
+
+    def _parse_file(
+        self, target: Target, data: memoryview, place: layout.FileLayout
+    ) -> layout.Layout:
+        try:
+            return self._form.parse(target, data[place.payload_offset :], headed=False)
+        except FormatError as error:
+            raise error.moved(place.payload_offset) from None
 
     def _flags(self, partial: bool) -> int:
         if partial:
-            self._library.require("state-flags")
+            self._handle.library.require("state-flags")
         return calls.PARTIAL_ONLY if partial else 0
+
+
+def restored_spans(facts: Facts, held: Held) -> dict[int, Span]:
+    """Return what a restore brought back, as its caller gets it."""
+    return {
+        seq_id: Span(span.first, span.last, rewind_min(facts, span))
+        for seq_id, span in held.items()
+    }
+
+
+def _spans(target: Target, parsed: layout.Layout | None) -> Mapping[int, layout.Span] | None:
+    """Return the positions of a state by the sequences that they will have in the context."""
+    if parsed is None or target is None:
+        return None if parsed is None else parsed.spans
+    return dict(zip([target], parsed.spans.values(), strict=False))
+
+
+def _filler(
+    call: Call, target: Target, header: bytes, place: layout.FileLayout
+) -> Callable[[memoryview], None]:
+    """Return what lets llama.cpp write a state into the pages of its file."""
+
+    def fill(file: memoryview) -> None:
+        calls.read_into(call, target, file[place.blob_offset :])
+        file[: len(header)] = header
+
+    return fill

@@ -14,7 +14,7 @@ from ..errors import FormatError, UnsupportedError
 from .source import inspect_file
 from .statefile import StateFile, raised
 
-Target = Literal["checkpoint", "native"]
+OutputKind = Literal["checkpoint", "native"]
 
 _NOT_SAID = "the file that it was converted from does not say"
 
@@ -38,7 +38,7 @@ def convert_file(
     source: StrPath,
     target: StrPath,
     *,
-    to: Target | None = None,
+    to: OutputKind | None = None,
     model: StrPath | None = None,
     key: bytes | None = None,
     compress: bool = False,

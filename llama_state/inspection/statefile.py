@@ -24,6 +24,7 @@ from ..layout import (
 FileKind = Literal[
     "session file", "sequence file", "slot file", "whole blob", "sequence blob", "checkpoint"
 ]
+"""The kinds of file that can hold a state."""
 
 
 @dataclass(frozen=True, slots=True)

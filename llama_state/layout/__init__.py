@@ -18,17 +18,26 @@ from .blocks import (
     Stream,
 )
 from .cut import sequence_from_whole
-from .formats import MAX_SEQUENCES, SEQUENCE_MAGIC, SEQUENCE_VERSION, TYPES, TensorType
+from .formats import (
+    MAX_SEQUENCES,
+    SEQUENCE_HEAD,
+    SEQUENCE_MAGIC,
+    SEQUENCE_VERSION,
+    TYPES,
+    TensorType,
+)
 from .geometry import CacheGeometry, Geometry, differences, merge
 from .headers import (
     FileHeader,
+    FileLayout,
     Kind,
     pack_file_header,
     parse_file_header,
+    sequence_head,
     token_array,
     unpack_tokens,
 )
-from .parse import SEQUENCE_HEAD, has_sequence_head, parse_sequence, parse_state, parse_whole
+from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
 from .salvage import leading_cells
 from .slots import MediaChunk, SlotTokens, is_packed, parse_slot_tokens
 from .spans import Span
@@ -49,6 +58,7 @@ __all__ = [
     "Compressed",
     "Compressor",
     "FileHeader",
+    "FileLayout",
     "Geometry",
     "KVCache",
     "Kind",
@@ -77,6 +87,7 @@ __all__ = [
     "parse_state",
     "parse_whole",
     "sequence_from_whole",
+    "sequence_head",
     "token_array",
     "unpack_tokens",
 ]

@@ -20,7 +20,7 @@ _WINDOWED = frozenset({"iswa", "hybrid-iswa", "dsa-iswa", "dsv4"})
 
 
 @dataclass(frozen=True, slots=True)
-class _Facts:
+class _ModelInfo:
     """What is known of a model. Numbers and answers are None where it is not known."""
 
     arch: str
@@ -46,51 +46,51 @@ class _Facts:
         return self.number("attention.sliding_window") if self.n_swa is None else self.n_swa
 
 
-_Rule: TypeAlias = Callable[[_Facts], "bool | None"]
+_Rule: TypeAlias = Callable[[_ModelInfo], "bool | None"]
 
 
-def _never(_: _Facts) -> bool | None:
+def _never(_: _ModelInfo) -> bool | None:
     return False
 
 
-def _always(_: _Facts) -> bool | None:
+def _always(_: _ModelInfo) -> bool | None:
     return True
 
 
-def _perhaps(_: _Facts) -> bool | None:
+def _perhaps(_: _ModelInfo) -> bool | None:
     return None
 
 
-def _windowed(facts: _Facts) -> bool | None:
+def _windowed(facts: _ModelInfo) -> bool | None:
     size = facts.window()
     return None if size is None else size > 0
 
 
-def _has_window(facts: _Facts) -> bool | None:
+def _has_window(facts: _ModelInfo) -> bool | None:
     return None if facts.n_swa is None else facts.n_swa > 0
 
 
-def _chunked(facts: _Facts) -> bool | None:
+def _chunked(facts: _ModelInfo) -> bool | None:
     if facts.n_swa is not None:
         return facts.n_swa > 0
     return facts.positive("attention.sliding_window", absent=CHUNK)
 
 
-def _deep(facts: _Facts) -> bool | None:
+def _deep(facts: _ModelInfo) -> bool | None:
     count = facts.number("block_count")
     return None if count is None else count == 64
 
 
-def _latent(facts: _Facts) -> bool | None:
+def _latent(facts: _ModelInfo) -> bool | None:
     key = facts.positive("attention.key_length_mla")
     return facts.positive("attention.value_length_mla") if key else key
 
 
-def _indexed(facts: _Facts) -> bool | None:
+def _indexed(facts: _ModelInfo) -> bool | None:
     return facts.positive("attention.indexer.top_k")
 
 
-def _ngrams(facts: _Facts) -> bool | None:
+def _ngrams(facts: _ModelInfo) -> bool | None:
     return facts.positive("ple.ngram_size")
 
 
@@ -207,18 +207,18 @@ def model_traits(
         hybrid: ``llama_model_is_hybrid``, likewise.
         n_swa: ``llama_model_n_swa`` (positions).
     """
-    facts = _Facts(arch, metadata, rope_type, recurrent, hybrid, n_swa)
+    facts = _ModelInfo(arch, metadata, rope_type, recurrent, hybrid, n_swa)
     known = [_FAMILIES[arch]] if is_known(arch) else []
     # Where the library contradicts the table, the table is out of date.
     return _candidates(known, facts) or _candidates(_GUESSES, facts)
 
 
-def _candidates(families: Iterable[_Family], facts: _Facts) -> tuple[Traits, ...]:
+def _candidates(families: Iterable[_Family], facts: _ModelInfo) -> tuple[Traits, ...]:
     found = (traits for family in families for traits in _of_family(family, facts))
     return tuple(dict.fromkeys(traits for traits in found if _agrees(traits.module, facts)))
 
 
-def _of_family(family: _Family, facts: _Facts) -> Iterator[Traits]:
+def _of_family(family: _Family, facts: _ModelInfo) -> Iterator[Traits]:
     ext = family.ext(facts) if facts.rope_type is None else facts.rope_type in ROPE_TYPES_2D
     for applies in reversed(_either(family.applies(facts))):
         module = family.module if applies else family.otherwise
@@ -232,7 +232,7 @@ def _either(answer: bool | None) -> tuple[bool, ...]:
     return (False, True) if answer is None else (answer,)
 
 
-def _window(family: _Family, facts: _Facts) -> Window | None:
+def _window(family: _Family, facts: _ModelInfo) -> Window | None:
     """Return the window; None for an unknown architecture: its kind is not known either."""
     if not is_known(facts.arch):
         return None
@@ -241,7 +241,7 @@ def _window(family: _Family, facts: _Facts) -> Window | None:
     return Window(kind, size) if size else None
 
 
-def _agrees(module: Module, facts: _Facts) -> bool:
+def _agrees(module: Module, facts: _ModelInfo) -> bool:
     hybrid = module.startswith("hybrid")
     if facts.hybrid is not None and facts.hybrid != hybrid:
         return False

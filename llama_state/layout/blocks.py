@@ -170,3 +170,4 @@ class Compressor:
 
 
 Cache: TypeAlias = "KVCache | RecurrentCache | Compressed | Compressor"
+"""One of the caches in a payload."""

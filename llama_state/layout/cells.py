@@ -16,7 +16,7 @@ Decoded = tuple["array[int]", Mapping[int, Sequence[int]], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class Ownership:
     """Whose cells a payload holds.
 
     Attributes:

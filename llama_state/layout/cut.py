@@ -12,6 +12,7 @@ from .blocks import Block, Cache, Compressed, Compressor, KVCache, RecurrentCach
 from .cursor import U32, open_view
 from .dsv4 import COMPRESSED_HEAD, COMPRESSOR_HEAD, HEAD, TENSOR_HEAD
 from .formats import DSV4_MAGIC, TYPES
+from .spans import NO_SPAN
 from .state import Layout
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _pieces(view: memoryview, layout: Layout, seq_id: int) -> Pieces:
         elif isinstance(cache, RecurrentCache):
             yield from _recurrent(view, cache, seq_id)
         elif isinstance(cache, Compressed):
-            n_past = layout.base_spans.get(seq_id, (-1, -1))[1] + 1
+            n_past = layout.base_spans.get(seq_id, NO_SPAN).last + 1
             yield from _compressed(view, cache, seq_id, n_past // _ratio(layout.caches, cache))
         else:
             yield from _compressor(view, cache, seq_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from struct import Struct
 from types import MappingProxyType
 
 from ..errors import FormatError, UnsupportedError
@@ -17,9 +18,16 @@ EXT_WORDS: Mapping[int, int] = MappingProxyType({9: 2, 10: 3, 11: 3})
 WHOLE_FILE_MAGIC = 0x6767736E
 SEQUENCE_FILE_MAGIC = 0x67677371
 SEQUENCE_MAGIC = 0xAF143CD8
+"""The first word of a sequence blob."""
+
 DSV4_MAGIC = 0x34565344
 
+SEQUENCE_HEAD = Struct("<Ii")
+"""The head of the blob of one sequence: magic, sequence id."""
+
 MAX_SEQUENCES = 256
+"""The largest number of sequences in a context."""
+
 MAX_LAYERS = 512
 MAX_ARCH_BYTES = 64
 MAX_POSITION = 2**31 - 2
@@ -54,6 +62,7 @@ TYPES: Mapping[int, TensorType] = MappingProxyType(
         20: TensorType("iq4_nl", 32, 18),
     }
 )
+"""Type id of ggml -> the type."""
 
 
 def require_version(version: int) -> None:

@@ -128,7 +128,7 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class GGUFTensor:
     """An entry of the tensor table.
 
     Attributes:
@@ -154,11 +154,11 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class GGUFHeader:
     """What a GGUF file, or all parts of a split one, say before the tensors begin."""
 
     keys: Mapping[str, Value]
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[GGUFTensor, ...]
 
 
 def part_paths(path: StrPath) -> list[Path]:
@@ -171,7 +171,7 @@ def part_paths(path: StrPath) -> list[Path]:
     return [one.with_name(f"{match[1]}-{i:05}-of-{match[3]}.gguf") for i in range(1, n_part + 1)]
 
 
-def read_header(paths: Sequence[StrPath]) -> Header:
+def read_header(paths: Sequence[StrPath]) -> GGUFHeader:
     """Read the header of a model.
 
     Args:
@@ -187,7 +187,7 @@ def read_header(paths: Sequence[StrPath]) -> Header:
         UnsupportedError: It is big-endian.
     """
     keys: Mapping[str, Value] = {}
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, GGUFTensor] = {}
     for part, path in enumerate(paths):
         try:
             own, table = _read_one(path, part)
@@ -203,7 +203,7 @@ def read_header(paths: Sequence[StrPath]) -> Header:
     promised = keys.get("split.tensors.count")
     if len(paths) > 1 and promised and promised.number() != len(tensors):
         raise FormatError(f"{promised.number()} tensors are promised, {len(tensors)} are there")
-    return Header(keys, tuple(tensors.values()))
+    return GGUFHeader(keys, tuple(tensors.values()))
 
 
 class _HeaderCursor(Cursor):
@@ -263,7 +263,7 @@ class _HeaderCursor(Cursor):
         self.require(0, what)
 
 
-def _read_one(path: StrPath, part: int) -> tuple[Mapping[str, Value], list[Tensor]]:
+def _read_one(path: StrPath, part: int) -> tuple[Mapping[str, Value], list[GGUFTensor]]:
     with open_regular(path) as (file, size):
         cursor = _HeaderCursor(file, size)
         n_tensor, n_key = _read_preamble(cursor)
@@ -326,7 +326,7 @@ def _alignment(keys: Mapping[str, Value]) -> int:
 
 def _read_tensors(
     cursor: _HeaderCursor, n_tensor: int, part: int, size: int, alignment: int
-) -> list[Tensor]:
+) -> list[GGUFTensor]:
     entries = [_read_entry(cursor) for _ in range(n_tensor)]
     begin = -(-cursor.at // alignment) * alignment
     ends = sorted({begin + offset for *_, offset in entries} | {size})
@@ -339,7 +339,7 @@ def _read_tensors(
             nbytes = following.get(start, start) - start
         if start + nbytes > size:
             raise TruncatedError(f"tensor {name!r}", need=start + nbytes, have=size)
-        tensors.append(Tensor(name, shape, type_id, part, start, nbytes))
+        tensors.append(GGUFTensor(name, shape, type_id, part, start, nbytes))
     return tensors
 
 

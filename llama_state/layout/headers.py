@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import FormatError, TruncatedError, VersionError
 from .cursor import open_view
-from .formats import SEQUENCE_FILE_MAGIC, SEQUENCE_VERSION, WHOLE_FILE_MAGIC
+from .formats import (
+    SEQUENCE_FILE_MAGIC,
+    SEQUENCE_HEAD,
+    SEQUENCE_MAGIC,
+    SEQUENCE_VERSION,
+    WHOLE_FILE_MAGIC,
+)
 
 if TYPE_CHECKING:
     from .._io import Buffer
 
 Kind = Literal["whole", "sequence"]
+"""What a state holds: a whole context, or one sequence."""
 
 HEAD = Struct("<III")
 TOKEN_BYTES = 4
@@ -47,6 +54,41 @@ class FileHeader:
     def session_version(self) -> int:
         """The session version, whichever of the two versions the file carries."""
         return list(SEQUENCE_VERSION)[_VERSIONS[self.kind].index(self.version)]
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """How a state's blob lies over its file.
+
+    Most blobs of one sequence begin with a head that a file does not have. Laid over the file
+    with the payload in its place, such a blob begins where the file's header ends: its head
+    covers the last bytes of the header. So a file is read, or written, without moving the payload.
+
+    Attributes:
+        payload_offset: Bytes before the payload in the file.
+        head_size: Bytes before the payload in the blob.
+    """
+
+    payload_offset: int
+    head_size: int
+
+    @property
+    def blob_offset(self) -> int:
+        """Where in the file the blob begins."""
+        return self.payload_offset - self.head_size
+
+    def file_size(self, blob_size: int) -> int:
+        """Return the bytes of the file for a blob of *blob_size* bytes."""
+        return self.blob_offset + blob_size
+
+    def payload(self, blob: memoryview) -> memoryview:
+        """Return the part of *blob* that the file has."""
+        return blob[self.head_size :]
+
+
+def sequence_head(source: int) -> bytes:
+    """Return the head of the blob of a sequence whose id was *source*."""
+    return SEQUENCE_HEAD.pack(SEQUENCE_MAGIC, source)
 
 
 def parse_file_header(

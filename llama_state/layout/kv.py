@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import FormatError
 from .blocks import Block, Cells, KVCache, Stream
-from .cells import Scope, read_cells
+from .cells import Ownership, read_cells
 from .cursor import U32, Cursor
 from .formats import MAX_SEQUENCES, check_row, tensor_type
 
@@ -18,7 +18,7 @@ MIN_ROTATION = 64
 
 
 def read_kv(
-    cursor: Cursor, name: str, scope: Scope, *, version: int, ext_words: int, k_only: bool
+    cursor: Cursor, name: str, ownership: Ownership, *, version: int, ext_words: int, k_only: bool
 ) -> KVCache:
     """Read a KV cache.
 
@@ -32,19 +32,19 @@ def read_kv(
     streams: list[Stream] = []
     for index in range(n_stream):
         start = cursor.at
-        cells = _read_stream_cells(cursor, scope, index if n_stream > 1 else None, ext_words)
+        cells = _read_stream_cells(cursor, ownership, index if n_stream > 1 else None, ext_words)
         if n_cell := len(cells):
             tail = cursor.at
             settings = _read_settings(cursor, n_cell, version=version, k_only=k_only)
             streams.append(Stream(start, cursor.at - start, cells, tail, *settings))
         else:
             streams.append(Stream(start, cursor.at - start))
-    _check_streams(streams, scope)
+    _check_streams(streams, ownership)
     return KVCache(name, offset, cursor.at - offset, tuple(streams))
 
 
 def read_leading_cells(
-    cursor: Cursor, scope: Scope, *, version: int, ext_words: int, k_only: bool
+    cursor: Cursor, ownership: Ownership, *, version: int, ext_words: int, k_only: bool
 ) -> tuple[Cells, ...]:
     """Read the cells of a KV cache, stream by stream, up to what cannot be read."""
     found: list[Cells] = []
@@ -52,7 +52,7 @@ def read_leading_cells(
     with suppress(FormatError):
         for index in range(n_stream):
             stream = index if n_stream > 1 else None
-            found.append(_read_stream_cells(cursor, scope, stream, ext_words))
+            found.append(_read_stream_cells(cursor, ownership, stream, ext_words))
             if len(found[-1]):
                 _read_settings(cursor, len(found[-1]), version=version, k_only=k_only)
     return tuple(found)
@@ -66,19 +66,21 @@ def _read_stream_count(cursor: Cursor) -> int:
     return n_stream
 
 
-def _read_stream_cells(cursor: Cursor, scope: Scope, stream: int | None, ext_words: int) -> Cells:
+def _read_stream_cells(
+    cursor: Cursor, ownership: Ownership, stream: int | None, ext_words: int
+) -> Cells:
     """Read the cells of a stream, none where it is empty; *stream* is None where it is alone."""
     if n_cell := cursor.u32("cell count"):
-        return read_cells(cursor, n_cell, ext_words, _owner(cursor, scope, stream, ext_words))
+        return read_cells(cursor, n_cell, ext_words, _owner(cursor, ownership, stream, ext_words))
     return Cells()
 
 
-def _owner(cursor: Cursor, scope: Scope, stream: int | None, ext_words: int) -> int | None:
+def _owner(cursor: Cursor, ownership: Ownership, stream: int | None, ext_words: int) -> int | None:
     """Return the only sequence that may own the cells at the cursor, None where any may."""
-    if scope.whole:
+    if ownership.whole:
         return stream
-    if scope.source is not None:
-        return scope.source
+    if ownership.source is not None:
+        return ownership.source
     # Nothing before the cells says whose they are: all must be like the first.
     first_id = 4 * (2 + ext_words)
     cursor.require(first_id + U32.size, "cells")
@@ -135,10 +137,10 @@ def _settings_of(stream: Stream) -> tuple[Any, ...]:
     return stream.v_trans, stream.n_layer, stream.n_rot_k, stream.n_rot_v, *rows
 
 
-def _check_streams(streams: list[Stream], scope: Scope) -> None:
+def _check_streams(streams: list[Stream], ownership: Ownership) -> None:
     filled = [stream for stream in streams if len(stream.cells)]
     for stream in filled[1:]:
-        if not scope.whole:
+        if not ownership.whole:
             reason = "the state of one sequence has cells in several streams"
             raise FormatError(reason, offset=stream.offset)
         if _settings_of(stream) != _settings_of(filled[0]):

@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from struct import Struct
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError, StateError, UnsupportedError
 from .architectures import is_known, model_traits
 from .blocks import UNKNOWN_ID, Cache, Cells
-from .cells import Scope
+from .cells import Ownership
 from .cursor import U32, Cursor, open_view
 from .dsv4 import read_compressed, read_compressor, read_head
 from .formats import (
@@ -20,6 +19,7 @@ from .formats import (
     MAX_ARCH_BYTES,
     MAX_SEQUENCES,
     SEQUENCE_FILE_MAGIC,
+    SEQUENCE_HEAD,
     SEQUENCE_MAGIC,
     WHOLE_FILE_MAGIC,
     require_version,
@@ -29,12 +29,10 @@ from .kv import read_kv
 from .recurrent import recurrent_readings
 from .spans import owners
 from .state import Layout
-from .traits import Part, Traits, parts_of
+from .traits import SubCache, Traits, sub_caches
 
 if TYPE_CHECKING:
     from .._io import Buffer
-
-SEQUENCE_HEAD = Struct("<Ii")
 
 _ARCH = re.compile(rb"[A-Za-z0-9_.-]+")
 _MAGICS = {
@@ -66,7 +64,7 @@ def parse_whole(
     cursor = Cursor(open_view(data))
     arch = read_arch(cursor)
     given = [one for one in _listed(traits) if one.arch == arch] or model_traits(arch)
-    reader = _Reader(cursor.view, cursor.at, version, Scope(whole=True), partial=False)
+    reader = _Reader(cursor.view, cursor.at, version, Ownership(whole=True), partial=False)
     return reader.layout(given, arch=arch)
 
 
@@ -96,7 +94,7 @@ def parse_sequence(
     require_version(version)
     cursor = Cursor(open_view(data))
     source = read_source(cursor) if headed else None
-    reader = _Reader(cursor.view, cursor.at, version, Scope(False, source), partial)
+    reader = _Reader(cursor.view, cursor.at, version, Ownership(False, source), partial)
     try:
         return reader.layout(_listed(traits) or model_traits())
     except (FormatError, UnsupportedError):
@@ -184,7 +182,7 @@ class _Reader:
     view: memoryview
     start: int
     version: int
-    scope: Scope
+    ownership: Ownership
     partial: bool
 
     def layout(self, candidates: Sequence[Traits], *, arch: str | None = None) -> Layout:
@@ -204,8 +202,8 @@ class _Reader:
             raise self._refusal(candidates, errors)
         traits, *alternatives = readings
         caches = readings[traits]
-        kind: Kind = "whole" if self.scope.whole else "sequence"
-        source = None if self.scope.whole else self._scope_after(caches).source
+        kind: Kind = "whole" if self.ownership.whole else "sequence"
+        source = None if self.ownership.whole else self._ownership_after(caches).source
         end = len(self.view)
         return Layout(
             kind, self.version, traits, arch, source, self.partial, caches, end, tuple(alternatives)
@@ -216,63 +214,69 @@ class _Reader:
         cursor = Cursor(self.view, self.start)
         if traits.module == "dsv4":
             read_head(cursor, partial=self.partial)
-        return self._read(cursor, traits, parts_of(traits.module, partial=self.partial), ())
+        return self._read(cursor, traits, sub_caches(traits.module, partial=self.partial), ())
 
     def _read(
-        self, cursor: Cursor, traits: Traits, parts: tuple[Part, ...], done: tuple[Cache, ...]
+        self, cursor: Cursor, traits: Traits, wanted: tuple[SubCache, ...], done: tuple[Cache, ...]
     ) -> tuple[Cache, ...]:
-        """Read *parts* after those that are *done*, and then nothing."""
+        """Read *wanted* after those that are *done*, and then nothing."""
         offset = cursor.at
-        if offset == cursor.end and all(part.optional for part in parts):
+        if offset == cursor.end and all(sub_cache.optional for sub_cache in wanted):
             return done
-        if not parts:
+        if not wanted:
             raise FormatError(f"{cursor.end - offset} bytes are left over", offset=offset)
         errors: list[FormatError] = []
-        for cache in self._readings(cursor, traits, parts[0], done, last=len(parts) == 1):
+        for cache in self._readings(cursor, traits, wanted[0], done, last=len(wanted) == 1):
             cursor.at = cache.offset + cache.nbytes
             try:
-                _check_cells(cache, parts[0], done)
-                return self._read(cursor, traits, parts[1:], (*done, cache))
+                _check_cells(cache, wanted[0], done)
+                return self._read(cursor, traits, wanted[1:], (*done, cache))
             except FormatError as error:
                 errors.append(error.with_traceback(None))
         reason = "no layers that fill the payload: it is cut off, or damaged"
         raise _furthest(errors) or FormatError(reason, offset=offset)
 
     def _readings(
-        self, cursor: Cursor, traits: Traits, part: Part, done: tuple[Cache, ...], *, last: bool
+        self,
+        cursor: Cursor,
+        traits: Traits,
+        sub_cache: SubCache,
+        done: tuple[Cache, ...],
+        *,
+        last: bool,
     ) -> Iterator[Cache]:
-        """Yield each way to read *part* at the cursor."""
-        scope = self._scope_after(done)
-        n_stream = len(done[0].cells) if done and scope.whole else 1
-        if part.kind == "kv":
+        """Yield each way to read *sub_cache* at the cursor."""
+        ownership = self._ownership_after(done)
+        n_stream = len(done[0].cells) if done and ownership.whole else 1
+        if sub_cache.kind == "kv":
             yield read_kv(
                 cursor,
-                part.name,
-                scope,
+                sub_cache.name,
+                ownership,
                 version=self.version,
-                ext_words=self._ext_words(traits, part),
-                k_only=traits.k_only if part.k_only is None else part.k_only,
+                ext_words=self._ext_words(traits, sub_cache),
+                k_only=traits.k_only if sub_cache.k_only is None else sub_cache.k_only,
             )
-        elif part.kind == "recurrent":
+        elif sub_cache.kind == "recurrent":
             alone = traits.module == "recurrent"
             yield from recurrent_readings(
-                cursor, part.name, scope, alone=alone, ngrams=traits.ple, last=last
+                cursor, sub_cache.name, ownership, alone=alone, ngrams=traits.ple, last=last
             )
-        elif part.kind == "compressed":
-            yield read_compressed(cursor, part.name, n_stream)
+        elif sub_cache.kind == "compressed":
+            yield read_compressed(cursor, sub_cache.name, n_stream)
         else:
-            yield read_compressor(cursor, part.name, n_stream)
+            yield read_compressor(cursor, sub_cache.name, n_stream)
 
-    def _ext_words(self, traits: Traits, part: Part) -> int:
-        if traits.ple or (traits.ext and not part.indexer):
+    def _ext_words(self, traits: Traits, sub_cache: SubCache) -> int:
+        if traits.ple or (traits.ext and not sub_cache.indexer):
             return EXT_WORDS[self.version]
         return 0
 
-    def _scope_after(self, done: tuple[Cache, ...]) -> Scope:
-        """Return the scope with the source that the caches read so far tell."""
-        if self.scope.whole or self.scope.source is not None:
-            return self.scope
-        return Scope(False, next((i for i in owners(done) if i != UNKNOWN_ID), None))
+    def _ownership_after(self, done: tuple[Cache, ...]) -> Ownership:
+        """Return the ownership with the source that the caches read so far tell."""
+        if self.ownership.whole or self.ownership.source is not None:
+            return self.ownership
+        return Ownership(False, next((i for i in owners(done) if i != UNKNOWN_ID), None))
 
     def _refusal(self, candidates: Sequence[Traits], errors: list[FormatError]) -> StateError:
         """Return the error of the reading that came furthest."""
@@ -297,19 +301,21 @@ def _furthest(errors: list[FormatError]) -> FormatError | None:
     return error
 
 
-def _check_cells(cache: Cache, part: Part, done: tuple[Cache, ...]) -> None:
+def _check_cells(cache: Cache, sub_cache: SubCache, done: tuple[Cache, ...]) -> None:
     """Raise FormatError unless the cells of *cache* agree with the cache that they follow."""
-    main = next((one for one in done if one.name in (part.mirrors, part.within)), None)
+    main = next((one for one in done if one.name in (sub_cache.mirrors, sub_cache.within)), None)
     if main is None:
         return
     if len(main.cells) != len(cache.cells):
-        reason = f"{part.name} has {len(cache.cells)} streams, {main.name} {len(main.cells)}"
+        reason = f"{sub_cache.name} has {len(cache.cells)} streams, {main.name} {len(main.cells)}"
         raise FormatError(reason, offset=cache.offset)
     for theirs, ours in zip(main.cells, cache.cells, strict=True):
         if ours.positions == theirs.positions and ours.owners == theirs.owners:
             continue
-        if part.mirrors or not _within(ours, theirs):
-            raise FormatError(f"{part.name} has cells that {main.name} lacks", offset=cache.offset)
+        if sub_cache.mirrors or not _within(ours, theirs):
+            raise FormatError(
+                f"{sub_cache.name} has cells that {main.name} lacks", offset=cache.offset
+            )
 
 
 def _within(ours: Cells, theirs: Cells) -> bool:

@@ -8,7 +8,7 @@ from struct import Struct
 
 from ..errors import FormatError
 from .blocks import UNKNOWN_ID, Block, Cells, RecurrentCache
-from .cells import Scope, check_positions
+from .cells import Ownership, check_positions
 from .cursor import Cursor
 from .formats import F32, MAX_LAYERS, MAX_SEQUENCES
 from .kv import ROW_HEAD, read_rows
@@ -18,7 +18,7 @@ ROW_SIZE = Struct("<Q")
 
 
 def recurrent_readings(
-    cursor: Cursor, name: str, scope: Scope, *, alone: bool, ngrams: bool, last: bool
+    cursor: Cursor, name: str, ownership: Ownership, *, alone: bool, ngrams: bool, last: bool
 ) -> Iterator[RecurrentCache]:
     """Yield every way to read a recurrent cache, by increasing number of layers.
 
@@ -30,7 +30,7 @@ def recurrent_readings(
         last: True when the payload must end with this cache.
     """
     offset = cursor.at
-    cells = _read_cells(cursor, scope)
+    cells = _read_cells(cursor, ownership)
     tail = cursor.at
     if transposed := cursor.u32("S layout"):
         raise FormatError(f"S layout {transposed}", offset=tail)
@@ -108,17 +108,17 @@ def _read_ngrams(cursor: Cursor, n_cell: int, before: Sequence[Block]) -> Block:
     return Block(F32, row, cursor.skip(n_cell * row, "n-gram rows"), n_cell * row)
 
 
-def _read_cells(cursor: Cursor, scope: Scope) -> Cells:
+def _read_cells(cursor: Cursor, ownership: Ownership) -> Cells:
     """Read the slots: of a whole payload with their owners, of a sequence at most one, without."""
     offset = cursor.at
     n_cell = cursor.u32("recurrent cell count")
-    if n_cell > (MAX_SEQUENCES if scope.whole else 1):
+    if n_cell > (MAX_SEQUENCES if ownership.whole else 1):
         raise FormatError(f"{n_cell} recurrent cells", offset=offset)
     positions, starts, owners = array("i"), array("q"), dict[int, Sequence[int]]()
     for index in range(n_cell):
         start = cursor.at
         position, count = cursor.read(CELL, "recurrent cell")
-        if not (1 <= count <= MAX_SEQUENCES if scope.whole else count == 0):
+        if not (1 <= count <= MAX_SEQUENCES if ownership.whole else count == 0):
             raise FormatError(f"a recurrent cell of {count} sequences", offset=start)
         for seq_id in cursor.read(Struct(f"<{count}i"), "sequence ids"):
             if not 0 <= seq_id < MAX_SEQUENCES or seq_id in owners:
@@ -127,8 +127,8 @@ def _read_cells(cursor: Cursor, scope: Scope) -> Cells:
             owners[seq_id] = range(index, index + 1)
         positions.append(position)
         starts.append(start)
-    if n_cell and not scope.whole:
-        owners[UNKNOWN_ID if scope.source is None else scope.source] = range(1)
+    if n_cell and not ownership.whole:
+        owners[UNKNOWN_ID if ownership.source is None else ownership.source] = range(1)
     cells = Cells(positions, owners, starts)
     if n_cell:
         check_positions(cells)

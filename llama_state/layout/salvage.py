@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from ..errors import FormatError
 from .architectures import model_traits
 from .blocks import Cells
-from .cells import Scope
+from .cells import Ownership
 from .cursor import Cursor, open_view
 from .dsv4 import read_head
 from .formats import EXT_WORDS
 from .headers import Kind
 from .kv import read_leading_cells
 from .parse import read_arch, read_source
-from .traits import Traits, parts_of
+from .traits import Traits, sub_caches
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -45,10 +45,10 @@ def leading_cells(
             arch = read_arch(cursor)
         elif headed:
             source = read_source(cursor)
-        scope = Scope(kind == "whole", source)
+        ownership = Ownership(kind == "whole", source)
         known = [one for one in traits if one.arch == arch or kind == "sequence"]
         readings = (
-            _leading_cells(cursor.view, cursor.at, one, scope, version)
+            _leading_cells(cursor.view, cursor.at, one, ownership, version)
             for one in known or model_traits(arch)
         )
         return max(readings, key=lambda streams: sum(map(len, streams)), default=())
@@ -56,19 +56,19 @@ def leading_cells(
 
 
 def _leading_cells(
-    view: memoryview, start: int, traits: Traits, scope: Scope, version: int
+    view: memoryview, start: int, traits: Traits, ownership: Ownership, version: int
 ) -> tuple[Cells, ...]:
-    parts = parts_of(traits.module)
-    if not parts or parts[0].kind != "kv":
+    wanted = sub_caches(traits.module)
+    if not wanted or wanted[0].kind != "kv":
         return ()
     cursor = Cursor(view, start)
     try:
         if traits.module == "dsv4":
             read_head(cursor, partial=False)
         ext_words = EXT_WORDS[version] if traits.ext or traits.ple else 0
-        k_only = traits.k_only if parts[0].k_only is None else parts[0].k_only
+        k_only = traits.k_only if wanted[0].k_only is None else wanted[0].k_only
         return read_leading_cells(
-            cursor, scope, version=version, ext_words=ext_words, k_only=k_only
+            cursor, ownership, version=version, ext_words=ext_words, k_only=k_only
         )
     except FormatError:
         return ()

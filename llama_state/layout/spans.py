@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .blocks import Cache
-from .traits import Traits, parts_of
+from .traits import Traits, sub_caches
 
-Span = tuple[int, int]
-NO_SPAN: Span = (-1, -1)
+
+class Span(NamedTuple):
+    """The smallest and the largest position of a sequence in a cache; -1 where it has no cell."""
+
+    first: int
+    last: int
+
+
+NO_SPAN = Span(-1, -1)
 """What llama.cpp reports of a sequence without cells."""
 
 
@@ -26,7 +34,7 @@ def span(cache: Cache, seq_id: int) -> Span:
     """Return the smallest and the largest position of a sequence in *cache*."""
     # Not by way of positions(): a list of them would cost more than the two searches.
     found = [own for cells in cache.cells if len(own := cells.positions_of(seq_id))]
-    return (min(map(min, found)), max(map(max, found))) if found else NO_SPAN
+    return Span(min(map(min, found)), max(map(max, found))) if found else NO_SPAN
 
 
 def answered(caches: Sequence[Cache], traits: Traits, seq_id: int) -> Span:
@@ -34,9 +42,11 @@ def answered(caches: Sequence[Cache], traits: Traits, seq_id: int) -> Span:
 
     Memory of several caches holds only what all of them hold.
     """
-    asked = {part.name for part in parts_of(traits.module) if part.answers}
+    asked = {sub_cache.name for sub_cache in sub_caches(traits.module) if sub_cache.answers}
     spans = [span(cache, seq_id) for cache in caches if cache.name in asked]
-    return (max(low for low, _ in spans), min(high for _, high in spans)) if spans else NO_SPAN
+    if not spans:
+        return NO_SPAN
+    return Span(max(span.first for span in spans), min(span.last for span in spans))
 
 
 def rewind_min(caches: Sequence[Cache], traits: Traits, seq_id: int) -> int:

@@ -57,12 +57,12 @@ class Layout:
 
     @cached_property
     def spans(self) -> dict[int, Span]:
-        """Sequence id -> (smallest, largest) position, as llama.cpp reports after a restore."""
+        """Sequence id -> its positions, as llama.cpp reports after a restore."""
         return {i: _spans.answered(self.caches, self.traits, i) for i in self.sequences}
 
     @property
     def base_spans(self) -> dict[int, Span]:
-        """Sequence id -> (smallest, largest) position in the first cache, which omits none."""
+        """Sequence id -> its positions in the first cache, which omits none."""
         return {i: _spans.span(self.caches[0], i) for i in self.sequences}
 
     @cached_property

@@ -20,6 +20,7 @@ Module = Literal[
     "msa",
     "dsv4",
 ]
+"""The kinds of memory; ``docs/formats.md`` has the payload of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ _WINDOWED = frozenset({"iswa", "dsa-iswa"})
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SubCache:
     """One sub-cache of a module.
 
     Attributes:
@@ -125,47 +126,49 @@ class Part:
     answers: bool = False
 
 
-_RECURRENT = Part("recurrent", "recurrent", answers=True)
+_RECURRENT = SubCache("recurrent", "recurrent", answers=True)
 
-PARTS: Mapping[Module, tuple[Part, ...]] = MappingProxyType(
+SUB_CACHES: Mapping[Module, tuple[SubCache, ...]] = MappingProxyType(
     {
         "none": (),
-        "kv": (Part("kv", answers=True),),
-        "iswa": (Part("base", partial=False), Part("swa", within="base", answers=True)),
+        "kv": (SubCache("kv", answers=True),),
+        "iswa": (SubCache("base", partial=False), SubCache("swa", within="base", answers=True)),
         "recurrent": (_RECURRENT,),
-        "hybrid": (Part("attn", partial=False, answers=True), _RECURRENT),
+        "hybrid": (SubCache("attn", partial=False, answers=True), _RECURRENT),
         "hybrid-iswa": (
-            Part("base", partial=False),
-            Part("swa", within="base", answers=True),
+            SubCache("base", partial=False),
+            SubCache("swa", within="base", answers=True),
             _RECURRENT,
         ),
         "hybrid-idx": (
-            Part("attn", partial=False, answers=True),
+            SubCache("attn", partial=False, answers=True),
             _RECURRENT,
-            Part("idx", k_only=True, indexer=True, mirrors="attn", partial=False, optional=True),
+            SubCache(
+                "idx", k_only=True, indexer=True, mirrors="attn", partial=False, optional=True
+            ),
         ),
         "dsa": (
-            Part("mla", k_only=True, answers=True),
-            Part("lid", k_only=True, indexer=True, mirrors="mla"),
+            SubCache("mla", k_only=True, answers=True),
+            SubCache("lid", k_only=True, indexer=True, mirrors="mla"),
         ),
         "dsa-iswa": (
-            Part("mla", k_only=True, partial=False),
-            Part("lid", k_only=True, indexer=True, mirrors="mla", partial=False),
-            Part("swa", k_only=True, within="mla", answers=True),
+            SubCache("mla", k_only=True, partial=False),
+            SubCache("lid", k_only=True, indexer=True, mirrors="mla", partial=False),
+            SubCache("swa", k_only=True, within="mla", answers=True),
         ),
         "msa": (
-            Part("base", k_only=False, answers=True),
-            Part("idx", k_only=False, indexer=True, mirrors="base"),
+            SubCache("base", k_only=False, answers=True),
+            SubCache("idx", k_only=False, indexer=True, mirrors="base"),
         ),
         "dsv4": (
-            Part("base", k_only=True, partial=False),
-            Part("swa", k_only=True, within="base", answers=True),
-            Part("csa", "compressed", partial=False),
-            Part("hca", "compressed", partial=False),
-            Part("lid", "compressed", partial=False),
-            Part("csa state", "compressor"),
-            Part("hca state", "compressor"),
-            Part("lid state", "compressor"),
+            SubCache("base", k_only=True, partial=False),
+            SubCache("swa", k_only=True, within="base", answers=True),
+            SubCache("csa", "compressed", partial=False),
+            SubCache("hca", "compressed", partial=False),
+            SubCache("lid", "compressed", partial=False),
+            SubCache("csa state", "compressor"),
+            SubCache("hca state", "compressor"),
+            SubCache("lid state", "compressor"),
         ),
     }
 )
@@ -174,9 +177,9 @@ PARTS: Mapping[Module, tuple[Part, ...]] = MappingProxyType(
 
 def has_partial(module: Module) -> bool:
     """Return whether a partial state of *module* is another than the full one."""
-    return not all(part.partial for part in PARTS[module])
+    return not all(sub_cache.partial for sub_cache in SUB_CACHES[module])
 
 
-def parts_of(module: Module, *, partial: bool = False) -> tuple[Part, ...]:
+def sub_caches(module: Module, *, partial: bool = False) -> tuple[SubCache, ...]:
     """Return the sub-caches that a full, or a *partial*, state of *module* holds."""
-    return tuple(part for part in PARTS[module] if part.partial or not partial)
+    return tuple(sub_cache for sub_cache in SUB_CACHES[module] if sub_cache.partial or not partial)

@@ -29,6 +29,7 @@ __all__ = ["KINDS", "write_benchmark_model", "write_model", "write_probe"]
 _SPECS = files(__package__) / "specs"
 
 KINDS: tuple[str, ...] = tuple(sorted(spec.name.removesuffix(".json") for spec in _SPECS.iterdir()))
+"""The kinds of tiny model that can be written."""
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _PER_TOKEN = ("token_embd.weight", "output.weight", "output.bias")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 from hypothesis import strategies as st
 
 __all__ = [
-    "Cells",
     "Clear",
+    "Contents",
     "Decode",
     "SeqCp",
     "SeqRm",
@@ -55,15 +55,18 @@ class Clear(NamedTuple):
 
 
 Step: TypeAlias = "Decode | SeqRm | SeqCp | Clear"
-Cells: TypeAlias = "dict[int, dict[int, int]]"
+"""One step of a history."""
+
+Contents: TypeAlias = "dict[int, dict[int, int]]"
+"""What a context holds: sequence id -> position -> token."""
 
 
-def replay(history: Iterable[Step]) -> Cells:
+def replay(history: Iterable[Step]) -> Contents:
     """Return what a context must hold after *history*: a token by position by sequence.
 
     Sequences that hold nothing are left out.
     """
-    cells: Cells = {}
+    cells: Contents = {}
     for step in history:
         _apply(step, cells)
     return {seq_id: held for seq_id, held in cells.items() if held}
@@ -120,7 +123,7 @@ def histories(
         cuts: Also remove parts of a sequence, which recurrent memory cannot do.
     """
     history: list[Step] = []
-    cells: Cells = {}
+    cells: Contents = {}
     for _ in range(draw(st.integers(0, max_steps))):
         step = draw(_steps(cells, n_vocab, n_seqs, max_run, max_length, cuts))
         _apply(step, cells)
@@ -192,11 +195,11 @@ def _offsets(count: int) -> st.SearchStrategy[int]:
     return st.integers(0, min(count, _HEAD) - 1) | st.integers(0, count - 1)
 
 
-def _length(cells: Cells, seq_id: int) -> int:
+def _length(cells: Contents, seq_id: int) -> int:
     return max(cells.get(seq_id, {}), default=-1) + 1
 
 
-def _apply(step: Step, cells: Cells) -> None:
+def _apply(step: Step, cells: Contents) -> None:
     match step:
         case Decode(seq_id, tokens):
             start = _length(cells, seq_id)
@@ -212,7 +215,7 @@ def _apply(step: Step, cells: Cells) -> None:
 
 
 def _steps(
-    cells: Cells, n_vocab: int, n_seqs: int, max_run: int, max_length: int, cuts: bool
+    cells: Contents, n_vocab: int, n_seqs: int, max_run: int, max_length: int, cuts: bool
 ) -> st.SearchStrategy[Step]:
     """Return the steps that are possible where *cells* are held."""
     every = range(n_seqs)

@@ -198,7 +198,7 @@ def test_the_limit_holds(make: Make) -> None:
     assert store.most <= room
     kept = cache.prompts()
     assert len(kept) == 3
-    assert list(store) == [prompt_cache._prefixes.pack(tokens) for tokens in kept]
+    assert list(store) == [prompt_cache.prefixes.pack(tokens) for tokens in kept]
     # One that is used is not the next to go.
     elsewhere(llm)
     llm.load_state(cache[[*kept[0], 65]])

@@ -8,8 +8,8 @@ import pytest
 
 import llama_state as ls
 from llama_state import layout
-from llama_state._llama.calls import Positions
-from llama_state.context.fit import Fitting
+from llama_state.context.fit import Fit
+from llama_state.context.form import StateForm
 from tests.layout.blobs import State, text
 
 pytestmark = pytest.mark.libllama
@@ -18,15 +18,12 @@ BOUND = ["msa", "dsv4", "hybrid-idx"]
 UNKNOWN_SIZES = [*BOUND, "dsa", "dsa-iswa"]
 
 
-def fitting(llama: ls.Model, traits: layout.Traits) -> Fitting:
+def fitting(llama: ls.Model, traits: layout.Traits) -> Fit:
     """What is known of an empty context of *traits* with 256 cells."""
     with llama.context(n_ctx=256) as ctx:
         facts = replace(ctx._facts, traits=(traits,), arch=traits.arch)
 
-    def nothing_to_read(call: object, seq_id: int) -> layout.Layout:
-        raise AssertionError("an empty context is not read")
-
-    return Fitting(facts, nothing_to_read)
+    return Fit(facts, StateForm(llama.library, facts))
 
 
 def parsed(module: str, first: int) -> layout.Layout:
@@ -53,7 +50,7 @@ def test_kinds_whose_cells_are_not_counted(llama: ls.Model, module: str) -> None
     state = parsed(module, 0)
     check = fitting(llama, state.traits)
     check.learn(state)
-    assert not check.check(None, None, state, {0: Positions(0, 3)})  # type: ignore[arg-type]
+    assert not check.check(None, None, state, {0: layout.Span(0, 3)})  # type: ignore[arg-type]
     with pytest.raises(ls.UnsupportedError, match="cannot be counted"):
         check.countable()
 
@@ -64,5 +61,5 @@ def test_kinds_that_are_certain(llama: ls.Model, module: str) -> None:
     state = parsed(module, 0)
     check = fitting(llama, state.traits)
     check.learn(state)
-    assert check.check(None, None, state, {0: Positions(0, 3)})  # type: ignore[arg-type]
+    assert check.check(None, None, state, {0: layout.Span(0, 3)})  # type: ignore[arg-type]
     assert check.countable() == state.traits

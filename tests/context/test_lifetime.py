@@ -7,7 +7,9 @@ import gc
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -345,3 +347,34 @@ def test_rollback_is_not_trusted(library: ls.Library) -> None:
     finally:
         c.llama_free(ctypes.c_void_p(pointer))
         c.llama_model_free(ctypes.c_void_p(model))
+
+
+USES: dict[str, Callable[[ls.Context, Path], object]] = {
+    "nothing": lambda ctx, path: None,
+    "decode": lambda ctx, path: ctx.decode([1, 2, 3]),
+    "restore": lambda ctx, path: ctx.restore(ctx.snapshot()),
+    "file": lambda ctx, path: (ctx.save_state(path, durable=False), ctx.load_state(path)),
+    "sequence": lambda ctx, path: ctx.seq_restore(ctx.seq_snapshot(0), 1),
+    "copy": lambda ctx, path: ctx.seq_cp(0, 1),
+    "checkpoint": lambda ctx, path: ctx.resume(ctx.checkpoint(0)),
+    "device": lambda ctx, path: ctx.seq_device_snapshot().restore(),
+    "refused": lambda ctx, path: ctx.restore(b"no state"),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_context_is_freed_at_once(llama: ls.Model, use: str, tmp_path: Path) -> None:
+    """No circle of objects keeps a context until the next garbage collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        ctx = llama.context(n_ctx=256, n_seq_max=2, n_threads=1)
+        shared, resource = ctx._handle.shared, weakref.ref(ctx._handle.resource)
+        with suppress(ls.StateError):
+            ctx.decode([1, 2, 3])
+            USES[use](ctx, tmp_path / "state")
+        del ctx
+        assert resource() is None
+        assert shared.freed
+    finally:
+        gc.enable()

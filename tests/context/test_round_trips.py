@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import llama_state as ls
 from llama_state.testing import strategies
 from llama_state.testing.conformance import NMSE_LIMIT, nmse
-from llama_state.testing.strategies import Cells, Clear, Decode, SeqCp, SeqRm, Step, replay
+from llama_state.testing.strategies import Clear, Contents, Decode, SeqCp, SeqRm, Step, replay
 
 pytestmark = pytest.mark.libllama
 
@@ -68,7 +68,7 @@ def opened(model: ls.Model, *options: Mapping[str, Any]) -> Iterator[list[ls.Con
         yield made
 
 
-def live(ctx: ls.Context, history: Iterable[Step]) -> Cells:
+def live(ctx: ls.Context, history: Iterable[Step]) -> Contents:
     """Take the steps, and return what *ctx* holds then.
 
     A cut is refused where a window has lost cells.
@@ -98,7 +98,7 @@ def lengths(ctx: ls.Context) -> dict[int, int]:
     return {seq_id: n for seq_id, n in past.items() if n}
 
 
-def expected_lengths(cells: Cells) -> dict[int, int]:
+def expected_lengths(cells: Contents) -> dict[int, int]:
     return {seq_id: max(held) + 1 for seq_id, held in cells.items()}
 
 
@@ -107,7 +107,7 @@ def next_logits(ctx: ls.Context, seq_id: int) -> memoryview:
     return ctx.logits()
 
 
-def assert_reported(ctx: ls.Context, restored: ls.Restored, cells: Cells) -> None:
+def assert_reported(ctx: ls.Context, restored: ls.Restored, cells: Contents) -> None:
     """``Restored`` tells of *cells*, and nothing else."""
     assert set(restored.sequences) == set(cells)
     for seq_id, span in restored.sequences.items():

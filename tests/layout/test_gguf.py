@@ -11,7 +11,7 @@ import gguf
 import pytest
 
 from llama_state.errors import FormatError, TruncatedError, UnsupportedError, VersionError
-from llama_state.layout.gguf import TENSOR_TYPES, Header, part_paths, read_header
+from llama_state.layout.gguf import TENSOR_TYPES, GGUFHeader, part_paths, read_header
 from llama_state.testing import KINDS, write_model
 from tests.layout import ggufs
 from tests.layout.ggufs import ARRAY, F16, F32, STRING, Typed, array, build, string, u32
@@ -29,7 +29,7 @@ TENSORS = {
 REFUSED = (FormatError, UnsupportedError)
 
 
-def header_of(path: Path) -> Header:
+def header_of(path: Path) -> GGUFHeader:
     return read_header(part_paths(path))
 
 

@@ -22,7 +22,7 @@ from ..._llama.discovery import load_library
 from ..._llama.handles import Call, Handle, Resource, context_handle
 from ..._llama.library import Library
 from ...context.identity import ROPE_SETTINGS, Origin, scalar_text
-from ...errors import CapacityError, ClosedError, StateError
+from ...errors import ClosedError, StateError
 
 _CLOSED = "the Llama was closed"
 
@@ -142,46 +142,3 @@ class LlamaHandle(Handle):
         n_tokens = self.llm.n_tokens
         if calls.positions(call, 0).last >= n_tokens:
             calls.remove(call, 0, *((n_tokens, -1) if n_tokens else (-1, -1)))
-
-
-class Ledger:
-    """The bookkeeping of a ``Llama`` about sequence 0. Used under the context's lock."""
-
-    def __init__(self, handle: LlamaHandle) -> None:
-        self._handle = handle
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """What the ``Llama`` says that sequence 0 holds."""
-        llm = self._handle.llm
-        return tuple(llm.input_ids[: llm.n_tokens].tolist())
-
-    def check_room(self, n_tokens: int) -> None:
-        """Raise CapacityError where the ``Llama`` cannot list *n_tokens*.
-
-        llama.cpp rounds ``n_ctx`` up, a ``Llama`` does not.
-        """
-        have = len(self._handle.llm.input_ids)
-        if n_tokens > have:
-            raise CapacityError("tokens of a Llama", need=n_tokens, have=have)
-
-    def write(self, tokens: Sequence[int], *, start: int = 0, logits: bool = False) -> None:
-        """Say that sequence 0 holds what it held before *start*, and then *tokens*.
-
-        Args:
-            tokens: The token ids.
-            start: Their first position.
-            logits: Those of the last one are there, to be sampled from.
-        """
-        llm = self._handle.llm
-        end = start + len(tokens)
-        llm.input_ids[start:end] = tokens
-        llm.n_tokens = end
-        # Versions without the mark always decode the last token of a prompt before they sample;
-        # those of all tokens are copied by the Llama's own decoding only.
-        if hasattr(llm, "_requires_eval"):
-            llm._requires_eval = not logits or llm._logits_all
-
-    def cut(self, n_tokens: int) -> None:
-        """Say that sequence 0 holds no more than its first *n_tokens*, and no logits are there."""
-        self.write((), start=min(n_tokens, self._handle.llm.n_tokens))

@@ -1,0 +1,81 @@
+"""What is about to change in a context, said to whoever keeps count of it.
+
+A binding may list the tokens that its context holds, as a ``Llama`` does. Its adapter gives the
+context a :class:`Keeper`, which is asked before a sequence changes and called after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from .._llama.calls import Target
+from .._llama.handles import Call
+from ..layout import Span
+
+ChangeKind: TypeAlias = Literal["decode", "remove", "copy", "replace", "undo"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of the sequences of a context.
+
+    Attributes:
+        kind: "decode" appends, "remove" takes away, "copy" and "replace" put something in the
+            place of what is there, "undo" brings back what was there before.
+        target: The sequence that changes; None for all of them.
+        spans: The positions that come in, or that go, by their sequence; None where only
+            llama.cpp can read the state that comes in.
+        tokens: The tokens at these positions, of sequence 0 where all change; None: not known.
+    """
+
+    kind: ChangeKind
+    target: Target
+    spans: Mapping[int, Span] | None
+    tokens: Sequence[int] | None = None
+
+
+class Keeper:
+    """Keeps count of what a context holds: this one of nothing."""
+
+    def tokens(self, target: Target) -> tuple[int, ...] | None:
+        """Return the tokens that are listed of a sequence; None where none are.
+
+        Args:
+            target: The sequence; None for the one that the binding uses.
+        """
+        return None
+
+    def known_tokens(self, call: Call, target: Target) -> tuple[int, ...] | None:
+        """Return what :meth:`tokens` does, if that is what the cache holds.
+
+        Raises:
+            StateError: The list is not as long as the sequence.
+        """
+        return None
+
+    def before(self, call: Call, change: Change) -> None:
+        """Refuse a change by an error of this library, or let it happen."""
+
+    def check(self, call: Call, change: Change) -> None:
+        """Refuse, by an error, a state that only llama.cpp could read, now that it is there."""
+
+    def after(self, call: Call, change: Change, *, done: bool) -> None:
+        """Count what the context holds now.
+
+        Args:
+            done: False where an exception ended the change.
+        """
+
+    @contextmanager
+    def changing(self, call: Call, change: Change) -> Iterator[None]:
+        """Call :meth:`before` and :meth:`after` around a change."""
+        self.before(call, change)
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            self.after(call, change, done=done)

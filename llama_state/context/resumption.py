@@ -1,0 +1,141 @@
+"""Checkpoints of one context: taken, and resumed where they belong."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from .._llama import calls
+from .._llama.calls import Target
+from .._llama.facts import Facts
+from .._llama.handles import Call, Handle, LastLogits
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.fingerprint import Fingerprint
+from ..errors import Difference, FormatError, MismatchError, MismatchWarning, StateError
+from . import engine
+from .changes import Keeper
+from .identity import Identity
+from .state import ContextState, Restored
+
+if TYPE_CHECKING:
+    from .._io import Buffer
+
+Check: TypeAlias = Literal["strict", "warn", "off"]
+_CHECKS: Final = ("strict", "warn", "off")
+
+
+class Checkpoints:
+    """Takes checkpoints of one context, and restores those that belong to it."""
+
+    def __init__(
+        self,
+        handle: Handle,
+        facts: Facts,
+        state: ContextState,
+        identity: Identity,
+        keeper: Keeper,
+    ) -> None:
+        self._handle = handle
+        self._facts = facts
+        self._state = state
+        self._identity = identity
+        self._keeper = keeper
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The model and the settings that states of this context belong to, as far as known."""
+        with self._handle.use() as call:
+            library, known = self._handle.library, self._state.known
+            return self._identity.fingerprint(call, library, self._facts, known)
+
+    def take(
+        self,
+        target: Target,
+        tokens: Iterable[int] | None,
+        meta: Mapping[str, Any] | None,
+        out: Buffer | None,
+        *,
+        logits: bool,
+    ) -> Checkpoint:
+        """Return a checkpoint; see :meth:`llama_state.Context.checkpoint`."""
+        with self._handle.use() as call:
+            if tokens is None:
+                tokens = self._keeper.known_tokens(call, target) or ()
+            last, row = None, None
+            if logits:
+                last = _logits_to_keep(call, target, self._handle.shared.last_logits)
+                row = last.row or engine.last_logits(call, self._facts.n_vocab)
+            payload = self._state.snapshot(target, out)
+            recorded = self._state.recorded(target, payload)
+            known = self.fingerprint
+        return Checkpoint(
+            payload,
+            kind="whole" if target is None else "sequence",
+            session_version=self._handle.library.session_version,
+            source=target,
+            tokens=tokens,
+            logits=row,
+            logits_of=last.seq_id if last else None,
+            fingerprint=replace(known, context={**known.context, **recorded}),
+            meta=meta,
+        )
+
+    def resume(self, checkpoint: Checkpoint, dest_seq_id: int | None, check: Check) -> Restored:
+        """Restore a checkpoint; see :meth:`llama_state.Context.resume`."""
+        if check not in _CHECKS:
+            raise ValueError(f"check must be one of {', '.join(_CHECKS)}, not {check!r}")
+        target = self._destination(checkpoint, dest_seq_id)
+        self._compare(checkpoint, check)
+        checkpoint.check_unchanged()
+        payload, tokens = checkpoint.payload, checkpoint.tokens
+        with self._handle.use():
+            restored = self._state.restore(target, payload, tokens, validate=True)
+            if checkpoint.logits is not None and checkpoint.logits_of is not None:
+                seq_id = checkpoint.logits_of if target is None else target
+                if (span := restored.sequences.get(seq_id)) is not None:
+                    kept = LastLogits(seq_id, span.n_past, checkpoint.logits)
+                    self._handle.shared.last_logits = kept
+        return replace(restored, tokens=tokens)
+
+    def _destination(self, checkpoint: Checkpoint, dest_seq_id: int | None) -> Target:
+        if checkpoint.kind == "whole":
+            if dest_seq_id is not None:
+                raise FormatError(
+                    "a checkpoint of the whole context: resume it without dest_seq_id"
+                )
+            return None
+        source = checkpoint.source or 0
+        return self._facts.check_sequence(source if dest_seq_id is None else dest_seq_id)
+
+    def _compare(self, checkpoint: Checkpoint, check: Check) -> None:
+        """Refuse, or warn of, a checkpoint of another model or of other settings."""
+        saved, current = checkpoint.session_version, self._handle.library.session_version
+        if saved != current:  # llama.cpp has no way to read it
+            raise MismatchError([Difference("session version", saved, current)])
+        if check == "off":
+            return
+        error = MismatchError(checkpoint.fingerprint.differences(self.fingerprint))
+        if not error.differences:
+            return
+        if check == "strict":
+            raise error
+        warnings.warn(str(error), MismatchWarning, stacklevel=4)
+
+
+def _logits_to_keep(call: Call, target: Target, last: LastLogits | None) -> LastLogits:
+    """Return *last*, if they are those of the end of what is saved.
+
+    Raises:
+        StateError: They are not.
+    """
+    if last is None:
+        raise StateError("no logits to keep: decode the last token before the checkpoint")
+    n_past = calls.positions(call, last.seq_id).last + 1
+    if target not in (None, last.seq_id) or n_past != last.n_past:
+        raise StateError(
+            f"the last logits are those of position {last.n_past - 1} of sequence "
+            f"{last.seq_id}: decode the last token of what is saved before the checkpoint"
+        )
+    return last
