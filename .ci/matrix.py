@@ -27,6 +27,7 @@ from typing import Any
 from checks import results
 
 CORES = 2
+PROCESSOR = Path("/proc/cpuinfo")
 HOST_PAGE = "llama-cpp-python.md"
 TIMEOUT = 1500
 # Of a log that is printed, at either end.
@@ -43,12 +44,14 @@ class Build:
         version: Of the package.
         formats: Session and sequence version.
         lacks: The kinds of model that it cannot load, and why. All others it must.
+        needs: What it needs of the processor, as ``/proc/cpuinfo`` names it, if more than usual.
     """
 
     package: str
     version: str
     formats: tuple[int, int]
     lacks: Mapping[str, str] = field(default_factory=dict)
+    needs: str = ""
 
     @property
     def name(self) -> str:
@@ -67,6 +70,8 @@ BUILDS = (
         "2026.4.8672",
         (9, 2),
         {"qwen3next-moe": "counts the tensors of such a model otherwise"},
+        # This wheel was compiled for the machine that compiled it; elsewhere it dies of SIGILL.
+        needs="avx512vl",
     ),
     Build("xllamacpp", "2026.5.9294", (9, 2)),
     Build("xllamacpp", "2026.6.9713", (9, 2)),
@@ -198,6 +203,11 @@ class Matrix:
         if self.stop.is_set():
             return None
         outcome = Outcome(build)
+        if build.needs and build.needs not in PROCESSOR.read_text(encoding="utf-8").split():
+            outcome.kinds = "not run"
+            with self.printing:
+                print(f"\n-- {build.name}: not run, this processor has no {build.needs}")
+            return outcome
         start = time.perf_counter()
         work = self.work / build.name.replace(" ", "-")
         work.mkdir(parents=True)
