@@ -213,7 +213,7 @@ class ClosedError(StateError, RuntimeError):
 
 
 class LibraryNotFoundError(StateError, ImportError):
-    """No usable libllama.
+    """No usable libllama, or the compiled extension that calls it is missing.
 
     Attributes:
         tried: One (place, reason) pair for every place that was looked at, in order.
