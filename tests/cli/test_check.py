@@ -10,10 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llama_state import cli
-from llama_state.cli import checks, junit
 from llama_state.testing import conformance
-from llama_state.testing.conformance import Report, Row
 from tests.cli.commands import Run, llama_state
 from tests.libllama import LIBRARY, MODELS
 
@@ -147,55 +144,6 @@ def test_wrong_use(run: Run, tmp_path: Path) -> None:
         assert (status, out) == (2, "")
         for sentence in sentences:
             assert sentence in err
-
-
-@pytest.mark.parametrize("arguments", [["--n-tokens", "0"], ["--n-tokens", "x"], ["--nonsense"]])
-def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["check", *arguments])
-    assert caught.value.code == 2
-    assert arguments[0] in capsys.readouterr().err
-
-
-# The attributes that junit-10.xsd of Jenkins has, and what it lets be inside.
-COUNTS = {"tests", "failures", "errors"}
-OUTCOME = ({"type", "message"}, set[str]())
-SCHEMA = {
-    "testsuites": ({"name", "time", *COUNTS}, {"testsuite"}),
-    "testsuite": (
-        {"name", "skipped", "time", "timestamp", *COUNTS},
-        {"properties", "testcase"},
-    ),
-    "properties": (set[str](), {"property"}),
-    "property": ({"name", "value"}, set[str]()),
-    "testcase": ({"classname", "name", "time"}, {"failure", "error", "skipped"}),
-    "failure": OUTCOME,
-    "error": OUTCOME,
-    "skipped": OUTCOME,
-}
-
-
-def test_xml_of_any_text() -> None:
-    """Control characters and undecodable file names do not break the XML, nor its schema."""
-    rows = (
-        Row("one", "f", 1, 0.5, outcome="differs", detail="a\x00b\x1b[1m <&> é\ud800"),
-        Row("one", "g", outcome="error", detail="SaveError: no"),
-        Row("two", outcome="not available", detail="refused"),
-        Row("one", "h"),
-    )
-    report = Report("models/a\udcff.gguf", "lib", rows)
-    xml = junit.document([checks.Checked(report), checks.Checked(report, "a\nb")])
-    root = ElementTree.fromstring(xml)  # noqa: S314
-    assert [root.get(name) for name in ("tests", "failures", "errors")] == ["9", "2", "3"]
-    for element in root.iter():
-        attributes, children = SCHEMA[element.tag]
-        assert set(element.keys()) <= attributes
-        assert {child.tag for child in element} <= children
-    first = root[0]
-    assert first.get("skipped") == "1"
-    assert (first.findtext("testcase/failure") or "").startswith("one: f\na\\x00b\\x1b[1m <&> é")
-    assert [case.get("name") for case in first.findall("testcase")] == ["f", "g", "context", "h"]
-    assert root[1].findtext("testcase[@name='model']/error") == "a\nb"
 
 
 def test_the_module_is_the_command() -> None:
