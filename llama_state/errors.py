@@ -229,7 +229,7 @@ class ClosedError(StateError, RuntimeError):
 
 
 class LibraryNotFoundError(StateError, ImportError):
-    """No usable libllama.
+    """No usable libllama, or the compiled extension that calls it is missing.
 
     Attributes:
         tried: A pair (place, reason) for every place that was searched, in order.

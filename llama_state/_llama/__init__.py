@@ -1,1 +1,19 @@
 """One libllama: find it, bind it, call it, free what it made. The only room that calls its C."""
+
+from __future__ import annotations
+
+from ..errors import LibraryNotFoundError
+
+try:
+    from ._llama_cffi import lib as _lib  # noqa: F401
+except ImportError as error:
+    if error.name == "_cffi_backend":
+        raise LibraryNotFoundError("cffi is not installed: pip install cffi") from error
+    if isinstance(error, ModuleNotFoundError):
+        _state = "not built"
+    else:
+        _state = f"built for another Python or system ({error})"
+    raise LibraryNotFoundError(
+        f"the extension {__name__}._llama_cffi is {_state}: run pip install -e . in a checkout "
+        "(it needs a C compiler), or elsewhere pip install --force-reinstall llama-state"
+    ) from error

@@ -68,13 +68,23 @@ def load_library(path: StrPath | None = None) -> Library:
             if verdict.library is not None:
                 return verdict.library
             tried.append((verdict.candidate.place, verdict.why))
-        requested = path is not None or os.environ.get(ENVIRONMENT_VARIABLE)
-        reason = (
-            "the libllama that was asked for cannot be used"
-            if requested
-            else "no usable libllama; install one with: pip install 'llama-state[engine]'"
+        raise LibraryNotFoundError(advice(path), tried=tried)
+
+
+def advice(path: StrPath | None = None) -> str:
+    """Say what to do where :func:`load_library` finds nothing for *path*."""
+    if path is not None:
+        return (
+            "the libllama that was asked for cannot be used; give the file of a shared library "
+            "that exports llama.cpp's C API, or leave it out to use one that is installed"
         )
-        raise LibraryNotFoundError(reason, tried=tried)
+    if os.environ.get(ENVIRONMENT_VARIABLE):
+        return (
+            f"the libllama that {ENVIRONMENT_VARIABLE} names cannot be used; set it to the file "
+            "of a shared library that exports llama.cpp's C API, or unset it to use one that is "
+            "installed"
+        )
+    return "no usable libllama; install one with: pip install 'llama-state[engine]'"
 
 
 def examine(path: StrPath | None = None) -> Iterator[Verdict]:

@@ -1,6 +1,7 @@
 """The command ``llama-state``: arguments in, text out, exit status back. No logic of its own.
 
-Each command imports what it needs when it runs: those for states work without any libllama.
+Each command imports what it needs when it runs. Those for state files work without a libllama,
+and without the compiled extension.
 """
 
 from __future__ import annotations
@@ -8,42 +9,63 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
 
 from .. import __version__
 from ..errors import StateError
-from . import engines, states
+from . import checks, engines, states
+from .parsers import Run, exit_statuses, wrapped
+from .problems import sentence
+from .status import Status
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-DESCRIPTION = "Save and restore llama.cpp's inference state; look into what was saved."
+DESCRIPTION = (
+    "Look into saved states of llama.cpp, check that states of a model come back, and show which"
+    " libllama is used. The commands for state files need no libllama."
+)
+EXITS: Mapping[int, str] = {
+    Status.OK: "done, or yes",
+    Status.NO: "no: a file is damaged, states differ, no libllama is usable, ...",
+    Status.TROUBLE: "no answer: wrong use, an unreadable file, a missing library or package",
+}
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="llama-state", description=DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"llama_state {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    states.add_commands(commands)
-    engines.add_commands(commands)
-    options = parser.parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = options.run
+    """Run the command; return its exit status."""
+    options = _parser().parse_args(arguments)
+    run: Run = options.run
     try:
         status = run(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return int(Status.TROUBLE)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except (StateError, OSError, ValueError) as error:
         print(sentence(error), file=sys.stderr)
-        trouble: int = options.trouble
-        return trouble
-    return status
+        return int(Status.TROUBLE)
+    return int(status)
 
 
-def sentence(error: Exception) -> str:
-    """Return an error as a person wants to read it."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llama-state",
+        description=wrapped(DESCRIPTION),
+        epilog="llama-state COMMAND --help shows its arguments and an example.\n\n"
+        + exit_statuses(EXITS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"llama_state {__version__}",
+        help="print the version of llama_state and exit",
+    )
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
+    states.add_commands(commands)
+    checks.add_commands(commands)
+    engines.add_commands(commands)
+    return parser

@@ -1,4 +1,4 @@
-"""How far a long save or load is, for people at a terminal."""
+"""Progress of long reads and writes, for people at a terminal."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from contextlib import contextmanager
 from .._io import Progress
 
 _LINES = 10
-"""Lines of text from nothing to all, where there is no bar."""
+"""Lines of text from 0 to 100 %, where no bar can be drawn."""
 
 
 @contextmanager
-def shown(label: str, *, asked: bool | None = None) -> Iterator[Progress | None]:
-    """Yield a progress that shows itself on stderr, or None where nothing is to be shown.
+def shown(label: str, *, enabled: bool | None = None) -> Iterator[Progress | None]:
+    """Yield a progress callback that writes to stderr, or None where nothing is to be shown.
 
-    It is a bar where stderr is a terminal and rich is installed, else some lines of text.
+    It draws a bar where stderr is a terminal and rich is installed, and else prints lines.
 
     Args:
-        label: What is being done.
-        asked: False: nothing; True: also where stderr is no terminal.
+        label: The work that is done.
+        enabled: True also shows it where stderr is not a terminal, False never does.
     """
     terminal = sys.stderr.isatty()
-    if asked is False or not (terminal or asked):
+    if enabled is False or not (terminal or enabled):
         yield None
         return
     try:
@@ -33,7 +33,7 @@ def shown(label: str, *, asked: bool | None = None) -> Iterator[Progress | None]
     except ImportError:
         terminal = False
     if not terminal:
-        yield _lines(label)
+        yield _line_printer(label)
         return
     columns = "{task.description}", BarColumn(), DownloadColumn(True), TransferSpeedColumn()
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
@@ -45,14 +45,15 @@ def shown(label: str, *, asked: bool | None = None) -> Iterator[Progress | None]
         yield report
 
 
-def _lines(label: str) -> Progress:
-    written = -1
+def _line_printer(label: str) -> Progress:
+    """Return a callback that prints a line at each tenth of the work."""
+    printed = -1
 
     def report(done: int, total: int) -> None:
-        nonlocal written
+        nonlocal printed
         step = _LINES * done // total if total else _LINES
-        if step > written:
-            written = step
+        if step > printed:
+            printed = step
             print(f"{label}: {done >> 20} of {total >> 20} MiB", file=sys.stderr)
 
     return report

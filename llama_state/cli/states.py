@@ -3,110 +3,172 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import SaveError, StateError
+from .output import print_json, write_file
+from .parsers import Commands, add_command
+from .problems import CommandError, naming
 from .progress import shown
+from .status import Status
 
 if TYPE_CHECKING:
-    from . import Commands
-
-MODEL_HELP = "the model it belongs to: sequence states do not name theirs"
-KEY_HELP = "file with the key that the checkpoint is authenticated with (its bytes as they are)"
+    from ..inspection import StateFile
 
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this module."""
-    inspect = commands.add_parser("inspect", help="show what is in a state file")
-    inspect.add_argument("file", metavar="FILE")
-    inspect.add_argument("--json", action="store_true", help="print it as JSON")
-    inspect.add_argument("--plot", metavar="OUT", help="draw it: a .png or .svg file")
-    _add_model(inspect)
-    _add_key(inspect)
-    inspect.set_defaults(run=run_inspect, trouble=1)
+    _add_inspect(commands)
+    _add_verify(commands)
+    _add_diff(commands)
+    _add_convert(commands)
 
-    verify = commands.add_parser("verify", help="tell whether state files are sound")
-    verify.add_argument("files", metavar="FILE", nargs="+")
-    verify.add_argument("--json", action="store_true", help="print the verdicts as JSON")
-    _add_key(verify)
-    verify.set_defaults(run=run_verify, trouble=1)
 
-    diff = commands.add_parser(
+def _add_inspect(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "inspect",
+        run_inspect,
+        summary="show what is in a state file",
+        details="Show what is in a state file: its kind, tokens, sequences, positions and sizes."
+        " A damaged file is shown as far as it can be read.",
+        example="llama-state inspect chat.state --model model.gguf",
+        exits={0: "shown", 1: "the file is damaged", 2: "it cannot be read, or is not a state"},
+    )
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="a session, sequence or slot file, a checkpoint, or a blob saved to a file",
+    )
+    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+    parser.add_argument(
+        "--plot", metavar="OUT", help="also draw cells, positions and values: OUT is .png or .svg"
+    )
+    _add_model(parser)
+    _add_key(parser)
+
+
+def _add_verify(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "verify",
+        run_verify,
+        summary="check that state files are sound",
+        details="Compare the digests of checkpoints, and check the structure of every state."
+        " Native files have no digests: a changed value in a tensor is not found.",
+        example="llama-state verify kv/*.llst",
+        exits={
+            0: "all files are sound",
+            1: "a file is damaged, locked, not a state or not readable",
+            2: "wrong use, or a missing package",
+        },
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", help="a state file of any kind")
+    parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+    _add_key(parser)
+
+
+def _add_diff(commands: Commands) -> None:
+    parser = add_command(
+        commands,
         "diff",
-        help="compare two states",
-        epilog="The exit status is 0 when they are equal, 1 when they differ, 2 in trouble.",
+        run_diff,
+        summary="compare two states",
+        details="Compare fields, tokens, positions and, for each layer, the rows of two states.",
+        example="llama-state diff monday.state tuesday.state",
+        exits={0: "the states are equal", 1: "they differ", 2: "they cannot be compared"},
     )
-    diff.add_argument("a", metavar="A")
-    diff.add_argument("b", metavar="B")
-    diff.add_argument("--json", action="store_true", help="print the differences as JSON")
-    _add_model(diff)
-    _add_key(diff)
-    diff.set_defaults(run=run_diff, trouble=2)
+    parser.add_argument("a", metavar="A", help="the first state file, of any kind")
+    parser.add_argument("b", metavar="B", help="the second, which may be of another kind")
+    parser.add_argument("--json", action="store_true", help="print the differences as JSON")
+    _add_model(parser)
+    _add_key(parser)
 
-    convert = commands.add_parser("convert", help="between native files and checkpoints")
-    convert.add_argument("source", metavar="IN")
-    convert.add_argument("target", metavar="OUT")
-    convert.add_argument(
-        "--to", choices=("checkpoint", "native"), help="what to write (the other kind than IN)"
+
+def _add_convert(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "convert",
+        run_convert,
+        summary="turn a native file into a checkpoint, or back",
+        details="Write a native file as a checkpoint, or a checkpoint as the native file of"
+        " llama.cpp. OUT is written as a whole or not at all.",
+        example="llama-state convert chat.state chat.llst --model model.gguf --plain",
+        exits={0: "OUT is written", 2: "it is not"},
     )
-    convert.add_argument("--compress", action="store_true", help="compress the checkpoint")
-    convert.add_argument("--force", action="store_true", help="replace OUT if it is there")
-    convert.add_argument(
-        "--session-version", type=int, metavar="N", help="of a blob that does not tell its own"
+    parser.add_argument("source", metavar="IN", help="the state file to read")
+    parser.add_argument("target", metavar="OUT", help="the file to write")
+    parser.add_argument(
+        "--to",
+        choices=("checkpoint", "native"),
+        help="the format of OUT (default: the one that IN does not have)",
     )
-    convert.add_argument("--model", metavar="M.gguf", help="record that it belongs to this model")
-    convert.add_argument(
+    parser.add_argument("--compress", action="store_true", help="compress the checkpoint")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument(
+        "--session-version",
+        type=int,
+        metavar="N",
+        help="the session version of a blob that reads as several",
+    )
+    parser.add_argument(
+        "--model", metavar="M.gguf", help="record that the state belongs to this model"
+    )
+    parser.add_argument(
         "--plain",
         action="store_true",
-        help="record too that it was used without adapters, with its own rope settings",
+        help="record that the model was used without adapters and with its own rope settings;"
+        " needs --model",
     )
-    _add_key(convert)
-    convert.set_defaults(run=run_convert, trouble=1)
+    _add_key(parser)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="M.gguf", help=MODEL_HELP)
+    parser.add_argument(
+        "--model",
+        metavar="M.gguf",
+        help="the model of the state: a sequence state does not name its own",
+    )
 
 
 def _add_key(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--key-file", metavar="KEY", help=KEY_HELP)
+    parser.add_argument(
+        "--key-file",
+        metavar="KEY",
+        help="a file whose bytes are the key that authenticates the checkpoint",
+    )
 
 
-def run_inspect(options: argparse.Namespace) -> int:
+def run_inspect(options: argparse.Namespace) -> Status:
     """Show, and draw, what is in a file."""
-    from .._io import atomic
-    from ..inspection import inspect_file, render, summary, text, words
+    from ..inspection import inspect_file, summary, text, words
 
-    with _naming(options.file), shown("verification") as progress:
+    with naming(options.file), shown("verification") as progress:
         found = inspect_file(
             options.file, model=options.model, key=_key(options), progress=progress
         )
     if options.json:
-        _print_json(summary.describe(found))
+        print_json(summary.describe(found))
     else:
         print(text.text(found))
     if found.problem:
         print(f"{options.file}: {words.problem_text(found.problem)}", file=sys.stderr)
-        return 1
+        return Status.NO
     if options.plot:
-        with _naming(options.file):
-            image = render(found, Path(options.plot).suffix)
-        try:
-            atomic.write_file(options.plot, [image], durable=False)
-        except SaveError as error:  # its text is for states
-            code = error.errno or errno.EIO
-            raise OSError(code, os.strerror(code), options.plot) from error
-    return 0
+        _plot(found, options.plot)
+    return Status.OK
 
 
-def run_verify(options: argparse.Namespace) -> int:
+def _plot(found: StateFile, target: str) -> None:
+    from ..inspection import render
+
+    with naming(found.path):
+        image = render(found, Path(target).suffix)
+    write_file(target, image)
+
+
+def run_verify(options: argparse.Namespace) -> Status:
     """Check files."""
     from ..inspection import verification
 
@@ -115,39 +177,44 @@ def run_verify(options: argparse.Namespace) -> int:
         with shown(f"verification {path}") as progress:
             verdicts.append(verification.verify_file(path, key=key, progress=progress))
     if options.json:
-        _print_json([verification.as_dict(verdict) for verdict in verdicts])
+        print_json([verification.as_dict(verdict) for verdict in verdicts])
     else:
         print("\n".join(map(verification.text, verdicts)))
-    return 0 if all(verdict.sound for verdict in verdicts) else 1
+    return Status.OK if all(verdict.sound for verdict in verdicts) else Status.NO
 
 
-def run_diff(options: argparse.Namespace) -> int:
+def run_diff(options: argparse.Namespace) -> Status:
     """Compare two files."""
-    from ..inspection import compare, inspect_file, report
-    from ..inspection.statefile import raised
+    from ..inspection import compare, report
 
-    opened = []
-    for path in (options.a, options.b):
-        with _naming(path):
-            opened.append(inspect_file(path, model=options.model, key=_key(options)))
-            if problem := opened[-1].problem:
-                raise raised(problem)
-    result = compare(*opened)
+    result = compare(_sound(options.a, options), _sound(options.b, options))
     if options.json:
-        _print_json(report.as_dict(result))
+        print_json(report.as_dict(result))
     else:
         print(report.text(result))
-    return 0 if result.equal else 1
+    return Status.OK if result.equal else Status.NO
 
 
-def run_convert(options: argparse.Namespace) -> int:
+def _sound(path: str, options: argparse.Namespace) -> StateFile:
+    """Return the state file at *path*; raise an error that names it where it is damaged."""
+    from ..inspection import inspect_file
+    from ..inspection.statefile import raised
+
+    with naming(path):
+        found = inspect_file(path, model=options.model, key=_key(options))
+        if found.problem:
+            raise raised(found.problem)
+    return found
+
+
+def run_convert(options: argparse.Namespace) -> Status:
     """Write a state in the other format."""
     from ..inspection.conversion import convert_file
 
     if options.plain and not options.model:
-        raise _Trouble("--plain is said of a model: give --model too")
+        raise CommandError("--plain says how a model was used: give --model too")
     try:
-        with _naming(options.source), shown("writing") as progress:
+        with naming(options.source), shown("writing") as progress:
             done = convert_file(
                 options.source,
                 options.target,
@@ -161,33 +228,12 @@ def run_convert(options: argparse.Namespace) -> int:
                 progress=progress,
             )
     except FileExistsError:
-        raise _Trouble(f"{options.target}: is there already; --force replaces it") from None
+        raise CommandError(f"{options.target}: exists; --force replaces it") from None
     print(f"{done.path}: {done.kind}, {done.nbytes:,} bytes")
-    return 0
-
-
-class _Trouble(StateError):
-    """An error with the name of the file that it is about."""
-
-
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Give errors that do not name the file the name of the one at *path*."""
-    try:
-        yield
-    except StateError as error:
-        if isinstance(error, OSError):
-            raise
-        from ..inspection.words import problem_text
-
-        raise _Trouble(f"{path}: {problem_text(error)}") from error
+    return Status.OK
 
 
 def _key(options: argparse.Namespace) -> bytes | None:
     if options.key_file is None:
         return None
     return Path(options.key_file).read_bytes()
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=1, ensure_ascii=False))

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from llama_state import cli
+from llama_state._llama.library import CAPABILITIES
+from tests.cli.commands import Run, llama_state
 from tests.libllama import LIBRARY, MODELS
 
 pytestmark = pytest.mark.libllama
-
-
-def llama_state(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-m", "llama_state", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "LLAMA_STATE_LIBRARY": str(LIBRARY.path), **environment},
-        timeout=120,
-        check=False,
-    )
 
 
 def test_demo() -> None:
@@ -65,7 +53,7 @@ def test_demo_tells_a_difference(
 
 
 def test_doctor() -> None:
-    """Which library, its versions, its capabilities, and the other candidates."""
+    """Which library, its versions, its capabilities, and the other places."""
     done = llama_state("doctor")
     assert (done.returncode, done.stderr) == (0, "")
     assert str(LIBRARY.path) in done.stdout
@@ -77,20 +65,69 @@ def test_doctor() -> None:
             assert place in everything.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor"])
+def test_doctor_as_json() -> None:
+    """The same facts under the keys that docs/guide.md lists."""
+    done = llama_state("doctor", "--json")
+    facts = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(facts) == {"llama_state", "library", "places"}
+    library = facts["library"]
+    assert library["path"] == str(LIBRARY.path)
+    assert library["source"] == "environment"
+    assert library["session_version"] == LIBRARY.session_version
+    assert library["sequence_version"] == LIBRARY.sequence_version
+    assert library["sequence_head"] is LIBRARY.sequence_head
+    assert library["capabilities"] == {name: name in LIBRARY.capabilities for name in CAPABILITIES}
+    assert [set(place) for place in facts["places"]] == [{"place", "path", "status", "reason"}]
+    assert facts["places"][0]["status"] == "used"
+    statuses = [
+        place["status"]
+        for place in json.loads(llama_state("doctor", "--json", LLAMA_STATE_LIBRARY="").stdout)[
+            "places"
+        ]
+    ]
+    assert statuses[0] == "absent"
+    assert statuses.count("used") <= 1
+
+
+def test_doctor_of_one_library(run: Run, tmp_path: Path) -> None:
+    """One that is no library: why, as text and as JSON, and exit status 1."""
+    text = tmp_path / "libllama.so"
+    text.write_text("just text")
+    for path, status, reason in (
+        (text, "not usable", "cannot be opened"),
+        (tmp_path / "none", "absent", "no such file"),
+    ):
+        found, out, err = run("doctor", "--library", path)
+        assert (found, "none that can be used" in out) == (1, True)
+        assert reason in out
+        assert "cannot be used; give the file of a shared library" in err
+        facts = json.loads(run("doctor", "--library", path, "--json")[1])
+        assert facts["library"] is None
+        (place,) = facts["places"]
+        assert place["status"] == status
+        assert reason in place["reason"]
+    assert run("doctor", "--library", LIBRARY.path)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["demo", "check", "doctor"])
 def test_no_library(command: str, tmp_path: Path) -> None:
-    """Both commands say what was looked for; neither shows a traceback."""
-    done = llama_state(command, LLAMA_STATE_LIBRARY=str(tmp_path / "libllama.so"))
-    assert done.returncode == 1
-    assert "no such file" in done.stderr
+    """Each says what was looked for and what to do; none shows a traceback."""
+    path = tmp_path / "libllama.so"
+    done = llama_state(command, LLAMA_STATE_LIBRARY=str(path))
+    assert done.returncode == (1 if command == "doctor" else 2)
+    assert f"LLAMA_STATE_LIBRARY={path}" in done.stdout + done.stderr
+    assert "no such file" in done.stdout + done.stderr
+    assert "unset it to use one that is installed" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_model_that_is_none(tmp_path: Path) -> None:
-    """A file that is no model is said to be none."""
+@pytest.mark.parametrize("content", [b"not a model", b"GGUF, but not a model"])
+def test_a_model_that_is_none(content: bytes, tmp_path: Path) -> None:
+    """A file that is not a model is said not to be one."""
     path = tmp_path / "model.gguf"
-    path.write_text("not a model")
+    path.write_bytes(content)
     done = llama_state("demo", "--model", str(path))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert str(path) in done.stderr
     assert "Traceback" not in done.stderr

@@ -180,10 +180,10 @@ def test_what_is_raised_is_passed_on(
 
 def test_nothing_is_shown_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     """Not at a terminal, nothing is shown unless asked; then lines, ten and one."""
-    for asked in (None, False):
-        with shown("saving", asked=asked) as progress:
+    for enabled in (None, False):
+        with shown("saving", enabled=enabled) as progress:
             assert progress is None
-    with shown("saving", asked=True) as progress:
+    with shown("saving", enabled=True) as progress:
         assert progress is not None
         for done in range(0, 101):
             progress(done << 20, 100 << 20)

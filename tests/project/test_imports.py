@@ -33,13 +33,15 @@ ROOMS = (
 # These work where no libllama is and no extension was built, and so import only each other.
 BYTES = {"errors", "_io", "layout", "checkpoint", "store", "inspection"}
 # Modules that only hand on the names of a room, for those who imported them before it was one.
-OLD_NAMES = {"container": "checkpoint", "fingerprint": "checkpoint", "__main__": "cli"}
+OLD_NAMES = {"container": "checkpoint", "fingerprint": "checkpoint"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room(path: Path) -> str:
-    """The room that a file of the package is in."""
+    """The room that a file of the package is in; ``python -m`` of any room is a command."""
+    if path.name == "__main__.py":
+        return "cli"
     name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return OLD_NAMES.get(name, name)
 

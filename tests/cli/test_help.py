@@ -1,0 +1,58 @@
+"""Help texts, wrong arguments, and Ctrl-C. No libllama is needed."""
+
+from __future__ import annotations
+
+import pytest
+
+from llama_state import cli
+from tests.cli.commands import Run
+
+COMMANDS = ("inspect", "verify", "diff", "convert", "check", "demo", "doctor")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sentence on each argument, an example that parses, the exit statuses; 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    example = text.partition("example:\n")[2].splitlines()[0].split()
+    assert example[:2] == ["llama-state", command]
+    assert cli._parser().parse_args(example[1:]).command == command
+    assert "exit status:\n  0  " in text
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert f"\n    {command} " in capsys.readouterr().out
+
+
+def test_every_argument_has_a_help_text() -> None:
+    """None is left without one."""
+    (commands,) = (
+        action.choices for action in cli._parser()._actions if isinstance(action.choices, dict)
+    )
+    assert sorted(commands) == sorted(COMMANDS)
+    for parser in commands.values():
+        assert all(action.help for action in parser._actions)
+
+
+def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ends a command without a traceback, with the status that shells use for it."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llama_state.inspection.inspect_file", interrupt)
+    assert run("inspect", "file") == (130, "", "")
+
+
+@pytest.mark.parametrize("arguments", [["--n-tokens", "0"], ["--n-tokens", "x"], ["--nonsense"]])
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["check", *arguments])
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
