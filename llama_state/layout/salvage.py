@@ -46,10 +46,10 @@ def leading_cells(
         elif headed:
             source = read_source(cursor)
         ownership = Ownership(kind == "whole", source)
-        known = [one for one in traits if one.arch == arch or kind == "sequence"]
+        candidates = [one for one in traits if one.arch == arch or kind == "sequence"]
         readings = (
             _leading_cells(cursor.view, cursor.at, one, ownership, version)
-            for one in known or model_traits(arch)
+            for one in candidates or model_traits(arch)
         )
         return max(readings, key=lambda streams: sum(map(len, streams)), default=())
     return ()
