@@ -68,17 +68,17 @@ def write_file(
         at_most = sum(len(flat(part)) for part in parts)
     report = progress or no_progress
     size = 0
-    with replacing(path, durable=durable) as (fd, saving):
-        with saving:
+    with replacing(path, durable=durable) as (fd, save_errors):
+        with save_errors:
             reserve(fd, at_most)
         report(0, at_most)
         for part in parts:
             view = flat(part)
             for start, end in pieces(len(view)):
-                with saving:
+                with save_errors:
                     size += _write_all(fd, view[start:end])
                 report(size, at_most)
-        with saving:
+        with save_errors:
             os.ftruncate(fd, size)
         if size < at_most:
             report(size, size)
@@ -106,8 +106,8 @@ def fill_file(
         SaveError: Also if the file system cannot reserve space.
     """
     report = progress or no_progress
-    with replacing(path, durable=durable) as (fd, saving):
-        with saving:
+    with replacing(path, durable=durable) as (fd, save_errors):
+        with save_errors:
             if not reserve(fd, size):
                 reason = (
                     "no memory for a copy, and the file system cannot reserve space for the file"
@@ -116,14 +116,14 @@ def fill_file(
             pages = memoryview(mmap.mmap(fd, size))
         report(0, size)
         for start, end in pieces(size):
-            with saving:
+            with save_errors:
                 populate(pages[start:end], write=True)
             report(end, size)
         fill(pages)
     return size
 
 
-class Saving:
+class SaveErrors:
     """Turns an OSError inside its blocks into a SaveError.
 
     Code of the caller (progress callbacks, generators of parts) runs outside of them, so that its
@@ -155,7 +155,7 @@ class Saving:
 
 
 @contextmanager
-def replacing(path: StrPath, *, durable: bool) -> Iterator[tuple[int, Saving]]:
+def replacing(path: StrPath, *, durable: bool) -> Iterator[tuple[int, SaveErrors]]:
     """Yield an empty file that replaces *path* if the block ends without an error.
 
     Args:
@@ -168,23 +168,23 @@ def replacing(path: StrPath, *, durable: bool) -> Iterator[tuple[int, Saving]]:
     Raises:
         SaveError: It failed, with the ``errno`` of the cause; the old file is unchanged.
     """
-    saving = Saving(path)
-    with saving:
+    save_errors = SaveErrors(path)
+    with save_errors:
         target = Path(os.path.realpath(path))
         old = _replaceable(target)
-    with _sibling(saving, target) as (fd, sibling):
+    with _sibling(save_errors, target) as (fd, sibling):
         if old is not None:
-            with saving:
+            with save_errors:
                 os.fchmod(fd, stat.S_IMODE(old.st_mode))
-        yield fd, saving
-        with saving:
+        yield fd, save_errors
+        with save_errors:
             if durable:
                 os.fsync(fd)
             with _freed_later(target, old):
                 sibling.replace(target)
-    saving.outcome = "state saved, but it may not survive a power failure"
+    save_errors.outcome = "state saved, but it may not survive a power failure"
     if durable:
-        with saving:
+        with save_errors:
             _sync_folder(target.parent)
 
 
@@ -231,42 +231,42 @@ def _replaceable(target: Path) -> os.stat_result | None:
 
 
 @contextmanager
-def _sibling(saving: Saving, target: Path) -> Iterator[tuple[int, Path]]:
+def _sibling(save_errors: SaveErrors, target: Path) -> Iterator[tuple[int, Path]]:
     """Yield an empty, locked file beside *target* and its path; remove it after an error."""
-    with saving:
-        part = target.with_name(_part_name(target.name))
-        fd = _open_locked(part)
+    with save_errors:
+        sibling = target.with_name(_sibling_name(target.name))
+        fd = _open_locked(sibling)
     try:
         try:
-            with saving:
+            with save_errors:
                 os.ftruncate(fd, 0)
-            yield fd, part
+            yield fd, sibling
         except BaseException:
-            part.unlink(missing_ok=True)
+            sibling.unlink(missing_ok=True)
             raise
     finally:
         os.close(fd)
 
 
-def _part_name(name: str) -> str:
-    """Return the name of the file beside *name*, which is valid if *name* is."""
-    part = f".{name}.part"
-    if len(os.fsencode(part)) <= _NAME_MAX:
-        return part
+def _sibling_name(name: str) -> str:
+    """Return the fixed name of the file beside *name*; it is not too long if *name* is not."""
+    sibling = f".{name}.part"
+    if len(os.fsencode(sibling)) <= _NAME_MAX:
+        return sibling
     return f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.part"
 
 
-def _open_locked(part: Path) -> int:
+def _open_locked(sibling: Path) -> int:
     # O_NOFOLLOW: another user may have put a link there.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     while True:
-        fd = os.open(part, flags, 0o666)
+        fd = os.open(sibling, flags, 0o666)
         if fcntl is None:
             return fd
         fcntl.flock(fd, fcntl.LOCK_EX)
         # The writer that held the lock may have renamed or removed the file: if so, try again.
         try:
-            if os.path.samestat(os.fstat(fd), part.stat()):
+            if os.path.samestat(os.fstat(fd), sibling.stat()):
                 return fd
         except FileNotFoundError:
             pass

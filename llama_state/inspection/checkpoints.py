@@ -18,12 +18,12 @@ KEY_NEEDED = "it can be read only with its key"
 
 
 def open_checkpoint(
-    found: StateFile, traits: Sequence[Traits], key: bytes | None, progress: Progress | None
+    file: StateFile, traits: Sequence[Traits], key: bytes | None, progress: Progress | None
 ) -> StateFile:
     """Describe a checkpoint: verify all parts, then read those that are intact.
 
     Args:
-        found: What is known of the file; its *state* is the whole file.
+        file: What is known of the file; its *state* is the whole file.
         traits: What is known of the model; not used if the checkpoint has a fingerprint.
         key: The key that it must be authenticated with.
         progress: Called with the bytes verified and the bytes in total.
@@ -31,32 +31,32 @@ def open_checkpoint(
     Raises:
         UnsupportedError: xxhash, or zstandard, is not installed.
     """
-    data, found = found.state, replace(found, state=found.state[:0])
+    data, file = file.state, replace(file, state=file.state[:0])
     if key is None and is_keyed(data):
-        return with_problem(found, ChecksumError(KEY_NEEDED))
+        return with_problem(file, ChecksumError(KEY_NEEDED))
     try:
         opened = open_container(data, key=key)
     except FormatError as error:
-        return with_problem(found, error)
+        return with_problem(file, error)
     damaged = tuple(opened.damaged(progress))
     digests = Digests(opened.keyed, opened.compressed, opened.parts, damaged)
-    found = replace(found, version=VERSION, digests=digests)
+    file = replace(file, version=VERSION, digests=digests)
     if damaged:
-        found = with_problem(found, _damage(damaged, opened.parts))
+        file = with_problem(file, _damage(damaged, opened.parts))
     if any(part.name in HEAD_PARTS for part in damaged):
-        return found
+        return file
     if opened.compressed:
-        found = replace(found, state_offset=None)
+        file = replace(file, state_offset=None)
         if damaged:
-            return _with_checkpoint(found, opened, memoryview(b""))
+            return _with_checkpoint(file, opened, memoryview(b""))
     try:
         state = opened.payload()
     except FormatError as error:
-        return with_problem(found, error)
+        return with_problem(file, error)
     if not opened.compressed:
-        found = replace(found, state_offset=opened.parts[len(HEAD_PARTS) - 1].end)
-    found = _with_checkpoint(replace(found, state=state), opened, state)
-    return found if found.checkpoint is None else _with_layout(found, found.checkpoint, traits)
+        file = replace(file, state_offset=opened.parts[len(HEAD_PARTS) - 1].end)
+    file = _with_checkpoint(replace(file, state=state), opened, state)
+    return file if file.checkpoint is None else _with_layout(file, file.checkpoint, traits)
 
 
 def _damage(damaged: Sequence[Part], parts: Sequence[Part]) -> ChecksumError:
@@ -67,23 +67,23 @@ def _damage(damaged: Sequence[Part], parts: Sequence[Part]) -> ChecksumError:
     return ChecksumError(text, offset=first.offset)
 
 
-def _with_checkpoint(found: StateFile, opened: Container, state: memoryview) -> StateFile:
+def _with_checkpoint(file: StateFile, opened: Container, state: memoryview) -> StateFile:
     """Add the checkpoint, of which all but the payload is known to be intact."""
     try:
         checkpoint = from_parts(state, bytes(opened.metadata), opened.tokens, opened.logits)
     except FormatError as error:
-        return with_problem(found, error)
-    found = replace(found, checkpoint=checkpoint)
+        return with_problem(file, error)
+    file = replace(file, checkpoint=checkpoint)
     if checkpoint.packed_tokens:
         tokens_at = opened.parts[HEAD_PARTS.index("tokens")].offset
-        return with_packed_tokens(found, array("i", checkpoint.packed_tokens), at=tokens_at)
-    return replace(found, tokens=array("i", checkpoint.tokens))
+        return with_packed_tokens(file, array("i", checkpoint.packed_tokens), at=tokens_at)
+    return replace(file, tokens=array("i", checkpoint.tokens))
 
 
-def _with_layout(found: StateFile, checkpoint: Checkpoint, traits: Sequence[Traits]) -> StateFile:
+def _with_layout(file: StateFile, checkpoint: Checkpoint, traits: Sequence[Traits]) -> StateFile:
     model = checkpoint.fingerprint.model
     if model:
         traits = model_traits(model.get("architecture", ""), model.get)
-    headed = checkpoint.kind == "whole" or has_sequence_head(found.state)
+    headed = checkpoint.kind == "whole" or has_sequence_head(file.state)
     reading = Reading(checkpoint.session_version, checkpoint.kind, headed)
-    return with_state(found, [reading], traits)
+    return with_state(file, [reading], traits)

@@ -75,14 +75,14 @@ def convert_file(
     name = str(os.fspath(target))
     if not force and os.path.lexists(name):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-    found = inspect_file(source, model=model, key=key)
-    layout = sound_layout(found)
-    is_checkpoint = found.kind == "checkpoint"
+    file = inspect_file(source, model=model, key=key)
+    layout = sound_layout(file)
+    is_checkpoint = file.kind == "checkpoint"
     fingerprint = NOTHING_KNOWN if model is None else _fingerprint_of(layout, model, plain)
-    checkpoint = _checkpoint_of(found, layout, fingerprint, session_version)
+    checkpoint = _checkpoint_of(file, layout, fingerprint, session_version)
     if to == "native" or (to is None and is_checkpoint):
-        if not is_checkpoint and found.has_tokens:
-            raise UnsupportedError(f"it is already a native file: a {found.kind}")
+        if not is_checkpoint and file.has_tokens:
+            raise UnsupportedError(f"it is already a native file: a {file.kind}")
         nbytes = checkpoint.to_native(name, progress=progress)
         return Converted(name, _native_kind(checkpoint), nbytes)
     nbytes = checkpoint.save(name, key=key, compress=compress, progress=progress)
@@ -97,21 +97,21 @@ def _fingerprint_of(layout: Layout, model: StrPath, plain: bool) -> Fingerprint:
 
 
 def _checkpoint_of(
-    found: StateFile, layout: Layout, fingerprint: Fingerprint, session_version: int | None
+    file: StateFile, layout: Layout, fingerprint: Fingerprint, session_version: int | None
 ) -> Checkpoint:
     """Return the state in a sound file as a checkpoint."""
     if layout.partial:
         raise UnsupportedError("a partial state cannot become a checkpoint")
-    if found.checkpoint and fingerprint == NOTHING_KNOWN:
-        return found.checkpoint
-    if found.checkpoint:
-        return _with_fingerprint(found.checkpoint, fingerprint)
-    if found.has_tokens:
-        return Checkpoint.from_native(found.path, fingerprint=fingerprint)
+    if file.checkpoint and fingerprint == NOTHING_KNOWN:
+        return file.checkpoint
+    if file.checkpoint:
+        return _with_fingerprint(file.checkpoint, fingerprint)
+    if file.has_tokens:
+        return Checkpoint.from_native(file.path, fingerprint=fingerprint)
     return Checkpoint(
-        found.state,
+        file.state,
         kind=layout.kind,
-        session_version=_choose_version(found, session_version),
+        session_version=_choose_version(file, session_version),
         source=None if layout.kind == "whole" else layout.source or 0,
         fingerprint=fingerprint,
     )
@@ -135,9 +135,9 @@ def _with_fingerprint(checkpoint: Checkpoint, fingerprint: Fingerprint) -> Check
     )
 
 
-def _choose_version(found: StateFile, given: int | None) -> int:
+def _choose_version(file: StateFile, given: int | None) -> int:
     """Return the session version of a blob: the given one, if the blob can be read as such."""
-    versions = found.session_versions
+    versions = file.session_versions
     if given is None and len(versions) > 1:
         names = ", ".join(map(str, versions))
         raise UnsupportedError(f"it can be of session version {names}: give session_version")

@@ -141,9 +141,9 @@ def _fields(a: StateFile, b: StateFile, ours: Layout, theirs: Layout) -> Iterato
     yield from differences(ours.geometry, theirs.geometry)
 
 
-def _media_texts(found: StateFile) -> list[str]:
+def _media_texts(file: StateFile) -> list[str]:
     """Return a text for each image and sound in the prompt."""
-    media = found.slot.media if found.slot else ()
+    media = file.slot.media if file.slot else ()
     return [f"{chunk.kind or 'media'} {chunk.id or ''} at {chunk.start}" for chunk in media]
 
 
@@ -226,11 +226,11 @@ def _compare_layer(
             differ, largest, *squares = _compare_piece(a, b, x, y, rows, decodable=decodable)
             n_differ += differ
             worst, error, norm = _larger(worst, largest), error + squares[0], norm + squares[1]
-    found = RowDifference(cache, ours.name, ours.index, n_row, n_differ)
+    difference = RowDifference(cache, ours.name, ours.index, n_row, n_differ)
     if not decoded:
-        return found
+        return difference
     relative = sqrt(error / norm) if norm else inf * error if error else 0.0
-    return replace(found, max_abs=worst, relative=relative)
+    return replace(difference, max_abs=worst, relative=relative)
 
 
 def _compare_piece(

@@ -38,11 +38,11 @@ _GOLDEN = 0.618034
 _LETTER_TITLES = {"K": "K", "V": "V", "R": "R (convolution)", "S": "S (state)", "P": "n-grams"}
 
 
-def render(found: StateFile, suffix: str) -> bytes:
+def render(file: StateFile, suffix: str) -> bytes:
     """Draw a state.
 
     Args:
-        found: A sound state.
+        file: A sound state file.
         suffix: The format of the result: ".png" or ".svg".
 
     Raises:
@@ -51,12 +51,12 @@ def render(found: StateFile, suffix: str) -> bytes:
     """
     if suffix.lower() not in SUFFIXES:
         formats = " or ".join(SUFFIXES)
-        raise UnsupportedError(f"a picture must be {formats}, not {suffix or 'without a suffix'}")
+        raise UnsupportedError(f"pictures are {formats}, not {suffix or 'without a suffix'}")
     values.require("matplotlib", "numpy")
-    layout = sound_layout(found)
+    layout = sound_layout(file)
     import matplotlib
 
-    figure = _draw(found, layout)
+    figure = _draw(file, layout)
     out = BytesIO()
     # Without dates and random ids: the same state gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "llama_state"}):
@@ -65,15 +65,15 @@ def render(found: StateFile, suffix: str) -> bytes:
     return out.getvalue()
 
 
-def _draw(found: StateFile, layout: Layout) -> Any:
+def _draw(file: StateFile, layout: Layout) -> Any:
     from matplotlib.figure import Figure
 
-    drawn = [(cache, magnitudes(found.state, cache)) for cache in layout.caches]
+    drawn = [(cache, magnitudes(file.state, cache)) for cache in layout.caches]
     rows = list(_rows_of_panels(drawn))
     heights = [max(panel.height for panel in row) for row in rows] or [1.0]
     columns = max(map(len, rows), default=1)
     figure = Figure(figsize=(3.6 * max(columns, 2), 1.7 + sum(heights)), layout="constrained")
-    figure.suptitle(_title(found, layout), fontsize=11)
+    figure.suptitle(_title(file, layout), fontsize=11)
     if not rows:
         figure.text(0.5, 0.45, "the state is empty", ha="center", color="0.4")
         return figure
@@ -124,10 +124,10 @@ def _heat_height(heat: Magnitudes) -> float:
     return min(max(2.4, 0.12 * len(heat.layers) + 1), 9.0)
 
 
-def _title(found: StateFile, layout: Layout) -> str:
-    name = Path(found.path).name
+def _title(file: StateFile, layout: Layout) -> str:
+    name = Path(file.path).name
     arch = f"{layout.arch}, " if layout.arch else ""
-    return f"{name}: {found.kind}, {arch}{traits_text(layout.traits)}, {size(found.nbytes)}"
+    return f"{name}: {file.kind}, {arch}{traits_text(layout.traits)}, {size(file.nbytes)}"
 
 
 def _draw_cells(axes: Any, *, cache: Cache, height: float) -> None:

@@ -13,18 +13,18 @@ from .diff import Comparison, RowDifference
 from .words import count, fact, ranges_text
 
 
-def as_dict(found: Comparison) -> dict[str, Any]:
+def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as plain data."""
     return {
-        "equal": found.equal,
-        "fields": [{"name": f.name, "a": f.saved, "b": f.current} for f in found.fields],
-        "positions": [asdict(difference) for difference in found.positions],
+        "equal": comparison.equal,
+        "fields": [{"name": f.name, "a": f.saved, "b": f.current} for f in comparison.fields],
+        "positions": [asdict(difference) for difference in comparison.positions],
         "rows": [
             {**asdict(row), "max_abs": _number(row.max_abs), "relative": _number(row.relative)}
-            for row in found.rows
+            for row in comparison.rows
         ],
-        "moved": found.moved,
-        "computed": found.computed,
+        "moved": comparison.moved,
+        "computed": comparison.computed,
     }
 
 
@@ -33,37 +33,37 @@ def _number(value: float | None) -> float | str | None:
     return value if value is None or isfinite(value) else str(value)
 
 
-def text(found: Comparison) -> str:
+def text(comparison: Comparison) -> str:
     """Return a comparison for a terminal of 80 columns."""
-    return "\n".join(chain.from_iterable(_paragraphs(found)))
+    return "\n".join(chain.from_iterable(_paragraphs(comparison)))
 
 
-def _paragraphs(found: Comparison) -> Iterator[Iterator[str]]:
-    for field in found.fields:
+def _paragraphs(comparison: Comparison) -> Iterator[Iterator[str]]:
+    for field in comparison.fields:
         yield fact(field.name, f"{field.saved} | {field.current}")
-    for positions in found.positions:
+    for positions in comparison.positions:
         cache, seq_id = positions.cache, positions.seq_id
         name = cache if seq_id is None else f"{cache}, seq. {seq_id}"
         only = (("first", positions.only_a), ("second", positions.only_b))
         texts = [f"only in the {which}: {ranges_text(runs)}" for which, runs in only if runs]
         yield fact(name, "; ".join(texts))
-    if found.rows:
-        yield _table(found)
-    elif not found.equal:
+    if comparison.rows:
+        yield _table(comparison)
+    elif not comparison.equal:
         yield iter(["the states have no rows in common that can be compared"])
-    if found.moved:
-        rows = count(found.moved, "row is", "rows are")
+    if comparison.moved:
+        rows = count(comparison.moved, "row is", "rows are")
         yield iter([f"{rows} in other cells, which is not a difference"])
-    if not found.computed:
+    if not comparison.computed:
         yield iter(["to compare values, install numpy and gguf: pip install 'llama-state[plot]'"])
-    yield iter(["the states are equal" if found.equal else "the states differ"])
+    yield iter(["the states are equal" if comparison.equal else "the states differ"])
 
 
-def _table(found: Comparison) -> Iterator[str]:
+def _table(comparison: Comparison) -> Iterator[str]:
     """Yield a line for each layer that differs, and one for all others of a cache."""
     yield f"{'cache':<12}{'layer':>6}{'rows':>17}{'differ':>9}{'max abs':>12}{'relative':>12}"
     groups: dict[str, list[RowDifference]] = defaultdict(list)
-    for row in found.rows:
+    for row in comparison.rows:
         groups[row.cache].append(row)
     for cache, rows in groups.items():
         differing = [row for row in rows if row.n_differ]

@@ -73,15 +73,15 @@ def inspect_file(
     if not data:
         raise FormatError("the file is empty")
     kind: FileKind = "checkpoint" if is_container(data[:8]) else "sequence blob"
-    found = StateFile(str(name), len(data), kind, state=data)
+    file = StateFile(str(name), len(data), kind, state=data)
     if kind == "checkpoint":
-        found = open_checkpoint(found, traits, key, progress)
+        file = open_checkpoint(file, traits, key, progress)
     else:
-        found = _open_native(found, traits)
-    arch = found.layout.arch if found.layout else None
+        file = _open_native(file, traits)
+    arch = file.layout.arch if file.layout else None
     if traits and arch and traits[0].arch != arch:
-        raise FormatError(f"the state is of a {arch} model, the given model is {traits[0].arch}")
-    return found
+        raise FormatError(f"it belongs to a {arch} model, the one given is {traits[0].arch}")
+    return file
 
 
 def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
@@ -98,56 +98,56 @@ def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
     return model_traits(fields["architecture"], fields.get)
 
 
-def _open_native(found: StateFile, traits: Sequence[Traits]) -> StateFile:
-    """Describe a file that is not a checkpoint; *state* of *found* is the whole file."""
-    start = bytes(found.state[:8])
+def _open_native(file: StateFile, traits: Sequence[Traits]) -> StateFile:
+    """Describe a file that is not a checkpoint; *state* of *file* is the whole file."""
+    start = bytes(file.state[:8])
     if start[:4] in _FILE_MAGICS:
-        return _open_file(found, traits)
+        return _open_file(file, traits)
     if has_sequence_head(start):
-        return _open_blob(found, traits)
+        return _open_blob(file, traits)
     if _ARCH_START.match(start):
-        return _open_blob(replace(found, kind="whole blob"), traits)
-    return _open_headless(found, traits)
+        return _open_blob(replace(file, kind="whole blob"), traits)
+    return _open_headless(file, traits)
 
 
-def _open_file(found: StateFile, traits: Sequence[Traits]) -> StateFile:
+def _open_file(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a session file, a sequence file or a slot file."""
-    data = found.state
+    data = file.state
     kind: FileKind = "session file" if bytes(data[:4]) == _FILE_MAGICS[0] else "sequence file"
-    found = replace(found, kind=kind, state=data[:0])
+    file = replace(file, kind=kind, state=data[:0])
     try:
         header = parse_file_header(data, any_version=True)
     except FormatError as error:
-        return with_problem(found, error)
+        return with_problem(file, error)
     offset, words = header.payload_offset, unpack_tokens(data, header)
-    found = replace(found, version=header.version, state_offset=offset, state=data[offset:])
+    file = replace(file, version=header.version, state_offset=offset, state=data[offset:])
     if header.kind == "sequence" and is_packed(words):
-        found = with_packed_tokens(replace(found, kind="slot file"), words, at=_TOKENS_AT)
+        file = with_packed_tokens(replace(file, kind="slot file"), words, at=_TOKENS_AT)
     else:
-        found = replace(found, tokens=words)
+        file = replace(file, tokens=words)
     try:
         parse_file_header(data)  # Now check the version: the tokens do not depend on it.
     except FormatError as error:
-        return with_problem(found, error)
-    return with_state(found, [Reading(header.session_version, header.kind, headed=False)], traits)
+        return with_problem(file, error)
+    return with_state(file, [Reading(header.session_version, header.kind, headed=False)], traits)
 
 
-def _open_blob(found: StateFile, traits: Sequence[Traits]) -> StateFile:
+def _open_blob(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a blob. It records no version: all are tried."""
-    kind: Kind = "whole" if found.kind == "whole blob" else "sequence"
+    kind: Kind = "whole" if file.kind == "whole blob" else "sequence"
     readings = [Reading(version, kind) for version in _NEWEST_FIRST]
-    if found.kind == "sequence blob":
+    if file.kind == "sequence blob":
         readings += [Reading(version, partial=True) for version in _NEWEST_FIRST]
-    return with_state(found, readings, traits)
+    return with_state(file, readings, traits)
 
 
-def _open_headless(found: StateFile, traits: Sequence[Traits]) -> StateFile:
+def _open_headless(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a sequence blob of an early build of version 9, or raise FormatError."""
-    start = bytes(found.state[:8])
+    start = bytes(file.state[:8])
     for magic, what in _OTHERS.items():
         if start.startswith(magic):
             raise FormatError(f"not a state but {what}")
-    found = with_state(found, [Reading(_HEADLESS_VERSION, headed=False)], traits)
-    if found.problem:
-        raise FormatError(f"not a state (it starts with the bytes {start.hex(' ')})")
-    return found
+    file = with_state(file, [Reading(_HEADLESS_VERSION, headed=False)], traits)
+    if file.problem:
+        raise FormatError(f"not a state (it begins with the bytes {start.hex(' ')})")
+    return file

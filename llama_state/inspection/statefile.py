@@ -119,18 +119,16 @@ class Reading:
         )
 
 
-def with_packed_tokens(found: StateFile, words: array[int], *, at: int) -> StateFile:
+def with_packed_tokens(file: StateFile, words: array[int], *, at: int) -> StateFile:
     """Add the tokens of a list that llama-server packed and that starts at byte *at*."""
     try:
         slot = parse_slot_tokens(words)
     except FormatError as error:  # the words of the list are not tokens: do not show them
-        return with_problem(found, error, moved=at)
-    return replace(found, slot=slot, tokens=slot.tokens)
+        return with_problem(file, error, moved=at)
+    return replace(file, slot=slot, tokens=slot.tokens)
 
 
-def with_state(
-    found: StateFile, readings: Sequence[Reading], traits: Sequence[Traits]
-) -> StateFile:
+def with_state(file: StateFile, readings: Sequence[Reading], traits: Sequence[Traits]) -> StateFile:
     """Add the layout by the first of *readings* that fits, or the error of the furthest one."""
     layouts: list[Layout] = []
     errors: list[StateError] = []
@@ -138,33 +136,33 @@ def with_state(
         if reading.partial and layouts:
             break  # what can be read as a full state is not taken for a partial one
         try:
-            layouts.append(reading.parse(found.state, traits))
+            layouts.append(reading.parse(file.state, traits))
         except (FormatError, UnsupportedError) as error:
             # The cause says where the best of several kinds of memory failed.
             cause = error.__cause__ if isinstance(error.__cause__, FormatError) else error
             errors.append(_bare(cause))
     if not layouts:
         furthest = max(errors, key=lambda error: getattr(error, "offset", None) or 0)
-        if found.state_offset is None:
+        if file.state_offset is None:
             furthest = FormatError(f"in the uncompressed state: {furthest}")
-        found = replace(found, leading_cells=readings[0].salvage(found.state, traits))
-        return with_problem(found, furthest, moved=found.state_offset or 0)
+        file = replace(file, leading_cells=readings[0].salvage(file.state, traits))
+        return with_problem(file, furthest, moved=file.state_offset or 0)
     versions = tuple(layout.version for layout in layouts)
-    return replace(found, layout=layouts[0], session_versions=versions)
+    return replace(file, layout=layouts[0], session_versions=versions)
 
 
-def sound_layout(found: StateFile) -> Layout:
+def sound_layout(file: StateFile) -> Layout:
     """Return the layout of the state in a file.
 
     Raises:
         StateError: There is a problem with the file.
         FormatError: It holds no state.
     """
-    if found.problem is not None:
-        raise raised(found.problem)
-    if found.layout is None:
+    if file.problem is not None:
+        raise raised(file.problem)
+    if file.layout is None:
         raise FormatError("no state")
-    return found.layout
+    return file.layout
 
 
 def raised(problem: StateError) -> StateError:
@@ -179,13 +177,13 @@ def raised(problem: StateError) -> StateError:
     return copy
 
 
-def with_problem(found: StateFile, error: StateError, *, moved: int = 0) -> StateFile:
+def with_problem(file: StateFile, error: StateError, *, moved: int = 0) -> StateFile:
     """Add *error*, unless there is a problem already; *moved* is added to its offset."""
-    if found.problem:
-        return found
+    if file.problem:
+        return file
     if isinstance(error, FormatError):
         error = error.moved(moved)
-    return replace(found, problem=_bare(error))
+    return replace(file, problem=_bare(error))
 
 
 def _bare(error: StateError) -> StateError:

@@ -32,24 +32,24 @@ Data: TypeAlias = "dict[str, Any]"
 LETTERS = {"k": "K", "v": "V", "r": "R", "p": "P", "s": "S", "score": "score"}
 
 
-def describe(found: StateFile) -> Data:
+def describe(file: StateFile) -> Data:
     """Return the description of a file as dictionaries, lists, strings and numbers."""
     return {
-        "path": found.path,
-        "nbytes": found.nbytes,
-        "kind": found.kind,
-        "version": found.version,
-        "session_versions": list(found.session_versions),
-        "tokens": _tokens(found),
-        "state": None if found.layout is None else describe_layout(found.layout),
-        "leading_cells": _leading_cells(found.leading_cells),
-        "bytes": bytes_by_part(found),
-        "logits": describe_logits(found.checkpoint),
-        "fingerprint": found.checkpoint.fingerprint.to_json() if found.checkpoint else None,
-        "meta": found.checkpoint.meta if found.checkpoint else None,
-        "digests": describe_digests(found.digests),
-        "notes": list(_notes(found)),
-        "problem": describe_problem(found.problem),
+        "path": file.path,
+        "nbytes": file.nbytes,
+        "kind": file.kind,
+        "version": file.version,
+        "session_versions": list(file.session_versions),
+        "tokens": _tokens(file),
+        "state": None if file.layout is None else describe_layout(file.layout),
+        "leading_cells": _leading_cells(file.leading_cells),
+        "bytes": bytes_by_part(file),
+        "logits": describe_logits(file.checkpoint),
+        "fingerprint": file.checkpoint.fingerprint.to_json() if file.checkpoint else None,
+        "meta": file.checkpoint.meta if file.checkpoint else None,
+        "digests": describe_digests(file.digests),
+        "notes": list(_notes(file)),
+        "problem": describe_problem(file.problem),
     }
 
 
@@ -97,31 +97,31 @@ def describe_digests(digests: Digests | None) -> Data | None:
     }
 
 
-def bytes_by_part(found: StateFile) -> dict[str, int]:
+def bytes_by_part(file: StateFile) -> dict[str, int]:
     """Return how many bytes each part of a file takes; their sum is the size of the file."""
     parts: dict[str, int] = {}
-    if found.digests:
-        parts["metadata"] = found.digests.parts[0].stored - HEADER.size
-        parts["tokens"] = 4 * _n_words(found)
-        if found.checkpoint and found.checkpoint.logits is not None:
-            parts["logits"] = found.checkpoint.logits.nbytes
-        if found.digests.compressed:
-            stored = sum(part.stored for part in found.digests.parts[len(HEAD_PARTS) :])
+    if file.digests:
+        parts["metadata"] = file.digests.parts[0].stored - HEADER.size
+        parts["tokens"] = 4 * _n_words(file)
+        if file.checkpoint and file.checkpoint.logits is not None:
+            parts["logits"] = file.checkpoint.logits.nbytes
+        if file.digests.compressed:
+            stored = sum(part.stored for part in file.digests.parts[len(HEAD_PARTS) :])
             parts["state, compressed"] = stored
-    elif found.state_offset:
-        parts["tokens"] = found.state_offset - 12
-    if found.layout and found.state_offset is not None:
-        for name, nbytes in _tensor_bytes(found.layout):
+    elif file.state_offset:
+        parts["tokens"] = file.state_offset - 12
+    if file.layout and file.state_offset is not None:
+        for name, nbytes in _tensor_bytes(file.layout):
             parts[name] = parts.get(name, 0) + nbytes
-    rest = found.nbytes - sum(parts.values())
-    if found.state_offset is None:
+    rest = file.nbytes - sum(parts.values())
+    if file.state_offset is None:
         return {**parts, "heads and digests": rest}
-    return {"heads and cells" if found.layout else "not read": rest, **parts}
+    return {"heads and cells" if file.layout else "not read": rest, **parts}
 
 
-def _n_words(found: StateFile) -> int:
+def _n_words(file: StateFile) -> int:
     """Return the length of the token list of a checkpoint, packed or not."""
-    checkpoint = found.checkpoint
+    checkpoint = file.checkpoint
     return len(checkpoint.packed_tokens or checkpoint.tokens) if checkpoint else 0
 
 
@@ -149,8 +149,8 @@ def traits_text(traits: Traits) -> str:
     return ", ".join([traits.module, *(name for name, is_set in flags.items() if is_set)])
 
 
-def _tokens(found: StateFile) -> Data | None:
-    if not found.has_tokens:
+def _tokens(file: StateFile) -> Data | None:
+    if not file.has_tokens:
         return None
     media = [
         {
@@ -160,19 +160,19 @@ def _tokens(found: StateFile) -> Data | None:
             "grid": None if chunk.grid is None else list(chunk.grid),
             "id": chunk.id,
         }
-        for chunk in (found.slot.media if found.slot else ())
+        for chunk in (file.slot.media if file.slot else ())
     ]
     return {
-        "count": len(found.tokens),
-        "first": list(found.tokens[:16]),
-        "packed": _is_packed(found),
-        "packed_version": found.slot.version if found.slot else None,
+        "count": len(file.tokens),
+        "first": list(file.tokens[:16]),
+        "packed": _is_packed(file),
+        "packed_version": file.slot.version if file.slot else None,
         "media": media,
     }
 
 
-def _is_packed(found: StateFile) -> bool:
-    return found.kind == "slot file" or bool(found.checkpoint and found.checkpoint.packed_tokens)
+def _is_packed(file: StateFile) -> bool:
+    return file.kind == "slot file" or bool(file.checkpoint and file.checkpoint.packed_tokens)
 
 
 def _leading_cells(streams: Sequence[Cells]) -> list[Data]:
@@ -257,13 +257,13 @@ def _rows(blocks: Sequence[Block]) -> list[Data]:
     return runs
 
 
-def _notes(found: StateFile) -> Iterator[str]:
+def _notes(file: StateFile) -> Iterator[str]:
     """Yield what the bytes leave open."""
-    layout = found.layout
+    layout = file.layout
     if layout is None:
         return
-    if found.kind in ("whole blob", "sequence blob"):
-        versions = " or ".join(map(str, found.session_versions))
+    if file.kind in ("whole blob", "sequence blob"):
+        versions = " or ".join(map(str, file.session_versions))
         yield f"a blob records no version: it reads as session version {versions}"
     if not layout.arch and not layout.traits.arch:
         yield "the state of a sequence names no architecture: the kind of memory is what fits it"
@@ -274,5 +274,5 @@ def _notes(found: StateFile) -> Iterator[str]:
     if layout.alternatives:
         others = "; ".join(map(traits_text, layout.alternatives))
         yield f"the bytes can also be read as: {others}"
-    if found.kind == "sequence blob" and layout.module in ("kv", "recurrent"):
+    if file.kind == "sequence blob" and layout.module in ("kv", "recurrent"):
         yield "a partial state of a model with more caches would read the same"

@@ -29,9 +29,9 @@ _MEMORY: Mapping[Module, str] = {
 }
 
 
-def text(found: StateFile) -> str:
+def text(file: StateFile) -> str:
     """Return the description of a file as text."""
-    return "\n".join(chain.from_iterable(_paragraphs(describe(found))))
+    return "\n".join(chain.from_iterable(_paragraphs(describe(file))))
 
 
 def _paragraphs(about: Data) -> Iterator[Iterator[str]]:

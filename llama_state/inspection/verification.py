@@ -49,34 +49,34 @@ def verify_file(
     """
     name = str(os.fspath(path))
     try:
-        found = inspect_file(path, key=key, progress=progress)
+        file = inspect_file(path, key=key, progress=progress)
     except OSError as error:
         return Verdict(name, None, False, "nothing", (error.strerror or str(error),))
     except StateError as error:
         if isinstance(error, NotImplementedError):
             raise
         return Verdict(name, None, False, "nothing", (problem_text(error),))
-    problems = list(_problems(found))
-    if key is not None and found.kind != "checkpoint":
-        problems.append(f"it is not authenticated: a {found.kind} cannot be")
-    return Verdict(name, found.kind, not problems, _checked(found), tuple(problems))
+    problems = list(_problems(file))
+    if key is not None and file.kind != "checkpoint":
+        problems.append(f"it is not authenticated: a {file.kind} cannot be")
+    return Verdict(name, file.kind, not problems, _checked(file), tuple(problems))
 
 
-def _problems(found: StateFile) -> list[str]:
-    if found.digests is None or not found.digests.damaged:
-        return [] if found.problem is None else [problem_text(found.problem)]
+def _problems(file: StateFile) -> list[str]:
+    if file.digests is None or not file.digests.damaged:
+        return [] if file.problem is None else [problem_text(file.problem)]
     return [
         f"{part.name} is not what was written, {size(part.stored)} at byte {part.offset:,}"
-        for part in found.digests.damaged
+        for part in file.digests.damaged
     ]
 
 
-def _checked(found: StateFile) -> str:
-    if found.digests is None:
+def _checked(file: StateFile) -> str:
+    if file.digests is None:
         return "the structure explains every byte; native states have no checksums"
-    keyed = "digests of the key" if found.digests.keyed else "digests"
+    keyed = "digests of the key" if file.digests.keyed else "digests"
     return (
-        f"{count(len(found.digests.parts), keyed, keyed)} agree, the structure explains every byte"
+        f"{count(len(file.digests.parts), keyed, keyed)} agree, the structure explains every byte"
     )
 
 

@@ -250,5 +250,8 @@ def model_traits(
 
 def _candidates(families: Iterable[Family], model: ModelInfo) -> tuple[Traits, ...]:
     known = is_known(model.arch)
-    traits = (one for family in families for one in family.candidates(model, known_arch=known))
-    return tuple(dict.fromkeys(traits))
+    return tuple(
+        dict.fromkeys(
+            traits for family in families for traits in family.candidates(model, known_arch=known)
+        )
+    )

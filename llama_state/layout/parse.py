@@ -258,8 +258,8 @@ class _Reader:
                 sub_cache.name,
                 ownership,
                 version=self.version,
-                ext_words=self._ext_words(traits, sub_cache),
-                k_only=traits.k_only if sub_cache.k_only is None else sub_cache.k_only,
+                ext_words=EXT_WORDS[self.version] if sub_cache.has_ext(traits) else 0,
+                k_only=sub_cache.is_k_only(traits),
             )
         elif sub_cache.kind == "recurrent":
             alone = traits.module == "recurrent"
@@ -270,11 +270,6 @@ class _Reader:
             yield read_compressed(cursor, sub_cache.name, n_stream)
         else:
             yield read_compressor(cursor, sub_cache.name, n_stream)
-
-    def _ext_words(self, traits: Traits, sub_cache: SubCache) -> int:
-        if traits.ple or (traits.ext and not sub_cache.indexer):
-            return EXT_WORDS[self.version]
-        return 0
 
     def _ownership_after(self, done: tuple[Cache, ...]) -> Ownership:
         """Return the ownership, with the source that the cells of the caches read so far name."""

@@ -46,10 +46,10 @@ def leading_cells(
         elif headed:
             source = read_source(cursor)
         ownership = Ownership(kind == "whole", source)
-        known = [one for one in traits if one.arch == arch or kind == "sequence"]
+        candidates = [one for one in traits if one.arch == arch or kind == "sequence"]
         readings = (
             _leading_cells(cursor.view, cursor.at, one, ownership, version)
-            for one in known or model_traits(arch)
+            for one in candidates or model_traits(arch)
         )
         return max(readings, key=lambda streams: sum(map(len, streams)), default=())
     return ()
@@ -58,17 +58,19 @@ def leading_cells(
 def _leading_cells(
     view: memoryview, start: int, traits: Traits, ownership: Ownership, version: int
 ) -> tuple[Cells, ...]:
-    wanted = sub_caches(traits.module)
-    if not wanted or wanted[0].kind != "kv":
+    first = next(iter(sub_caches(traits.module)), None)
+    if first is None or first.kind != "kv":
         return ()
     cursor = Cursor(view, start)
     try:
         if traits.module == "dsv4":
             read_head(cursor, partial=False)
-        ext_words = EXT_WORDS[version] if traits.ext or traits.ple else 0
-        k_only = traits.k_only if wanted[0].k_only is None else wanted[0].k_only
         return read_leading_cells(
-            cursor, ownership, version=version, ext_words=ext_words, k_only=k_only
+            cursor,
+            ownership,
+            version=version,
+            ext_words=EXT_WORDS[version] if first.has_ext(traits) else 0,
+            k_only=first.is_k_only(traits),
         )
     except FormatError:
         return ()

@@ -125,6 +125,14 @@ class SubCache:
     optional: bool = False
     reports: bool = False
 
+    def is_k_only(self, traits: Traits) -> bool:
+        """Return whether it stores no V in a model of *traits*."""
+        return traits.k_only if self.k_only is None else self.k_only
+
+    def has_ext(self, traits: Traits) -> bool:
+        """Return whether its cells carry M-RoPE positions in a model of *traits*."""
+        return traits.ple or (traits.ext and not self.indexer)
+
 
 _RECURRENT = SubCache("recurrent", "recurrent", reports=True)
 

@@ -79,7 +79,7 @@ def test_blobs(state: State, version: int, tmp_path: Path) -> None:
     # Without M-RoPE, 9 and 10 are the same bytes.
     assert found.session_versions == ((11,) if version == 11 else (10, 9))
     assert (found.version, found.has_tokens, list(found.tokens)) == (None, False, [])
-    assert "a blob carries no version" in printed.text(found)
+    assert "a blob records no version" in printed.text(found)
     assert found.layout is not None
     assert found.layout.source == state.seq
 
@@ -155,7 +155,7 @@ def test_every_cut(state: State, tmp_path: Path) -> None:
             assert length < 4
             continue
         if length == 24 and state is SEQUENCE:  # nothing says that there must be more
-            assert "cut off behind its tokens" in " ".join(printed.text(found).split())
+            assert "cut off after its tokens" in " ".join(printed.text(found).split())
             continue
         assert found.problem is not None
         assert found.layout is None
