@@ -133,8 +133,7 @@ def docs(session: nox.Session) -> None:
     with TemporaryDirectory() as folder:
         with session.chdir(folder):
             session.run("python", CHECKS, "doctests", str(ROOT / "README.md"), str(ROOT / "docs"))
-        if Path("mkdocs.yml").exists():
-            session.run("mkdocs", "build", "--strict", "--site-dir", f"{folder}/site")
+        session.run("mkdocs", "build", "--strict", "--site-dir", f"{folder}/site")
 
 
 # -- what they are made of
