@@ -1,7 +1,7 @@
 """A context for asyncio: the same names as coroutines, and an event loop that never waits.
 
-A class, since the thread that does the work needs somebody to whom it belongs: one for each
-context, so that calls come one after the other in the order in which they were awaited.
+A class, since it owns the thread that does the work: one for each context, so that calls come
+one after the other, in the order in which they were awaited.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class _Stopped(Exception):
 
 
 def _until(stop: threading.Event, progress: Progress | None) -> Progress:
-    """A progress that stops the call when *stop* is set."""
+    """Return a progress that stops the call when *stop* is set."""
 
     def report(done: int, total: int) -> None:
         if stop.is_set():

@@ -1,7 +1,23 @@
 """Every error that llama_state raises, with its facts in fields.
 
-Each class also derives from the built-in exception that a caller would catch
-without knowing this package, so ``except ValueError`` around a restore works.
+Each class also derives from a built-in exception, so ``except ValueError`` around a restore works::
+
+    StateError
+    |- FormatError (ValueError)
+    |  |- TruncatedError
+    |  |- ChecksumError
+    |  `- VersionError
+    |- MismatchError (ValueError)
+    |- CapacityError (ValueError)
+    |- SequenceIdError (IndexError)
+    |- SaveError (OSError)
+    |- RestoreError (RuntimeError)
+    |- DecodeError (RuntimeError)
+    |- ModelLoadError (RuntimeError)
+    |- ClosedError (RuntimeError)
+    |- StaleError (RuntimeError)
+    |- LibraryNotFoundError (ImportError)
+    `- UnsupportedError (NotImplementedError)
 """
 
 from __future__ import annotations
@@ -51,7 +67,7 @@ class FormatError(StateError, ValueError):
 
     Attributes:
         reason: What is wrong, without the offset.
-        offset: Byte offset at which it was found, or None where no single byte is to blame.
+        offset: Byte offset of the fault; None if it has no single place.
     """
 
     def __init__(self, reason: str, *, offset: int | None = None) -> None:
@@ -63,17 +79,17 @@ class FormatError(StateError, ValueError):
         return self.reason if self.offset is None else f"{self.reason} (at byte {self.offset})"
 
     def moved(self, by: int) -> FormatError:
-        """The same error of data that begins *by* bytes earlier."""
+        """Add *by* to the offset: the data begins *by* bytes earlier. Return the error itself."""
         self.offset = None if self.offset is None else self.offset + by
         return self
 
 
 class TruncatedError(FormatError):
-    """Fewer bytes than the format promises.
+    """The data ends too early.
 
     Attributes:
-        need: Bytes that the part needs, counted from the start of the data.
-        have: Bytes that are there.
+        need: The length that the data must have at least.
+        have: The length that it has.
     """
 
     def __init__(self, what: str, *, need: int, have: int, offset: int | None = None) -> None:
@@ -86,22 +102,22 @@ class TruncatedError(FormatError):
         return f"{self.reason}: need {self.need} bytes, have {self.have}{where}"
 
     def moved(self, by: int) -> FormatError:
-        """The same error of data that begins *by* bytes earlier."""
+        """Add *by* to the offset, and to *need* and *have*. Return the error itself."""
         self.need += by
         self.have += by
         return super().moved(by)
 
 
 class ChecksumError(FormatError):
-    """The bytes are not the bytes that were written."""
+    """The bytes are not those that were written."""
 
 
 class VersionError(FormatError):
-    """A state format version that this library does not write or read.
+    """A version of a format that is not supported.
 
     Attributes:
         found: The version in the data.
-        expected: The version, or versions, that would have been accepted.
+        expected: The version, or the versions, that are supported.
     """
 
     def __init__(
@@ -114,10 +130,10 @@ class VersionError(FormatError):
 
 
 class MismatchError(StateError, ValueError):
-    """A sound state that does not fit this context.
+    """The state is sound but does not fit this context.
 
     Attributes:
-        differences: One :class:`Difference` (name, saved, current) a property.
+        differences: A :class:`Difference` (name, saved, current) for each property.
     """
 
     def __init__(self, differences: Sequence[Difference]) -> None:
@@ -126,15 +142,15 @@ class MismatchError(StateError, ValueError):
 
 
 class MismatchWarning(UserWarning):
-    """What ``check="warn"`` lets pass: the text of the :class:`MismatchError`."""
+    """``check="warn"`` let a state pass; the text is that of the :class:`MismatchError`."""
 
 
 class CapacityError(StateError, ValueError):
-    """Something does not fit: cells of a cache, sequences, bytes of a buffer.
+    """Too few cells in a cache, sequences in a context, or bytes in a buffer.
 
     Attributes:
-        need: How many are needed.
-        have: How many there are.
+        need: The number needed.
+        have: The number available.
     """
 
     def __init__(self, what: str, *, need: int, have: int, hint: str = "") -> None:
@@ -158,19 +174,19 @@ class SequenceIdError(StateError, IndexError):
 
 
 class SaveError(StateError, OSError):
-    """A file could not be written; what stood at the path before is still there.
+    """A file could not be written; the old file, if there was one, is unchanged.
 
-    But where the text says that the state was saved, only the folder could not be synced.
+    Exception: if the text says that the state was saved, only the folder could not be synced.
     """
 
 
 class RestoreError(StateError, RuntimeError):
-    """llama.cpp refused a state that had passed our checks.
+    """llama.cpp rejected a state that had passed our checks.
 
     Attributes:
         log: The lines that llama.cpp logged during the call.
-        rolled_back: True when the destination holds what it held before the call,
-            False when it had to be emptied.
+        rolled_back: True if the destination holds what it held before the call, False if it
+            was emptied.
     """
 
     def __init__(self, reason: str, *, log: Sequence[str] = (), rolled_back: bool = False) -> None:
@@ -195,7 +211,7 @@ class DecodeError(StateError, RuntimeError):
 
 
 class ModelLoadError(StateError, RuntimeError):
-    """A model could not be loaded, or a context could not be made of it.
+    """A model could not be loaded, or a context could not be created from it.
 
     Attributes:
         path: The model file.
@@ -216,7 +232,7 @@ class LibraryNotFoundError(StateError, ImportError):
     """No usable libllama.
 
     Attributes:
-        tried: One (place, reason) pair for every place that was looked at, in order.
+        tried: A pair (place, reason) for every place that was searched, in order.
     """
 
     def __init__(self, reason: str, *, tried: Sequence[tuple[str, str]] = ()) -> None:
@@ -225,11 +241,11 @@ class LibraryNotFoundError(StateError, ImportError):
 
 
 class StaleError(StateError, RuntimeError):
-    """A snapshot on the device whose data a later one of the same sequence has replaced."""
+    """The data of a snapshot on the device was replaced by a later one of the same sequence."""
 
 
 class UnsupportedError(StateError, NotImplementedError):
-    """This llama.cpp, this kind of memory or this format cannot do that."""
+    """Not possible with this llama.cpp, this kind of memory or this format."""
 
 
 def _with_log(message: str, log: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Memory and disk. Nothing here knows of llama.cpp or of states."""
+"""Memory and disk. This package knows neither llama.cpp nor states."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
 Progress: TypeAlias = "Callable[[int, int], object]"
-"""Called with the bytes that are done and the bytes in all. Raise in it to stop the work."""
+"""Called with the bytes done and the bytes in total. Raise in it to stop the work."""

@@ -1,8 +1,8 @@
-"""Files that are whole or absent.
+"""Write files atomically: the new file completely, or the old one unchanged.
 
-A file is written beside its target under one fixed name, locked, preallocated, and put in place
-with ``os.replace``. Whatever interrupts that (an exception, a signal, ``kill -9``) leaves the old
-file as it was; what a killed writer left behind has the same name and is taken over by the next.
+A file is written beside its target under a fixed name, locked, preallocated, and renamed to the
+target. An exception, a signal or ``kill -9`` before the rename leaves the old file unchanged. What
+a killed writer leaves behind has the fixed name: the next writer of the target reuses it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # not POSIX: writers of one target are not serialized there
+except ImportError:  # not POSIX: writers of one target are not serialized
     fcntl = None  # type: ignore[assignment]
 
 _NAME_MAX: Final = 255
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-# The system frees the pages of a file with its last name or descriptor: 30 ms for 0.5 GiB.
+# The system frees the pages of a file when its last name and descriptor go: 30 ms for 0.5 GiB.
 _SLOW_TO_FREE: Final = 16 << 20
 
 
@@ -47,21 +47,21 @@ def write_file(
     at_most: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Write *parts* one after the other to *path*: all of it, or nothing.
+    """Write *parts* one after the other to *path*: all of them, or nothing.
 
     Args:
-        path: The file; an existing one is replaced, a link is followed.
+        path: The file. An existing one is replaced, a link is followed.
         parts: Contiguous buffers.
         durable: Wait until file and folder entry are on the disk (fsync).
-        at_most: Bytes that there will not be more of, where *parts* are made while they are
-            written; room for as many is taken first.
-        progress: Called before, and after each 16 MiB.
+        at_most: Upper bound of the size, for *parts* that are produced while they are written.
+            This much is reserved first.
+        progress: Called at the start and after each 16 MiB.
 
     Returns:
         The file's size in bytes.
 
     Raises:
-        SaveError: With the ``errno`` of what failed; what stood at *path* is still there.
+        SaveError: It failed, with the ``errno`` of the cause; the old file is unchanged.
     """
     if at_most is None:
         parts = [*parts]
@@ -93,23 +93,25 @@ def fill_file(
     durable: bool,
     progress: Progress | None = None,
 ) -> int:
-    """Let *fill* write the *size* bytes of a file into its own pages: all of it, or nothing.
+    """Let *fill* write the *size* bytes of a file into the pages of the file: all, or nothing.
 
-    For what finds no second place in memory: the system can write such pages out meanwhile.
-    Slower than :func:`write_file`, whose other arguments, result and errors it has.
+    For data of which memory cannot hold a copy: the system can write these pages out meanwhile.
+    Slower than :func:`write_file`, which describes the other arguments, the result and the errors.
 
     Args:
-        size: Bytes that the file will have.
-        fill: Writes all of them.
+        size: Size of the file in bytes.
+        fill: Writes all of them into the view that it is given.
 
     Raises:
-        SaveError: Also where the file system reserves no room for the file.
+        SaveError: Also if the file system cannot reserve space.
     """
     report = progress or no_progress
     with replacing(path, durable=durable) as (fd, saving):
         with saving:
             if not reserve(fd, size):
-                reason = "no memory for a copy, and the file system reserves no room for the file"
+                reason = (
+                    "no memory for a copy, and the file system cannot reserve space for the file"
+                )
                 raise OSError(errno.ENOMEM, reason)
             pages = memoryview(mmap.mmap(fd, size))
         report(0, size)
@@ -122,18 +124,18 @@ def fill_file(
 
 
 class Saving:
-    """Makes a SaveError of what the system refuses inside its blocks.
+    """Turns an OSError inside its blocks into a SaveError.
 
-    Whatever is not ours (progress callbacks, parts that are made meanwhile) runs outside them,
-    and its exceptions are passed on as they are.
+    Code of the caller (progress callbacks, generators of parts) runs outside of them, so that its
+    exceptions are not changed.
 
     Attributes:
-        outcome: What an error says of the file.
+        outcome: What the error says about the file.
     """
 
     def __init__(self, path: StrPath) -> None:
         self._path = path
-        self.outcome = "state not saved, what was there is untouched"
+        self.outcome = "state not saved, the old file is unchanged"
 
     def __enter__(self) -> None:
         pass
@@ -154,17 +156,17 @@ class Saving:
 
 @contextmanager
 def replacing(path: StrPath, *, durable: bool) -> Iterator[tuple[int, Saving]]:
-    """Yield an empty file that takes the place of *path* when the block ends without an error.
+    """Yield an empty file that replaces *path* if the block ends without an error.
 
     Args:
-        path: The file; an existing one is replaced and its mode kept, a link is followed.
+        path: The file. An existing one is replaced and its mode kept, a link is followed.
         durable: Wait until file and folder entry are on the disk (fsync).
 
     Yields:
-        The file's descriptor, and what must be around everything that is done to it.
+        The file's descriptor, and the context manager for all operations on it.
 
     Raises:
-        SaveError: With the ``errno`` of what failed; what stood at *path* is still there.
+        SaveError: It failed, with the ``errno`` of the cause; the old file is unchanged.
     """
     saving = Saving(path)
     with saving:
@@ -180,17 +182,17 @@ def replacing(path: StrPath, *, durable: bool) -> Iterator[tuple[int, Saving]]:
                 os.fsync(fd)
             with _freed_later(target, old):
                 sibling.replace(target)
-    saving.outcome = "state saved, but not sure to survive a power cut"
+    saving.outcome = "state saved, but it may not survive a power failure"
     if durable:
         with saving:
             _sync_folder(target.parent)
 
 
 def reserve(fd: int, size: int) -> bool:
-    """Find out now whether there is room; also the fastest way to write a new file.
+    """Reserve space for a file: a full disk fails early, and writing is faster.
 
     Returns:
-        False where the file system cannot reserve any.
+        False if the file system cannot reserve space.
     """
     if size == 0 or not hasattr(os, "posix_fallocate"):
         return size == 0
@@ -216,7 +218,7 @@ def _write_all(fd: int, view: memoryview) -> int:
 
 
 def _replaceable(target: Path) -> os.stat_result | None:
-    """What stands at *target*; None where nothing does."""
+    """Return the status of the file at *target*, None if there is none."""
     try:
         info = target.stat()
     except FileNotFoundError:
@@ -230,7 +232,7 @@ def _replaceable(target: Path) -> os.stat_result | None:
 
 @contextmanager
 def _sibling(saving: Saving, target: Path) -> Iterator[tuple[int, Path]]:
-    """An empty, locked file beside *target* and its name; it is gone after the block."""
+    """Yield an empty, locked file beside *target* and its path; remove it after an error."""
     with saving:
         part = target.with_name(_part_name(target.name))
         fd = _open_locked(part)
@@ -247,7 +249,7 @@ def _sibling(saving: Saving, target: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _part_name(name: str) -> str:
-    """Always the same for one target, and not too long for a folder where *name* is not."""
+    """Return the name of the file beside *name*, which is valid if *name* is."""
     part = f".{name}.part"
     if len(os.fsencode(part)) <= _NAME_MAX:
         return part
@@ -255,14 +257,14 @@ def _part_name(name: str) -> str:
 
 
 def _open_locked(part: Path) -> int:
-    # Never through a link that somebody else may have put there.
+    # O_NOFOLLOW: another user may have put a link there.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     while True:
         fd = os.open(part, flags, 0o666)
         if fcntl is None:
             return fd
         fcntl.flock(fd, fcntl.LOCK_EX)
-        # The writer that we waited for has renamed or removed what we opened: begin anew.
+        # The writer that held the lock may have renamed or removed the file: if so, try again.
         try:
             if os.path.samestat(os.fstat(fd), part.stat()):
                 return fd
@@ -272,7 +274,7 @@ def _open_locked(part: Path) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # folders cannot be opened there
+    if os.name != "posix":  # where folders cannot be opened
         return
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -281,38 +283,38 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-# -- large old files are freed by a thread, so that saving over one takes no longer than anew
+# -- a thread frees the pages of a large old file, so that replacing one takes no extra time
 
 _frees: list[threading.Thread] = []
 
 
 @contextmanager
 def _freed_later(target: Path, old: os.stat_result | None) -> Iterator[None]:
-    """Keep a large *target* open over the block that removes its name, and close it elsewhere."""
+    """Keep a large *target* open while the block removes its name, then close it in a thread."""
     fd = None
     if old is not None and old.st_size >= _SLOW_TO_FREE and old.st_nlink == 1:
-        with suppress(OSError):  # one that may be written and not read
+        with suppress(OSError):  # no permission to read it
             fd = os.open(target, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         yield
     finally:
         if fd is not None:
-            _close_elsewhere(fd)
+            _close_in_thread(fd)
 
 
-def _close_elsewhere(fd: int) -> None:
+def _close_in_thread(fd: int) -> None:
     _frees[:] = [thread for thread in _frees if thread.is_alive()]
     thread = threading.Thread(target=os.close, args=(fd,), name="llama_state-free")
     try:
         thread.start()
-    except RuntimeError:  # no threads any more, or none left
+    except RuntimeError:  # too many threads, or the interpreter shuts down
         os.close(fd)
     else:
         _frees.append(thread)
 
 
 def _wait_for_frees() -> bool:
-    """Wait for files that are about to be freed; False when there were none."""
+    """Wait until files that were replaced are freed; return False if there were none."""
     waiting = [*_frees]
     for thread in waiting:
         thread.join()

@@ -1,8 +1,8 @@
-"""Memory for a second state: lent, taken back, and used again.
+"""A pool of large buffers.
 
-Fresh memory is the enemy: the system clears each page at its first touch, which takes longer
-than the copy that follows. So large buffers are in huge pages, where there are any, and what
-comes back is kept for the next one who asks. What is kept the system may take (MADV_FREE).
+New memory is slow: the system clears each page when it is first used, which takes longer than to
+copy a state there. So large buffers use huge pages, if the system has any, and returned buffers
+are kept for the next borrower. The system can take the pages of a kept buffer (MADV_FREE).
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from . import Buffer
 
 KEPT: Final = 2 << 30
-"""Bytes that :data:`POOL` keeps at most."""
+"""The most bytes that :data:`POOL` keeps."""
 
 _HUGE: Final = 2 << 20
 _SMALL: Final = 1 << 16
-# A state grows with each token, and what was made for it should do for some more of them.
+# A state grows with each token: a buffer is 1/8 larger than asked for, to last for some more.
 _GROWTH: Final = 8
 
 
 class Pool:
-    """Buffers that are lent, and kept when they come back.
+    """Lends buffers and keeps them when they are returned.
 
-    It holds at most as many as were ever lent at once. Safe to use from several threads.
+    It keeps at most as many as were ever lent at the same time. It is thread-safe.
 
     Args:
-        kept: Bytes that are kept at most while they are not lent.
+        kept: The most bytes to keep while they are not lent.
     """
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
         self._lock = threading.Lock()
-        self._idle: list[mmap.mmap] = []  # in the order in which they came back
+        self._idle: list[mmap.mmap] = []  # in the order in which they were returned
         self._limits = threading.local()
 
     @property
@@ -51,7 +51,7 @@ class Pool:
 
     @contextmanager
     def limited(self, nbytes: int | None) -> Iterator[None]:
-        """Let this thread borrow no buffer of more than *nbytes* in the block; None: any."""
+        """Let this thread borrow buffers of up to *nbytes* only in the block; None: of any size."""
         before = getattr(self._limits, "nbytes", None)
         self._limits.nbytes = nbytes
         try:
@@ -61,17 +61,17 @@ class Pool:
 
     @contextmanager
     def lend(self, nbytes: int, *, spill: bool = False) -> Iterator[memoryview]:
-        """Yield *nbytes* of page-aligned memory that hold anything, for the length of the block.
+        """Yield a page-aligned buffer of *nbytes*, of any content, for the length of the block.
 
-        Nothing that refers to it may be used afterwards.
+        Views of it must not be used after the block.
 
         Args:
             nbytes: Length of the buffer.
-            spill: Where memory is short or :meth:`limited`, take pages of a temporary file:
-                the system can write them out.
+            spill: If memory is short or :meth:`limited`, use the pages of a temporary file,
+                which the system can write out.
 
         Raises:
-            MemoryError: It cannot be had.
+            MemoryError: There is not enough memory, or it is :meth:`limited`.
         """
         try:
             memory = self._take(nbytes)
@@ -86,7 +86,7 @@ class Pool:
             self._give_back(memory)
 
     def trim(self) -> int:
-        """Let go of every buffer that is not lent; return their bytes."""
+        """Free every buffer that is not lent; return the number of bytes."""
         with self._lock:
             idle, self._idle = self._idle, []
         return sum(map(len, idle))
@@ -94,13 +94,14 @@ class Pool:
     def _take(self, nbytes: int) -> mmap.mmap:
         limit = getattr(self._limits, "nbytes", None)
         if limit is not None and nbytes > limit:
-            raise MemoryError(f"a buffer of {nbytes} bytes, {limit} are allowed")
+            raise MemoryError(f"a buffer of {nbytes} bytes; the limit is {limit}")
         with self._lock:
-            fitting = min((one for one in self._idle if len(one) >= nbytes), key=len, default=None)
-            if fitting is not None:
-                self._idle.remove(fitting)
-                return fitting
-            if self._idle:  # too small: what is made now is kept in its place
+            large_enough = [memory for memory in self._idle if len(memory) >= nbytes]
+            if large_enough:
+                smallest = min(large_enough, key=len)
+                self._idle.remove(smallest)
+                return smallest
+            if self._idle:  # All are too small: the new one will be kept in place of the largest.
                 self._idle.remove(max(self._idle, key=len))
         try:
             return anonymous(_rounded(nbytes + nbytes // _GROWTH))
@@ -125,28 +126,27 @@ POOL: Final = Pool(KEPT)
 
 
 def trim_buffers() -> int:
-    """Give the memory back that is kept for the next save or load.
+    """Free the memory that is kept for the next save or load.
 
-    Between calls up to 2 GiB are kept, and marked so that the system takes them when it runs
-    short.
+    Up to 2 GiB are kept between calls, marked so that the system can take them when it runs short.
 
     Returns:
-        Bytes that were kept.
+        The number of bytes that were kept.
     """
     return POOL.trim()
 
 
 def flat(buffer: Buffer) -> memoryview:
-    """The bytes of any contiguous buffer, not copied.
+    """Return a view of the bytes of a contiguous buffer, of any format and shape.
 
     Raises:
-        TypeError: It is no buffer, or not contiguous.
+        TypeError: It is not a buffer, or not contiguous.
     """
     view = memoryview(buffer)
     with suppress(TypeError, ValueError, NotImplementedError):
         return view.cast("B")
-    # Formats that memoryview does not know, and Fortran's order. Not for all: a memoryview of
-    # which there is such a buffer crashes Python before 3.12.6 when both are collected as garbage.
+    # For formats that memoryview does not know, and for Fortran order. Not for all buffers: before
+    # Python 3.12.6 a PickleBuffer of a memoryview crashes when both are garbage collected.
     try:
         return PickleBuffer(buffer).raw()
     except BufferError as error:
@@ -159,22 +159,22 @@ def _rounded(nbytes: int) -> int:
 
 
 def anonymous(nbytes: int) -> mmap.mmap:
-    """Fresh memory. What mmap gives by default is shared, and cannot have huge pages."""
+    """Return new memory, private: shared memory, the default of mmap, cannot have huge pages."""
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, nbytes)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
+        with suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
 def _file_pages(nbytes: int) -> mmap.mmap:
-    """The pages of a temporary file that has no name."""
+    """Return the pages of a temporary file that has no name."""
     try:
         with tempfile.TemporaryFile(prefix="llama_state-") as file:
-            # Reserved: writing to pages for which the disk has no room kills the process.
+            # Reserved, since to write to pages that the disk has no space for kills the process.
             os.posix_fallocate(file.fileno(), 0, max(nbytes, 1))
             return mmap.mmap(file.fileno(), max(nbytes, 1))
     except (AttributeError, OSError) as error:
-        raise MemoryError(f"no room for {nbytes} bytes, in memory or on disk: {error}") from error
+        raise MemoryError(f"no space for {nbytes} bytes, in memory or on disk: {error}") from error

@@ -1,4 +1,4 @@
-"""State files as they are loaded: their own pages where nobody can change them, else a copy."""
+"""Open state files for loading: mapped while a lease protects them, otherwise copied."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
-# Smaller files are sooner read than mapped.
+# Smaller files are faster to read than to map.
 _WORTH_MAPPING: Final = 1 << 20
 
 
 @contextmanager
 def opened(path: StrPath, *, progress: Progress | None = None) -> Iterator[memoryview]:
-    """Yield the bytes of a regular file, for the length of the block.
+    """Yield the bytes of a regular file, all of them in memory, for the length of the block.
 
-    All of it is in memory then. The bytes are the file's own pages under a lease: who wants to
-    write to the file or cut it off meanwhile, waits. Where there are no leases (another owner's
-    file, one that somebody has open for writing, another system) they are a copy; and the pages
-    without a lease where there is no memory for a copy.
+    They are the file's own pages under a lease: a process that wants to write to the file or to
+    truncate it must wait. If there can be no lease (the file of another user, one that is open
+    for writing, another system than Linux) they are a copy. If there is no memory for a copy, they
+    are the pages without a lease.
 
     Args:
         path: The file.
-        progress: Called before, and after each 16 MiB.
+        progress: Called at the start and after each 16 MiB.
 
     Yields:
-        A view; what is read-only of it is a private mapping.
+        A view: read-only if it is a private mapping of the file.
 
     Raises:
         OSError: It cannot be opened or read.
-        TruncatedError: It became shorter meanwhile.
+        TruncatedError: The file became shorter during the read.
     """
     report = progress or no_progress
     with open_regular(path) as (file, size), ExitStack() as stack:
         view = None
         if size >= _WORTH_MAPPING and (lease := stack.enter_context(_lease(file))):
             view = _mapped(file, report)
-            # One that somebody waits for is lost some time later.
+            # A lease that another process waits for will be broken.
             view = view if lease.held else None
         if view is None:
             view = _copied(file, size, stack, report)
@@ -69,9 +69,9 @@ def _copied(file: FileIO, size: int, stack: ExitStack, report: Progress) -> memo
 
 
 def _mapped(file: FileIO, report: Progress) -> memoryview:
-    """The pages of *file*, after all of them were read from the disk.
+    """Return the pages of *file*, after reading all of them from the disk.
 
-    Were they read when they are looked at, a broken disk would kill the process.
+    If a page were read at its first use instead, a disk error would kill the process.
     """
     size = os.fstat(file.fileno()).st_size
     if size == 0:
@@ -89,9 +89,9 @@ def _mapped(file: FileIO, report: Progress) -> memoryview:
 
 
 def _read_ahead(file: FileIO, view: memoryview, start: int) -> None:
-    """Have the pages of *view*, which begin at *start* of *file*, in memory."""
+    """Read the pages of *view*, which begin at *start* of *file*, into memory."""
     if not populate(view, write=False) and sys.platform == "linux":
-        # Before Linux 5.14. To the null device nothing is copied: the pages are only found.
+        # Before Linux 5.14. sendfile to the null device reads the pages and copies nothing.
         with Path(os.devnull).open("wb") as null:
             end = start + len(view)
             while start < end and (
@@ -101,9 +101,9 @@ def _read_ahead(file: FileIO, view: memoryview, start: int) -> None:
 
 
 class _Lease:
-    """A promise of the system that no_progress writes to a file: whoever wants to waits for us.
+    """A read lease on a file: a process that wants to write to the file must wait until it ends.
 
-    After 45 seconds, or what ``/proc/sys/fs/lease-break-time`` says, it does not wait longer.
+    The wait is limited to 45 seconds (``/proc/sys/fs/lease-break-time``). Then the lease is lost.
     """
 
     def __init__(self, fd: int) -> None:
@@ -111,16 +111,17 @@ class _Lease:
 
     @property
     def held(self) -> bool:
-        """Nobody waits for its end."""
+        """Whether no other process waits for its end."""
         return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
 
 @contextmanager
 def _lease(file: FileIO) -> Iterator[_Lease | None]:
-    """Yield a lease on *file*, or None where none is given."""
+    """Yield a lease on *file*, None if the system grants none."""
     fd = file.fileno()
     try:
-        # We are told by a signal that somebody waits: one that is ignored, not SIGIO, which kills.
+        # The system sends a signal when a process waits. By default SIGIO, which kills; SIGURG is
+        # ignored.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except (AttributeError, OSError):
@@ -129,5 +130,5 @@ def _lease(file: FileIO) -> Iterator[_Lease | None]:
     try:
         yield _Lease(fd)
     finally:
-        # The mapping refers to the file too: closing it is not enough.
+        # To close the file is not enough: the mapping refers to it too.
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

@@ -1,7 +1,7 @@
-"""Pages of memory: huge ones, read ahead of their use, made writable.
+"""Memory pages: use huge ones, read them ahead of their use, make them writable.
 
-The calls are C (``include/pages.h``), so that other threads run while the disk is read. Where the
-extension is not built they do nothing, as on a system that does not have them.
+The calls are in C (``include/pages.h``), so that other threads run while the disk is read. If the
+extension is not built, they do nothing, as on a system that lacks them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ except ImportError:
 if TYPE_CHECKING:
     from . import Buffer
 
-# Smaller memory comes from what the process has already.
+# Smaller buffers come from memory that the process has already.
 _WORTH_HUGE: Final = 4 << 20
 
 
 def make_huge(buffer: Buffer) -> None:
-    """Let a buffer that was not touched yet have huge pages, where that pays."""
+    """Ask for huge pages for a buffer that was not written to yet, if it is large enough."""
     if lib is None:
         return
     view = ffi.from_buffer("uint8_t[]", buffer)
@@ -32,19 +32,19 @@ def make_huge(buffer: Buffer) -> None:
 
 
 def populate(pages: memoryview, *, write: bool) -> bool:
-    """Have the pages of a mapped file in memory, to be read or to be written.
+    """Load the pages of a mapped file into memory, where errors can be reported.
 
-    A page that cannot be read from the disk when it is looked at kills the process.
+    If the disk fails at the first use of a page instead, the process is killed.
 
     Args:
-        pages: A view that begins at a page.
-        write: They will be written to.
+        pages: A view that begins at a page boundary.
+        write: Whether the pages will be written to.
 
     Returns:
-        False where the system cannot do that: the pages come as they are touched.
+        False if the system cannot do that: then each page is loaded at its first use.
 
     Raises:
-        OSError: The disk has no room for them, or is broken.
+        OSError: The disk has no space for them, or fails.
     """
     if lib is None:
         return False
@@ -55,9 +55,9 @@ def populate(pages: memoryview, *, write: bool) -> bool:
 
 
 def overwrite(view: memoryview, start: int, data: bytes) -> None:
-    """Write *data* into a view at *start*, also where it is a private, read-only mapping.
+    """Write *data* into a view at *start*, also if it is a private, read-only mapping.
 
-    The pages of such a mapping are made writable first; the file itself never changes.
+    The pages of such a mapping are made writable first. The file itself does not change.
 
     Raises:
         MemoryError: They cannot be made writable.

@@ -1,4 +1,4 @@
-"""The pieces in which long reads and writes are done, and reported."""
+"""The pieces in which long reads and writes are done and reported."""
 
 from __future__ import annotations
 

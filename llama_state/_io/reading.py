@@ -1,4 +1,4 @@
-"""Reads and maps of regular files that trust no length but the file's own."""
+"""Read and map regular files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .progress import PIECE, no_progress
 
 
 def read_file(path: StrPath) -> memoryview:
-    """The bytes of a regular file, in memory of their own that later changes do not reach.
+    """Return a copy of the bytes of a regular file.
 
     Raises:
         OSError: It cannot be opened or read.
@@ -33,7 +33,7 @@ def read_file(path: StrPath) -> memoryview:
 
 
 def read_into(file: FileIO, view: memoryview, report: Progress) -> None:
-    """Fill *view* with the beginning of *file*."""
+    """Fill *view* from *file*, reporting the progress."""
     report(0, len(view))
     done = 0
     while done < len(view):
@@ -45,14 +45,14 @@ def read_into(file: FileIO, view: memoryview, report: Progress) -> None:
 
 
 def map_file(path: StrPath, *, writable: bool = False) -> memoryview:
-    """The bytes of a regular file as its own pages: nothing is read before it is looked at.
+    """Map a regular file: its pages are read when they are first used.
+
+    If the file is truncated while it is mapped, a read after its new end kills the process. So map
+    for long only files that are replaced, never rewritten.
 
     Args:
         path: The file.
-        writable: What is written to the view stays there: the file never changes.
-
-    A file that is made shorter while it is mapped kills whoever looks behind its new end, so
-    only files that are replaced, never rewritten, may be mapped for long.
+        writable: Let the view be written to. That does not change the file.
 
     Raises:
         OSError: It cannot be opened or mapped.
@@ -65,28 +65,27 @@ def map_file(path: StrPath, *, writable: bool = False) -> memoryview:
 
 
 def watch(path: StrPath) -> Callable[[], bool]:
-    """Whether the file that is at *path* now has, later, not been written to.
+    """Return a function that tells whether the file now at *path* is still unchanged.
 
-    One that was put in its place since is another file.
+    A file that was replaced by another counts as unchanged.
     """
     first = Path(path).stat()
 
     def unchanged() -> bool:
         try:
             now = Path(path).stat()
-        except OSError:  # removed: what is mapped lives on
+        except OSError:  # removed: its mapping is still valid
             return True
-        same = os.path.samestat(first, now)
-        stamps = [(info.st_size, info.st_mtime_ns) for info in (first, now)]
-        return not same or stamps[0] == stamps[1]
+        replaced = not os.path.samestat(first, now)
+        return replaced or ((first.st_size, first.st_mtime_ns) == (now.st_size, now.st_mtime_ns))
 
     return unchanged
 
 
 @contextmanager
 def open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
-    """A regular file and its size."""
-    # A FIFO must not be waited for: it is opened at once and refused.
+    """Open a regular file; yield it and its size."""
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
     with FileIO(fd) as file:
         info = os.fstat(fd)

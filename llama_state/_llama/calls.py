@@ -34,7 +34,7 @@ ON_DEVICE: Final = 2
 
 
 def positions(call: Call, seq_id: int) -> layout.Span:
-    """What llama.cpp says of one sequence."""
+    """Return what llama.cpp says of one sequence."""
     mem = lib.llama_get_memory(call.api, call.ptr)
     return layout.Span(
         lib.llama_memory_seq_pos_min(call.api, mem, seq_id),
@@ -43,7 +43,7 @@ def positions(call: Call, seq_id: int) -> layout.Span:
 
 
 def occupied(call: Call, n_seq_max: int) -> dict[int, layout.Span]:
-    """The non-empty sequences and their positions."""
+    """Return the non-empty sequences and their positions."""
     spans = {seq_id: positions(call, seq_id) for seq_id in range(n_seq_max)}
     return {seq_id: span for seq_id, span in spans.items() if span.last >= 0}
 
@@ -79,7 +79,7 @@ def size(call: Call, target: Target, flags: int = 0) -> int:
 
 
 def read(call: Call, target: Target, flags: int = 0) -> bytes:
-    """The state as bytes, with one copy out of llama.cpp and no second pass."""
+    """Return the state as bytes, with one copy out of llama.cpp and no second pass."""
     # Filled in place before anybody else sees it: zeroed pages come from the system as they are
     # touched, so this costs one pass, where a bytearray would cost two and a copy three.
     blob = bytes(size(call, target, flags))
@@ -91,7 +91,7 @@ def read(call: Call, target: Target, flags: int = 0) -> bytes:
 
 @contextmanager
 def lent(call: Call, target: Target) -> Iterator[memoryview]:
-    """The state in a buffer that is lent, for what needs it no longer than the block."""
+    """Return the state in a buffer that is lent, for what needs it no longer than the block."""
     with POOL.lend(size(call, target), spill=True) as buffer:
         yield read_into(call, target, buffer)
 

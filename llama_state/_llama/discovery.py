@@ -1,4 +1,4 @@
-"""Which libllama: the one asked for, the one in the process, or one that is installed.
+"""Which libllama: the one that is named, the one in the process, or one that is installed.
 
 Nothing here imports another package: importing could run a back end's start-up code. A package
 is only asked where its files are, and ctypes opens the shared object.
@@ -68,10 +68,10 @@ def load_library(path: StrPath | None = None) -> Library:
             if verdict.library is not None:
                 return verdict.library
             tried.append((verdict.candidate.place, verdict.why))
-        asked = path is not None or os.environ.get(ENVIRONMENT_VARIABLE)
+        requested = path is not None or os.environ.get(ENVIRONMENT_VARIABLE)
         reason = (
             "the libllama that was asked for cannot be used"
-            if asked
+            if requested
             else "no usable libllama; install one with: pip install 'llama-state[engine]'"
         )
         raise LibraryNotFoundError(reason, tried=tried)
@@ -90,7 +90,7 @@ def examine(path: StrPath | None = None) -> Iterator[Verdict]:
 
 
 def candidates(path: StrPath | None = None) -> Iterator[Candidate]:
-    """The places to look at, in order."""
+    """Return the places to look at, in order."""
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if path is not None:
         yield _named("path", os.fspath(path), os.fspath(path))
@@ -146,7 +146,7 @@ def _first(source: str, place: str, found: list[Path], why: str) -> Candidate:
 
 
 def _mapped_files() -> list[Path]:
-    """The files that this process has mapped, where the system tells (Linux)."""
+    """Return the files that this process has mapped, where the system lists them (Linux)."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:

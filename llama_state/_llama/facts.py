@@ -15,7 +15,7 @@ from .handles import Call
 
 @dataclass(frozen=True, slots=True)
 class CreationOptions:
-    """Options that a context of ours was made with and that cannot be read back from it.
+    """Options of a context of ours that cannot be read back from it.
 
     Attributes:
         types: Cache type by option name, for explaining a refusal: of some architectures
@@ -33,7 +33,7 @@ class Facts:
 
     Attributes:
         arch: The model's ``general.architecture``.
-        traits: The ways in which the model's states can be laid out: one, but for an
+        traits: How the model's states can be laid out: one description, but several for an
             architecture that this version does not know.
         recurrent: The memory is recurrent or hybrid: it cannot be cut, only emptied.
         encoder: An encoder-decoder model: decoding before encoding aborts the process.
@@ -104,19 +104,19 @@ def context_facts(call: Call, options: CreationOptions) -> Facts:
 
 
 def metadata(api: Any, model: Any, key: str) -> str | None:
-    """A GGUF value of the model as text, or None where the key is not there."""
+    """Return a GGUF value of the model as text, or None where the key is not there."""
     return _text(partial(lib.llama_model_meta_val_str, api, model, key.encode()))
 
 
 def hyperparameters(api: Any, model: Any, prefix: str) -> dict[str, str]:
-    """The GGUF keys that begin with *prefix*, with their values; llama.cpp tells no arrays."""
+    """Return the GGUF keys that begin with *prefix*, with their values: no arrays."""
     indices = range(lib.llama_model_meta_count(api, model))
     keys = (_text(partial(lib.llama_model_meta_key_by_index, api, model, i)) for i in indices)
     return {key: metadata(api, model, key) or "" for key in keys if key and key.startswith(prefix)}
 
 
 def _text(read: Callable[[Any, int], int]) -> str | None:
-    """What *read* writes to a buffer when it is called with the buffer and its size."""
+    """Return what *read* writes to a buffer when it is called with the buffer and its size."""
     size = read(ffi.NULL, 0)
     if size < 0:
         return None

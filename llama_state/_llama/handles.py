@@ -1,7 +1,7 @@
 """Pointers of llama.cpp that are owned or borrowed, locked, and freed once.
 
-:meth:`Handle.use` is the one gate to C: inside it the pointer is alive, nobody else is in a call
-on it, and what llama.cpp logs is collected.
+:meth:`Handle.use` is the one gate to C: inside it the pointer is alive, no other thread is in a
+call on it, and what llama.cpp logs is collected.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ class Call:
 
 
 class Resource:
-    """A C object that lives as long as somebody refers to this, and is freed exactly once.
+    """A C object that lives as long as something refers to this, and is freed exactly once.
 
     Args:
         ptr: The pointer.
-        free: The C wrapper that frees it, or None for one that belongs to somebody else.
+        free: The C wrapper that frees it, or None for one that belongs to another binding.
         shared: What its handles share; marked when the pointer is freed.
         keep: What must outlive it: a context keeps its model's resource, a borrowed
             context the object that owns it.
@@ -196,14 +196,14 @@ class Owner:
 
 
 def model_handle(library: Library, ptr: Any) -> Handle:
-    """A handle that owns the model at *ptr*; its contexts keep the model alive."""
+    """Return a handle that owns the model at *ptr*; its contexts keep the model alive."""
     shared = Shared()
     resource = Resource(library.api, ptr, lib.llama_model_free, shared, None)
     return Handle(library, resource, shared, "model")
 
 
 def context_handle(library: Library, ptr: Any, *, owned: bool, keep: object) -> Handle:
-    """A handle of the context at *ptr*; only an *owned* one is freed."""
+    """Return a handle of the context at *ptr*; only an *owned* one is freed."""
     key = (id(library), int(ffi.cast("uintptr_t", ptr)))
     with _shared_guard:
         shared = _shared.get(key)

@@ -135,7 +135,7 @@ class Library:
 
 
 def _bind(handle: ctypes.CDLL) -> tuple[Any, frozenset[str]]:
-    """A filled function table, and the names that *handle* does not export."""
+    """Return a filled function table, and the names that *handle* does not export."""
     table = ffi.new("struct llama_api *")
     missing = set()
     for name, field in ffi.typeof("struct llama_api").fields:
@@ -149,6 +149,6 @@ def _bind(handle: ctypes.CDLL) -> tuple[Any, frozenset[str]]:
 
 
 def _file_version(file: Path) -> int:
-    """The format version in the file that llama.cpp has just written: its second word."""
+    """Return the format version in the file that llama.cpp has just written: its second word."""
     version: int = struct.unpack_from("<II", file.read_bytes())[1]
     return version

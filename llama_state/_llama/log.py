@@ -34,7 +34,7 @@ class LogTap:
 
     Args:
         api: The library's function table.
-        owned: True where nobody else uses the library: our callback is installed for good and
+        owned: True where no other binding uses the library: our callback is installed for good and
             the lines go to the logger ``llama_state.llama_cpp``. False where another binding
             loaded it: its callback stays served, ours stands in front of it only for the
             length of a call, and only where *readable*.

@@ -19,7 +19,7 @@ from ..errors import ClosedError, StateError
 def attach(
     obj: Any, library: Library | None = None, *, model_path: StrPath | None = None
 ) -> Context:
-    """The whole API on a context that another binding made.
+    """Return the whole API on a context that another binding made.
 
     The context is borrowed: it is never freed here, and *obj* is kept alive. Every attachment
     of one context shares one lock; the other binding's own calls do not take it, so do not

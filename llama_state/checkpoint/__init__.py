@@ -1,4 +1,4 @@
-"""Checkpoints: a state with everything that must be known to trust it later, elsewhere."""
+"""Checkpoints: a state with all that is needed to trust it later, on another machine."""
 
 from __future__ import annotations
 

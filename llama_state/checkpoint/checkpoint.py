@@ -1,4 +1,4 @@
-"""A state with everything that must be known to trust it later, elsewhere."""
+"""The checkpoint: a state with all that is needed to trust it later, on another machine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .fingerprint import Fingerprint
 if TYPE_CHECKING:
     from .._io import Buffer
 
-_FIELDS: Final = {
-    *("kind", "source", "session version", "fingerprint", "logits of", "packed tokens", "meta"),
-}
+_FIELDS: Final = frozenset(
+    ["kind", "source", "session version", "fingerprint", "logits of", "packed tokens", "meta"]
+)
 _PIECE: Final = 4 << 20
 NOTHING_KNOWN: Final = Fingerprint()
 
@@ -29,37 +29,37 @@ NOTHING_KNOWN: Final = Fingerprint()
 class Checkpoint:
     """The state of a context or of one sequence, and what it belongs to.
 
-    Made by :meth:`llama_state.Context.checkpoint`, restored by :meth:`llama_state.Context.resume`.
-    It is a value: it never changes, ``==`` compares all of it, ``len()`` and
-    ``memoryview(checkpoint)`` (Python 3.12) are those of its payload, and it can be pickled, with
-    protocol 5 out of band.
+    Created by :meth:`llama_state.Context.checkpoint`, restored by
+    :meth:`llama_state.Context.resume`. It is a value: it never changes, and ``==`` compares all of
+    it. ``len()`` and ``memoryview(checkpoint)`` (Python 3.12) are those of its payload. It can be
+    pickled, with protocol 5 out of band.
 
     Args:
-        payload: The state as llama.cpp wrote it; kept, not copied.
+        payload: The state as llama.cpp wrote it; not copied.
         kind: "whole" or "sequence".
         session_version: The session version of the llama.cpp that wrote it.
         source: The sequence that was saved; None for a whole context.
-        tokens: The tokens that it stands for.
-        logits: float32 logits of the last token of a sequence, as many as the vocabulary has.
+        tokens: The tokens that were decoded to get this state.
+        logits: float32 logits of the last token of a sequence, one for each vocabulary entry.
         logits_of: The sequence that *logits* belong to.
         fingerprint: The model and the settings that it belongs to.
-        meta: Whatever the caller wants to keep with it, as a JSON object.
-        packed_tokens: int32 words of a token area that llama-server packed, which are no tokens.
+        meta: Any JSON object of the caller, kept with it.
+        packed_tokens: int32 words of a token list that llama-server packed, in place of *tokens*.
 
     Attributes:
         kind: "whole" or "sequence".
         session_version: The session version of the llama.cpp that wrote it.
         source: The sequence that was saved; None for a whole context.
-        tokens: The tokens that it stands for; none where *packed_tokens* are there.
-        packed_tokens: See above; empty where there are none.
+        tokens: The tokens that were decoded to get this state; empty if there are *packed_tokens*.
+        packed_tokens: int32 words of a token list that llama-server packed, or empty.
         logits: A read-only view of float32, or None.
         logits_of: The sequence that the logits belong to, or None.
         fingerprint: The model and the settings that it belongs to.
         payload: A read-only view of the state.
 
     Raises:
-        FormatError: *meta* is no JSON object, or *tokens* are no 32-bit integers.
-        VersionError: A session version that is not known.
+        FormatError: *meta* is not a JSON object, or a token is not a 32-bit integer.
+        VersionError: The session version is not known.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Checkpoint:
                 "meta": dict(meta or {}),
             }
         )
-        self._unchanged: Callable[[], bool] = _always
+        self._unchanged: Callable[[], bool] = _never_mapped
 
     # -- as a value
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the caller wanted to keep with it: a copy."""
+        """The JSON object of the caller: a copy."""
         meta: dict[str, Any] = json.loads(self._metadata)["meta"]
         return meta
 
@@ -120,8 +120,8 @@ class Checkpoint:
         """What the payload holds, and where.
 
         Raises:
-            FormatError: It is damaged.
-            UnsupportedError: A format that is not known.
+            FormatError: The payload is damaged.
+            UnsupportedError: Its format is not known.
         """
         headed = layout.has_sequence_head(self.payload)
         return _parse(self.payload, self.kind, self.session_version, self.fingerprint, headed)
@@ -138,8 +138,12 @@ class Checkpoint:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Checkpoint):
             return NotImplemented
-        mine, theirs = ((c._metadata, *map(bytes, c._words())) for c in (self, other))
-        return mine == theirs and _equal(self.payload, other.payload)
+        return (
+            self._metadata == other._metadata
+            and self._token_bytes() == other._token_bytes()
+            and self._logit_bytes() == other._logit_bytes()
+            and _equal(self.payload, other.payload)
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -156,15 +160,14 @@ class Checkpoint:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         payload = pickle.PickleBuffer(self.payload) if protocol >= 5 else bytes(self.payload)
-        return from_parts, (payload, self._metadata, *map(bytes, self._words()))
+        return from_parts, (payload, self._metadata, self._token_bytes(), self._logit_bytes())
 
-    def _token_words(self) -> array[int]:
-        """The token list of files."""
-        return array("i", self.tokens or self.packed_tokens)
+    def _token_bytes(self) -> bytes:
+        """Return the token list, packed or not, as files store it."""
+        return array("i", self.tokens or self.packed_tokens).tobytes()
 
-    def _words(self) -> tuple[Buffer, Buffer]:
-        """Tokens and logits as containers have them."""
-        return self._token_words(), self.logits or b""
+    def _logit_bytes(self) -> bytes:
+        return b"" if self.logits is None else self.logits.tobytes()
 
     # -- containers
 
@@ -180,19 +183,19 @@ class Checkpoint:
         """Write the checkpoint to a file.
 
         Args:
-            path: The file; an existing one is replaced only by a complete new one.
-            key: Authenticate it: 16 bytes or more that only those know who may write it.
-            compress: Compress with zstd what gets at least 5 % smaller by it. Slower than a
-                local disk; for networks.
+            path: The file. An existing one is replaced only by a complete new one.
+            key: Authenticate the file with this secret of 16 bytes or more.
+            compress: Compress with zstd the chunks that get at least 5 % smaller. Slower than a
+                local disk: use it for networks.
             durable: Wait until the file is on the disk.
-            progress: Called with the bytes that are written, and with all. An exception in it
-                ends the save; what was at *path* is still there.
+            progress: Called with the bytes written and the bytes in total. An exception in it
+                stops the save; the old file is unchanged.
 
         Returns:
             Bytes written.
 
         Raises:
-            SaveError: It could not be written; what was at *path* is still there.
+            SaveError: It could not be written; the old file is unchanged.
             UnsupportedError: xxhash, or zstandard, is not installed.
         """
         parts = self._parts(key, compress)
@@ -205,13 +208,17 @@ class Checkpoint:
         return atomic.write_file(path, parts, durable=durable, at_most=size, progress=progress)
 
     def to_bytes(self, *, key: bytes | None = None, compress: bool = False) -> bytes:
-        """What :meth:`save` would write."""
+        """Return what :meth:`save` would write."""
         return b"".join(self._parts(key, compress))
 
     def _parts(self, key: bytes | None, compress: bool) -> Iterator[Buffer]:
-        tokens, logits = self._words()
         return container.pack(
-            self._metadata, self.payload, tokens=tokens, logits=logits, key=key, compress=compress
+            self._metadata,
+            self.payload,
+            tokens=self._token_bytes(),
+            logits=self._logit_bytes(),
+            key=key,
+            compress=compress,
         )
 
     @classmethod
@@ -227,15 +234,16 @@ class Checkpoint:
 
         Args:
             path: The file.
-            key: The key that it must be authenticated with; a file without is refused then.
-            mapped: Use the pages of the file, for as long as the checkpoint lives, instead of
-                reading it into memory. Files that are replaced, as :meth:`save` does it, may be
-                mapped; one that somebody cuts off while it is in use kills the process.
-            progress: Called with the bytes that are verified, and with all.
+            key: The key that the file must be authenticated with. Without it, the file must not be
+                authenticated.
+            mapped: Map the file for as long as the checkpoint lives, instead of reading it into
+                memory. Map only files that are replaced, as :meth:`save` does, not rewritten: if
+                the file is truncated while it is mapped, the process is killed.
+            progress: Called with the bytes verified and the bytes in total.
 
         Raises:
             OSError: It cannot be read.
-            FormatError: Not a checkpoint, or damaged: ChecksumError, TruncatedError,
+            FormatError: Not a checkpoint, or damaged: also as ChecksumError, TruncatedError or
                 VersionError.
             UnsupportedError: xxhash, or zstandard, is not installed.
         """
@@ -250,19 +258,19 @@ class Checkpoint:
     def from_bytes(
         cls, data: Buffer, *, key: bytes | None = None, progress: Progress | None = None
     ) -> Checkpoint:
-        """Verify what :meth:`to_bytes` gave; the payload is a view of *data*, not a copy.
+        """Verify and read the result of :meth:`to_bytes`; the payload is a view of *data*.
 
-        Arguments and errors as :meth:`load`.
+        The other arguments and the errors are those of :meth:`load`.
         """
-        found = container.open_container(data, key=key)
-        found.verify(progress)
-        return from_parts(found.payload(), bytes(found.metadata), found.tokens, found.logits)
+        opened = container.open_container(data, key=key)
+        opened.verify(progress)
+        return from_parts(opened.payload(), bytes(opened.metadata), opened.tokens, opened.logits)
 
     def check_unchanged(self) -> None:
-        """Compare the file that was mapped, if any, with what it was when it was verified.
+        """Check that the mapped file, if there is one, was not written to since it was verified.
 
         Raises:
-            ChecksumError: It was written to since.
+            ChecksumError: It was.
         """
         if not self._unchanged():
             raise ChecksumError("the file was written to after it was loaded: load it again")
@@ -274,10 +282,10 @@ class Checkpoint:
     ) -> int:
         """Write llama.cpp's own session or sequence file.
 
-        What such files have no place for stays behind: fingerprint, logits and *meta*.
+        Such files have no place for fingerprint, logits and *meta*.
 
         Args:
-            path: The file; an existing one is replaced only by a complete new one.
+            path: The file. An existing one is replaced only by a complete new one.
             durable: Wait until the file is on the disk.
             progress: See :meth:`save`.
 
@@ -285,11 +293,11 @@ class Checkpoint:
             Bytes written.
 
         Raises:
-            SaveError: It could not be written; what was at *path* is still there.
+            SaveError: It could not be written; the old file is unchanged.
         """
         whole = self.kind == "whole"
         version = self.session_version if whole else self.sequence_version
-        header = layout.pack_file_header(self.kind, version, self._token_words())
+        header = layout.pack_file_header(self.kind, version, self._token_bytes())
         head_size = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
         place = layout.FileLayout(len(header), head_size)
         parts: list[Buffer] = [header, place.payload(self.payload)]
@@ -308,17 +316,17 @@ class Checkpoint:
 
         Args:
             path: The file.
-            fingerprint: What it belongs to, such as :attr:`llama_state.Context.fingerprint` of
-                the context that it was saved from: the file does not say.
+            fingerprint: The model and the settings that it belongs to, which the file does not
+                record: :attr:`llama_state.Context.fingerprint` of the context it was saved from.
             meta: As in :class:`Checkpoint`.
-            source: The sequence that was saved, where the file does not say: recurrent states
-                name none.
+            source: The sequence that was saved, for files that do not record it (recurrent
+                states).
 
         Raises:
             OSError: It cannot be read.
             FormatError: Not such a file, or damaged.
-            VersionError: A version that is not known.
-            UnsupportedError: A format that is not known.
+            VersionError: Its version is not known.
+            UnsupportedError: Its format is not known.
         """
         data = reading.map_file(path, writable=True)
         header = layout.parse_file_header(data)
@@ -331,7 +339,7 @@ class Checkpoint:
         if header.kind == "sequence":
             source = source if parsed.source is None else parsed.source
             place = layout.FileLayout(start, layout.SEQUENCE_HEAD.size)
-            # Only our own copy of the page is written to.
+            # This changes our copy of the page, not the file.
             data[place.blob_offset : start] = layout.sequence_head(source)
             start = place.blob_offset
         packed = layout.is_packed(words)
@@ -347,18 +355,18 @@ class Checkpoint:
         )
 
 
-def from_parts(payload: Buffer, metadata: bytes, words: Buffer, logits: Buffer) -> Checkpoint:
-    """A checkpoint of the parts of a container, or of a pickle, which are not verified here."""
+def from_parts(payload: Buffer, metadata: bytes, token_words: Buffer, logits: Buffer) -> Checkpoint:
+    """Return the checkpoint of the parts of a container or of a pickle, without verifying them."""
     fields = _from_json(metadata)
-    tokens = flat(words).cast("i")
+    words = flat(token_words).cast("i")
     packed = fields["packed tokens"]
     return Checkpoint(
         payload,
         kind=fields["kind"],
         session_version=fields["session version"],
         source=fields["source"],
-        tokens=() if packed else tokens,
-        packed_tokens=tokens if packed else (),
+        tokens=() if packed else words,
+        packed_tokens=words if packed else (),
         logits=logits if len(memoryview(logits)) else None,
         logits_of=fields["logits of"],
         fingerprint=Fingerprint.from_json(fields["fingerprint"]),
@@ -373,7 +381,7 @@ def _parse(
     fingerprint: Fingerprint,
     headed: bool,
 ) -> layout.Layout:
-    """Describe a state as one of the model in *fingerprint*, where it names one."""
+    """Parse a state, as one of the model in *fingerprint* if it names one."""
     model = fingerprint.model
     traits = layout.model_traits(model.get("architecture", ""), model.get)
     return layout.parse_state(kind, payload, version=version, headed=headed, traits=traits)
@@ -388,36 +396,37 @@ def _to_json(fields: Mapping[str, Any]) -> bytes:
 
 
 def _from_json(metadata: bytes) -> dict[str, Any]:
-    """The metadata of a container, each field of its type.
+    """Parse the metadata of a container and check the type of each field.
 
     Raises:
-        FormatError: They are not.
+        FormatError: It is not the metadata of a checkpoint.
     """
     try:
         fields = json.loads(metadata)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"metadata that are no JSON: {error}", offset=64) from None
+        raise FormatError(f"the metadata is not JSON: {error}", offset=64) from None
     if not isinstance(fields, dict) or set(fields) != _FIELDS:
-        raise FormatError("metadata with other fields than those of a checkpoint", offset=64)
+        raise FormatError("the fields of the metadata are not those of a checkpoint", offset=64)
     ids = (fields["logits of"], fields["source"])
-    sound = (
+    valid = (
         fields["kind"] == ("whole" if fields["source"] is None else "sequence")
         and type(fields["session version"]) is int
         and all(type(seq_id) is int or seq_id is None for seq_id in ids)
         and isinstance(fields["packed tokens"], bool)
         and isinstance(fields["meta"], dict)
     )
-    if not sound:
-        raise FormatError("metadata with a field of another type", offset=64)
+    if not valid:
+        raise FormatError("a field of the metadata has the wrong type", offset=64)
     return fields
 
 
 def _equal(a: memoryview, b: memoryview) -> bool:
-    # Views are compared item by item; copies of a piece at the speed of memory.
+    # memoryview compares item by item, bytes at the speed of memory: so copy piece by piece.
     return len(a) == len(b) and all(
         bytes(a[at : at + _PIECE]) == bytes(b[at : at + _PIECE]) for at in range(0, len(a), _PIECE)
     )
 
 
-def _always() -> bool:
+def _never_mapped() -> bool:
+    """Stand in for :func:`reading.watch`: memory is always unchanged."""
     return True

@@ -1,4 +1,4 @@
-"""Zstandard frames of bounded size, by the standard library or the package ``zstandard``."""
+"""Zstandard frames of bounded size, with the standard library or the package ``zstandard``."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from ..errors import FormatError, UnsupportedError
 if TYPE_CHECKING:
     from .._io import Buffer
 
-LEVEL = 1  # cache rows are close to noise: higher levels take longer and save no more
+LEVEL = 1  # cache rows are close to noise: higher levels take longer and save nothing
 
 
 def require() -> None:
-    """Raise UnsupportedError where there is none."""
+    """Raise UnsupportedError if no zstd is installed."""
     _module()
 
 
 def compress(data: Buffer) -> bytes:
-    """One frame of *data*."""
-    module, modern = _module()
-    if modern:
+    """Compress *data* into one frame."""
+    module, is_stdlib = _module()
+    if is_stdlib:
         return bytes(module.compress(data, level=LEVEL))
     return bytes(module.ZstdCompressor(level=LEVEL).compress(data))
 
 
 def decompress(frame: Buffer, size: int) -> bytes:
-    """The *size* bytes that a frame stands for.
+    """Decompress a frame of *size* bytes.
 
     Raises:
-        FormatError: It is damaged, or stands for more or fewer.
+        FormatError: It is damaged, or of another size.
     """
-    module, modern = _module()
+    module, is_stdlib = _module()
     try:
-        if modern:
+        if is_stdlib:
             data = bytes(module.ZstdDecompressor().decompress(frame, max_length=size + 1))
         else:
             with module.ZstdDecompressor().stream_reader(frame) as reader:
@@ -46,7 +46,7 @@ def decompress(frame: Buffer, size: int) -> bytes:
 
 
 def _module() -> tuple[Any, bool]:
-    """The module, and whether it is the one of the standard library."""
+    """Return the module, and whether it is the one of the standard library."""
     try:
         from compression import zstd
     except ImportError:

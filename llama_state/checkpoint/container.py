@@ -1,8 +1,8 @@
-"""The checkpoint container: one state with what must be known to trust it.
+"""The checkpoint container: one state with all that is needed to trust it.
 
-A header, metadata as JSON, tokens, logits, the payload on a page boundary, a table of digests,
-and a footer that commits it all. ``docs/formats.md`` has every byte. Nothing here knows what the
-metadata and the payload mean.
+A header, metadata as JSON, tokens, logits, the payload on a page boundary, a table of digests, and
+a footer that commits it all. ``docs/formats.md`` describes every byte. This module does not
+interpret the metadata and the payload.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ CHUNK: Final = 4 << 20
 MAX_CHUNK: Final = 64 << 20
 RAW, ZSTD = 0, 1
 KEEP_BELOW: Final = 0.95  # of a chunk's size: a frame that saves less is not worth its time
-ALONE: Final = 4 * CHUNK  # up to this size one thread verifies sooner than a pool starts
-MAX_SHRINK: Final = 1024  # so that a reader needs no more memory than this times the file's size
+ONE_THREAD: Final = 4 * CHUNK  # up to this size one thread is done before a pool has started
+MAX_SHRINK: Final = 1024  # a reader needs at most this times the file's size of memory
 
 HEADER = Struct("<8sHHIQQQQ16s")
 ENTRY = Struct("<16sQII")
@@ -48,13 +48,13 @@ _METHODS: Final[tuple[Method, Method]] = ("raw", "zstd")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a container that has a digest of its own.
+    """A piece of a container with its own digest.
 
     Attributes:
         name: "metadata" (with the header), "tokens", "logits", or "payload chunk I of N".
         offset: Where it starts in the container.
-        stored: Bytes that it has there.
-        nbytes: Bytes that it stands for; other than *stored* where it is compressed.
+        stored: Its length in the container.
+        nbytes: Its length when decompressed; equal to *stored* if it is not compressed.
         method: How it is stored.
         digest: Its 16 bytes.
     """
@@ -74,7 +74,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The counts of the fixed header, and where they put the parts."""
+    """The fixed header: flags and counts, and the places of the parts that follow from them."""
 
     flags: int
     chunk: int
@@ -85,17 +85,17 @@ class Header:
 
     @property
     def keyed(self) -> bool:
-        """The digests are those of a key."""
+        """Whether the digests are keyed."""
         return bool(self.flags & KEYED)
 
     @property
     def compressed(self) -> bool:
-        """Chunks of the payload may be compressed."""
+        """Whether chunks of the payload can be compressed."""
         return bool(self.flags & COMPRESSED)
 
     @property
     def tokens_offset(self) -> int:
-        """Where the tokens start; the metadata follow the header."""
+        """Where the tokens start, after header and metadata."""
         return _aligned(HEADER.size + self.n_metadata, 8)
 
     @property
@@ -110,23 +110,23 @@ class Header:
 
     @property
     def n_chunks(self) -> int:
-        """Chunks of the payload."""
+        """The number of chunks of the payload."""
         return -(-self.n_payload // self.chunk)
 
     def pack(self) -> bytes:
-        """The header's bytes."""
+        """Return the bytes of the header."""
         counts = (self.n_metadata, self.n_tokens, self.n_logits, self.n_payload)
         return HEADER.pack(MAGIC, VERSION, self.flags, self.chunk, *counts, bytes(16))
 
 
 class Container:
-    """A container whose structure was checked; its parts are verified on request.
+    """A container whose structure was checked. Its parts are verified by :meth:`verify`.
 
     Attributes:
         data: The whole container.
-        keyed: Its digests are those of a key.
-        compressed: Chunks of the payload may be compressed.
-        parts: Its parts with their digests, in their order in *data*.
+        keyed: Whether its digests are keyed.
+        compressed: Whether chunks of the payload can be compressed.
+        parts: Its parts with their digests, in order.
     """
 
     def __init__(
@@ -141,47 +141,48 @@ class Container:
 
     @property
     def metadata(self) -> memoryview:
-        """UTF-8 text of a JSON object."""
+        """A JSON object, as UTF-8 text."""
         return self.data[HEADER.size : HEADER.size + self._header.n_metadata]
 
     @property
     def tokens(self) -> memoryview:
-        """Tokens, int32."""
+        """The tokens, int32."""
         start = self._header.tokens_offset
         return self.data[start : start + 4 * self._header.n_tokens].cast("i")
 
     @property
     def logits(self) -> memoryview[float]:
-        """Logits of the last token, float32; empty where there are none."""
+        """The logits of the last token, float32, or empty."""
         start = self._header.logits_offset
         return self.data[start : start + 4 * self._header.n_logits].cast("f")
 
     def payload(self) -> memoryview:
-        """The payload: a view, or fresh memory where chunks are compressed.
+        """Return the payload: a view, or new memory if chunks are compressed.
 
         Raises:
-            FormatError: A chunk is not a frame of its size.
+            FormatError: A compressed chunk is not a frame of the right size.
         """
         start, size = self._header.payload_offset, self._header.n_payload
         if not self.compressed or size == 0:
             return self.data[start : start + size]
         out, at = memoryview(anonymous(size)), 0
         for part in self.parts[len(HEAD_PARTS) :]:
-            piece = self.data[part.offset : part.end]
-            raw = piece if part.method == "raw" else compression.decompress(piece, part.nbytes)
-            out[at : at + part.nbytes] = raw
+            chunk: Buffer = self.data[part.offset : part.end]
+            if part.method == "zstd":
+                chunk = compression.decompress(chunk, part.nbytes)
+            out[at : at + part.nbytes] = chunk
             at += part.nbytes
         return out.toreadonly()
 
     def damaged(self, progress: Progress | None = None) -> Iterator[Part]:
-        """The parts that are not what was written.
+        """Verify all parts; yield those that are not what was written.
 
         Args:
-            progress: Called after each part with the bytes that were compared, and all.
+            progress: Called after each part with the bytes verified and the bytes in total.
         """
         done, total = 0, sum(part.stored for part in self.parts)
-        for part, sound in self._results():
-            if not sound:
+        for part, intact in self._results():
+            if not intact:
                 yield part
             done += part.stored
             if progress is not None:
@@ -194,21 +195,21 @@ class Container:
             progress: See :meth:`damaged`.
 
         Raises:
-            ChecksumError: At least one is not what was written.
+            ChecksumError: A part is not what was written.
         """
         for part in self.damaged(progress):
             raise ChecksumError(f"{part.name} is not what was written", offset=part.offset)
 
     def _results(self) -> Iterator[tuple[Part, bool]]:
         """Yield each part, and whether it is what was written."""
-        if len(self.data) <= ALONE:
-            yield from ((part, self._sound(part)) for part in self.parts)
+        if len(self.data) <= ONE_THREAD:
+            yield from ((part, self._is_intact(part)) for part in self.parts)
             return
-        # Digests release the GIL.
+        # Threads help, since the digests release the GIL.
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            yield from zip(self.parts, pool.map(self._sound, self.parts), strict=True)
+            yield from zip(self.parts, pool.map(self._is_intact, self.parts), strict=True)
 
-    def _sound(self, part: Part) -> bool:
+    def _is_intact(self, part: Part) -> bool:
         return self._digest(self.data[part.offset : part.end]) == part.digest
 
 
@@ -222,20 +223,20 @@ def pack(
     compress: bool = False,
     chunk: int = CHUNK,
 ) -> Iterator[Buffer]:
-    """The bytes of a container, piece by piece, made in one pass over the payload.
+    """Yield the bytes of a container, piece by piece, in one pass over the payload.
 
     Args:
-        metadata: UTF-8 text of a JSON object.
+        metadata: A JSON object, as UTF-8 text.
         payload: The state.
         tokens: int32 values.
         logits: float32 values.
         key: Authenticate with this key: 16 bytes or more.
-        compress: Compress chunks where that saves 5 % or more.
-        chunk: Bytes of payload that have a digest: a multiple of 4096, up to 64 MiB.
+        compress: Compress the chunks that get at least 5 % smaller.
+        chunk: Size of the chunks of the payload: a multiple of 4096, up to 64 MiB.
 
     Raises:
         ValueError: The key is too short.
-        UnsupportedError: A package that this needs is not installed.
+        UnsupportedError: xxhash, or zstandard, is not installed.
     """
     view = flat(payload)
     token_bytes, logit_bytes = (bytes(flat(part)) for part in (tokens, logits))
@@ -248,6 +249,23 @@ def pack(
     return _pieces(Header(flags, chunk, *counts), heads, view, *functions)
 
 
+class _Table:
+    """The table of digests of a container that is being written."""
+
+    def __init__(self, digest: Digest) -> None:
+        self._digest = digest
+        self.entries = bytearray()
+        self.end = 0
+        """Where the last part ends."""
+
+    def add(self, part: Buffer, method: int = RAW) -> Buffer:
+        """Add the entry of the next part; return the part."""
+        size = len(memoryview(part))
+        self.entries += ENTRY.pack(self._digest(part), size, method, 0)
+        self.end += size
+        return part
+
+
 def _pieces(
     header: Header,
     heads: tuple[bytes, bytes, bytes],
@@ -255,67 +273,59 @@ def _pieces(
     digest: Digest,
     table_digest: Digest,
 ) -> Iterator[Buffer]:
-    """Yield the container of these parts."""
-    entries = bytearray()
-    at = 0
-
-    def add(part: Buffer, size: int, method: int = RAW) -> Buffer:
-        nonlocal at
-        entries.extend(ENTRY.pack(digest(part), size, method, 0))
-        at += size
-        return part
-
+    """Yield the bytes of the container that consists of these parts."""
+    table = _Table(digest)
     head = header.pack()
     ends = (header.tokens_offset, header.logits_offset, header.payload_offset)
     for part, end in zip((head + heads[0], *heads[1:]), ends, strict=True):
-        yield add(part + bytes(end - at - len(part)), end - at)
+        yield table.add(part.ljust(end - table.end, b"\0"))
     for start in range(0, len(payload), header.chunk):
         raw = payload[start : start + header.chunk]
         frame = compression.compress(raw) if header.compressed else b""
         if len(raw) / MAX_SHRINK <= len(frame) < KEEP_BELOW * len(raw):
-            yield add(frame, len(frame), ZSTD)
+            yield table.add(frame, ZSTD)
         else:
-            yield add(raw, len(raw))
-    table = _aligned(at, 8)
-    yield bytes(table - at) + entries
-    size = table + len(entries) + FOOTER_SIZE
-    where = COUNTS.pack(table, len(entries) // ENTRY.size, size)
-    yield where + table_digest(head + entries + where) + MARK
+            yield table.add(raw)
+    table_offset = _aligned(table.end, 8)
+    yield bytes(table_offset - table.end) + table.entries
+    n_entries, size = len(table.entries) // ENTRY.size, len(table.entries) + FOOTER_SIZE
+    counts = COUNTS.pack(table_offset, n_entries, table_offset + size)
+    yield counts + table_digest(head + table.entries + counts) + MARK
 
 
 def at_most(
     n_metadata: int, n_payload: int, *, n_tokens: int = 0, n_logits: int = 0, chunk: int = CHUNK
 ) -> int:
-    """Bytes that :func:`pack` will not give more of."""
+    """Return an upper bound of the bytes that :func:`pack` yields."""
     header = Header(0, chunk, n_metadata, n_tokens, n_logits, n_payload)
     entries = ENTRY.size * (len(HEAD_PARTS) + header.n_chunks)
     return _aligned(header.payload_offset + n_payload, 8) + entries + FOOTER_SIZE
 
 
 def is_container(data: Buffer) -> bool:
-    """Whether *data* begins like a container."""
+    """Return whether *data* starts like a container."""
     return bytes(flat(data)[: len(MAGIC)]) == MAGIC
 
 
 def is_keyed(data: Buffer) -> bool:
-    """Whether the container that *data* begins like can be opened only with a key."""
+    """Return whether *data* starts like a container that can be opened only with a key."""
     view = flat(data)
     return is_container(view) and len(view) >= HEADER.size and bool(view[10] & KEYED)
 
 
 def open_container(data: Buffer, *, key: bytes | None = None) -> Container:
-    """Check the structure of a container: all but its parts, which :meth:`Container.verify` does.
+    """Check the structure of a container, but not its parts: :meth:`Container.verify` does.
 
     Args:
-        data: The container, the whole of it.
-        key: The key that it must be authenticated with; None: it must not be.
+        data: The whole container.
+        key: The key that it must be authenticated with. None: it must not be authenticated.
 
     Raises:
-        FormatError: Not a container, or one that was never finished.
-        VersionError: A version that this library does not know.
+        FormatError: Not a container, or one that was not finished.
+        VersionError: Its version is not known.
         TruncatedError: It is cut off.
-        ChecksumError: Its table of digests is damaged; or the key is missing, wrong or not
-            wanted. Nothing but the fixed header and footer was looked at then.
+        ChecksumError: The table of digests is damaged; or the key is missing, wrong or not
+            needed. Then only the fixed header and the footer were read.
     """
     view = flat(data).toreadonly()
     header = _read_header(view)
@@ -344,14 +354,14 @@ def _read_header(view: memoryview) -> Header:
     if version != VERSION:
         raise VersionError("checkpoint", found=version, expected=VERSION, offset=8)
     if flags & ~(KEYED | COMPRESSED) or any(reserved):
-        raise FormatError("a checkpoint with features that this library does not know", offset=10)
+        raise FormatError("a checkpoint with features that this version does not know", offset=10)
     if not 0 < chunk <= MAX_CHUNK or chunk % PAGE:
         raise FormatError(f"payload chunks of {chunk} bytes", offset=12)
     return Header(flags, chunk, *counts)
 
 
 def _check_counts(header: Header, size: int) -> None:
-    """Bound what the header promises by the container's real *size*."""
+    """Raise TruncatedError unless the counts are possible in a container of *size* bytes."""
     head = header.payload_offset
     payload = 0 if header.compressed else header.n_payload
     if head + payload > size or header.n_payload > MAX_SHRINK * size:
@@ -362,17 +372,17 @@ def _choose_digest(header: Header, key: bytes | None) -> tuple[Digest, Digest]:
     if header.keyed and key is None:
         raise ChecksumError("it is authenticated with a key: pass key=", offset=10)
     if key is not None and not header.keyed:
-        raise ChecksumError("it is not authenticated: anybody may have written it", offset=10)
+        raise ChecksumError("it is not authenticated: the key cannot be checked", offset=10)
     return digests.plain() if key is None else digests.keyed(key)
 
 
 def _read_footer(view: memoryview) -> tuple[int, int]:
-    """Where the table starts, and how many entries it has."""
+    """Read the footer; return where the table starts and its number of entries."""
     footer = len(view) - FOOTER_SIZE
     if footer < HEADER.size:
         raise TruncatedError("checkpoint", need=HEADER.size + FOOTER_SIZE, have=len(view))
     if bytes(view[-len(MARK) :]) != MARK:
-        raise FormatError("no commit mark at the end: cut off, or never finished", offset=footer)
+        raise FormatError("no commit mark at the end: cut off, or not finished", offset=footer)
     table, n_entries, size = COUNTS.unpack_from(view, footer)
     if size != len(view):
         raise TruncatedError("checkpoint", need=size, have=len(view))
@@ -386,11 +396,13 @@ def _read_table(view: memoryview, header: Header, table: int) -> Iterator[Part]:
     entries = ENTRY.iter_unpack(view[table : len(view) - FOOTER_SIZE])
     expected = _expected(header)
     for (name, nbytes), (digest, stored, method, reserved) in zip(expected, entries, strict=True):
-        sound = stored == nbytes
+        possible = stored == nbytes
         if method == ZSTD and header.compressed and name not in HEAD_PARTS:
-            sound = nbytes / MAX_SHRINK <= stored < nbytes
-        if method not in (RAW, ZSTD) or reserved or not sound or at + stored > table:
-            raise FormatError(f"{name} is stored in an impossible way", offset=table)
+            possible = nbytes / MAX_SHRINK <= stored < nbytes
+        if method not in (RAW, ZSTD) or reserved or not possible or at + stored > table:
+            raise FormatError(
+                f"an impossible entry for {name} in the table of digests", offset=table
+            )
         yield Part(name, at, stored, nbytes, _METHODS[method], digest)
         at += stored
     if table != _aligned(at, 8) or any(view[at:table]):
@@ -398,7 +410,7 @@ def _read_table(view: memoryview, header: Header, table: int) -> Iterator[Part]:
 
 
 def _expected(header: Header) -> Iterator[tuple[str, int]]:
-    """Name and size of each part."""
+    """Yield the name and the size of each part."""
     start = 0
     ends = (header.tokens_offset, header.logits_offset, header.payload_offset)
     for name, end in zip(HEAD_PARTS, ends, strict=True):

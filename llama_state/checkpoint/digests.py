@@ -1,4 +1,4 @@
-"""Digests of a container's parts: plain ones find damage, keyed ones find forgery too."""
+"""Digests of a container's parts: plain ones detect damage, keyed ones forgery too."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SIZE: Final = 16
 MIN_KEY: Final = 16
 
 Digest: TypeAlias = "Callable[[Buffer], bytes]"
-"""Of a part: its 16 bytes."""
+"""Data -> its digest of 16 bytes."""
 
 
 def plain() -> tuple[Digest, Digest]:
-    """The digest of parts and that of the table: XXH3-128, big-endian."""
+    """Return the digest functions for parts and for the table: XXH3-128, big-endian."""
     try:
         from xxhash import xxh3_128_digest
     except ImportError:
@@ -32,18 +32,18 @@ def plain() -> tuple[Digest, Digest]:
 
 
 def keyed(key: bytes) -> tuple[Digest, Digest]:
-    """The digest of parts and that of the table: the first half of an HMAC-SHA256.
+    """Return the digest functions for parts and for the table: half of an HMAC-SHA256.
 
     Raises:
-        ValueError: The key has fewer than 16 bytes.
+        ValueError: The key is shorter than 16 bytes.
     """
     if len(key) < MIN_KEY:
-        raise ValueError(f"a key has {MIN_KEY} bytes or more: secrets.token_bytes(32) makes one")
+        raise ValueError(f"a key must have {MIN_KEY} bytes or more: try secrets.token_bytes(32)")
     return partial(_hmac, key, b"part"), partial(_hmac, key, b"table")
 
 
 def _hmac(key: bytes, purpose: bytes, data: Buffer) -> bytes:
-    # What is signed for one purpose must not pass for the other.
+    # A digest for one purpose must not be valid for the other.
     mac = hmac.new(key, purpose, hashlib.sha256)
     mac.update(data)
     return mac.digest()[:SIZE]

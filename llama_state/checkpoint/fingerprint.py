@@ -1,8 +1,8 @@
 """Which model, and which settings of a context, a state belongs to.
 
-llama.cpp records neither: other weights of the same shape restore without an error and go on with
-nonsense. A fingerprint names what decides, field by field, by content and not by path. How each
-field is computed: ``docs/formats.md``.
+llama.cpp records neither: a state restores without an error into a model of the same shape with
+other weights, which then writes nonsense. A fingerprint describes model and settings field by
+field, by content and not by path. ``docs/formats.md`` says how each field is computed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..layout.cursor import U32, U64
 __all__ = ["Fingerprint", "adapter_digest", "model_fields", "state_fields"]
 
 MODEL_FILE: Final = "model file"
-"""The name in :attr:`Fingerprint.unknown` that stands for every field read from the file."""
+"""The key in :attr:`Fingerprint.unknown` for all the fields that are read from the file."""
 
 PLAIN: Final[Mapping[str, str]] = {"adapters": "none", "rope": "the model's own"}
-"""Context fields of a context in which nothing changes what the model's file says."""
+"""Context fields of a context without adapters and with the model's own rope settings."""
 
 _SECTIONS = ("model", "context", "unknown")
 _MAX_FIELDS = 1 << 16
@@ -42,9 +42,10 @@ _SAMPLE = 4 << 10
 _N_SAMPLE = 4
 _ARRAY = Struct("<IQ")
 
-# Model fields that llama.cpp tells where the file is not known, and that the file's own digests
-# make superfluous; context fields that are no settings of what was computed.
+# Model fields that llama.cpp gives for a model whose file is not known. The digests of the file
+# make them superfluous.
 _COMPARED_IF_BOTH = frozenset({"parameters", "tensor bytes"})
+# Context fields: the first two change what is computed, the build does not.
 _ALWAYS_COMPARED = frozenset({"adapters", "rope"})
 _NEVER_COMPARED = frozenset({"llama.cpp build"})
 
@@ -54,14 +55,14 @@ Stamp: TypeAlias = "tuple[tuple[str, int, int, int], ...]"
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What decides whether a state means the same somewhere else.
+    """What must be equal for a state to mean the same in another context.
 
     Attributes:
         model: Field -> text: the architecture, the hyperparameters by their GGUF keys, and digests
             of tokenizer and weights. Compared field by field.
         context: Field -> text: adapters, rope settings, kind of memory, types of the cache.
-        unknown: What could not be learned -> why, or what to do so that it can. "model file"
-            stands for all fields that only the model's file tells.
+        unknown: Field that is not known -> why, or what to do about it. "model file" stands for
+            all the fields that are read from the model's file.
     """
 
     model: Mapping[str, str] = field(default_factory=dict)
@@ -69,32 +70,32 @@ class Fingerprint:
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """The fingerprint as objects of strings, to be written as JSON."""
+        """Return the fingerprint as dictionaries of strings, to be written as JSON."""
         return {name: dict(getattr(self, name)) for name in _SECTIONS}
 
     @classmethod
     def from_json(cls, value: object) -> Fingerprint:
-        """The fingerprint that :meth:`to_json` gave.
+        """Return the fingerprint from the result of :meth:`to_json`.
 
         Raises:
-            FormatError: It gave anything else.
+            FormatError: *value* is not such a result.
         """
         if not isinstance(value, dict) or set(value) != set(_SECTIONS):
-            raise FormatError(f"a fingerprint is an object of {', '.join(_SECTIONS)}")
+            raise FormatError(f"a fingerprint must be an object of {', '.join(_SECTIONS)}")
         return cls(*(_checked(name, value[name]) for name in _SECTIONS))
 
     def differences(self, current: Fingerprint) -> list[Difference]:
-        """Everything in which *current* is not known to be the same.
+        """Return the fields that are not known to be equal in *current*.
 
         A field of the model, the rope settings or the adapters that only one side knows is a
-        difference: nothing that was not compared is called equal. What a state itself records
-        (types of the cache, streams, ...) is compared where both sides know it.
+        difference: what was not compared is not equal. What a state itself records (types of the
+        cache, streams, ...) is compared if both sides know it.
 
         Returns:
-            The differences of the model, then those of the context; none where all agrees.
+            The differences of the model, then those of the context; empty if there are none.
         """
         if bool(self.model) != bool(current.model):
-            # Nothing at all is recorded of one: one difference says so better than all fields.
+            # One side has no model fields at all: report that once, not for each field.
             names = [side.model.get("architecture", "not recorded") for side in (self, current)]
             return [Difference("model", *names)]
         return [
@@ -107,12 +108,12 @@ class Fingerprint:
 
 
 def model_fields(path: StrPath) -> dict[str, str]:
-    """What the file of a model says about it.
+    """Return the model fields of a fingerprint, from the model's file.
 
-    Read are its header and samples of its tensors, once for each version of a file.
+    Its header and samples of its tensors are read, once for each version of the file.
 
     Args:
-        path: The GGUF file; of a split model any of its parts.
+        path: The GGUF file; of a split model any part.
 
     Returns:
         Field -> text: "architecture", each hyperparameter by its GGUF key, "tokenizer",
@@ -127,7 +128,7 @@ def model_fields(path: StrPath) -> dict[str, str]:
 
 
 def adapter_digest(path: StrPath) -> str:
-    """The digest of a LoRA adapter or control vector: of its settings and weights.
+    """Return the digest of the settings and weights of a LoRA adapter or control vector.
 
     Args:
         path: Its GGUF file.
@@ -144,17 +145,17 @@ def adapter_digest(path: StrPath) -> str:
 
 
 def state_fields(parsed: layout.Layout) -> dict[str, str]:
-    """What a state records of the context that it was saved from; little for an empty one.
+    """Return the context fields of a fingerprint that a state records: few if it is empty.
 
     Returns:
-        Field -> text: "module", "session version", and where known "streams",
-        "flash attention", "type_k" and "type_v".
+        Field -> text: "module", "session version", and if known "streams", "flash attention",
+        "type_k" and "type_v".
     """
     return {**geometry_fields(parsed.geometry), "session version": str(parsed.version)}
 
 
 def geometry_fields(geometry: layout.Geometry) -> dict[str, str]:
-    """The same of the part of a layout that is a property of the context."""
+    """Return :func:`state_fields` of a geometry, without the session version."""
     caches = geometry.caches
     streams = {cache.n_stream for cache in caches} - {None}
     transposed = {cache.v_trans for cache in caches} - {None}
@@ -172,56 +173,58 @@ def geometry_fields(geometry: layout.Geometry) -> dict[str, str]:
 
 
 def file_stamp(path: StrPath) -> Stamp:
-    """What changes when a file of the model at *path* is replaced.
+    """Return what changes if a file of the model at *path* is replaced.
 
     Raises:
-        OSError: A file is not there.
+        OSError: A file does not exist.
     """
-    return tuple(
-        (os.path.realpath(part), info.st_ino, info.st_size, info.st_mtime_ns)
-        for part in gguf.part_paths(path)
-        for info in (part.stat(),)
-    )
+    stamps = []
+    for part in gguf.part_paths(path):
+        info = part.stat()
+        stamps.append((os.path.realpath(part), info.st_ino, info.st_size, info.st_mtime_ns))
+    return tuple(stamps)
 
 
 def shortened(text: str) -> str:
-    """*text*, or its digest where it is long."""
+    """Return *text*, or its digest if it is long."""
     return text if len(text) <= _LONG_TEXT else f"sha256 {digest([text.encode()])}"
 
 
 def digest(chunks: Iterable[bytes | memoryview]) -> str:
-    """The first 32 hexadecimal digits of the SHA-256 of *chunks*, one after the other."""
+    """Return 32 hexadecimal digits: half the SHA-256 of *chunks*, joined."""
     hashed = hashlib.sha256()
     for chunk in chunks:
         hashed.update(chunk)
     return hashed.hexdigest()[:32]
 
 
-def _checked(part: str, value: object) -> dict[str, str]:
-    """The fields of one part of a fingerprint's JSON."""
+def _checked(section: str, value: object) -> dict[str, str]:
+    """Return the fields of a section of a fingerprint's JSON, if they are valid."""
     if not isinstance(value, dict) or len(value) > _MAX_FIELDS:
-        raise FormatError(f"{part} of a fingerprint is no object of at most {_MAX_FIELDS} texts")
+        raise FormatError(
+            f"{section} of a fingerprint must be an object of at most {_MAX_FIELDS} texts"
+        )
     for item in value.items():
         if not all(isinstance(text, str) and len(text) <= _MAX_TEXT for text in item):
             raise FormatError(
-                f"{part} of a fingerprint has a name or value that is no text of at most "
+                f"names and values in {section} of a fingerprint must be texts of at most "
                 f"{_MAX_TEXT} characters"
             )
     return dict(value)
 
 
 def _differing(
-    saved: Fingerprint, current: Fingerprint, part: str, *, strict: frozenset[str]
+    saved: Fingerprint, current: Fingerprint, section: str, *, strict: frozenset[str]
 ) -> Iterator[Difference]:
-    """Yield the differences of one part; one side is enough for the fields in *strict*."""
-    ours: Mapping[str, str] = getattr(saved, part)
-    theirs: Mapping[str, str] = getattr(current, part)
-    for name in {**ours, **theirs}:
-        both = name in ours and name in theirs
+    """Yield the differences of a section, for fields in *strict* also if one side lacks them."""
+    a: Mapping[str, str] = getattr(saved, section)
+    b: Mapping[str, str] = getattr(current, section)
+    for name in {**a, **b}:
+        both = name in a and name in b
         if name in _NEVER_COMPARED or not (both or name in strict):
             continue
-        if ours.get(name) != theirs.get(name):
-            yield Difference(name, _shown(saved, ours, name), _shown(current, theirs, name))
+        if a.get(name) != b.get(name):
+            yield Difference(name, _shown(saved, a, name), _shown(current, b, name))
 
 
 def _shown(side: Fingerprint, fields: Mapping[str, str], name: str) -> str:
@@ -232,17 +235,18 @@ def _shown(side: Fingerprint, fields: Mapping[str, str], name: str) -> str:
 
 
 class ModelFile(NamedTuple):
-    """What is read of a model.
+    """What the file of a model says.
 
     Attributes:
         fields: Its :func:`model_fields`.
-        told: What llama.cpp tells of it without the file: the architecture, hyperparameters
-            that are no lists, parameters and bytes of all tensors.
-        long_rope: It has rope factors of its own for contexts longer than the original ones.
+        reported: The fields that llama.cpp gives without the file: the architecture,
+            hyperparameters that are not lists, and the numbers of parameters and bytes of all
+            tensors.
+        long_rope: Whether it has other rope factors for contexts longer than the original one.
     """
 
     fields: Mapping[str, str]
-    told: Mapping[str, str]
+    reported: Mapping[str, str]
     long_rope: bool
 
 
@@ -263,14 +267,14 @@ def read_model(stamp: Stamp) -> ModelFile:
         "tensor table": _tensor_table(header),
         "weights": _weights(paths, header),
     }
-    told = {
+    reported = {
         "architecture": arch,
         **{key: text for key, text in values.items() if header.keys[key].item is None},
         "parameters": str(sum(prod(tensor.shape) for tensor in header.tensors)),
         "tensor bytes": str(sum(tensor.nbytes for tensor in header.tensors)),
     }
     names = (tensor.name for tensor in header.tensors)
-    return ModelFile(fields, told, any("rope_factors_long" in name for name in names))
+    return ModelFile(fields, reported, any("rope_factors_long" in name for name in names))
 
 
 @lru_cache(maxsize=64)
@@ -294,7 +298,7 @@ def _architecture(header: gguf.GGUFHeader) -> str:
 
 
 def _values(header: gguf.GGUFHeader, prefix: str) -> dict[str, str]:
-    """The keys that begin with *prefix*, with their values as text."""
+    """Return the keys that start with *prefix*, with their values as text."""
     return {
         key: _value_text(value)
         for key, value in sorted(header.keys.items())
@@ -309,7 +313,7 @@ def _value_text(value: gguf.Value) -> str:
 
 
 def _tokenizer(header: gguf.GGUFHeader) -> str:
-    """The digest of what turns text into tokens, as its bytes in the file."""
+    """Return the digest of the tokenizer: its keys and values, as their bytes in the file."""
     chunks: list[bytes | memoryview] = []
     for key, value in sorted(header.keys.items()):
         if key.startswith("tokenizer.ggml."):
@@ -319,7 +323,7 @@ def _tokenizer(header: gguf.GGUFHeader) -> str:
 
 
 def _tensor_table(header: gguf.GGUFHeader) -> str:
-    """The digest of the names, types and shapes of all tensors."""
+    """Return the digest of the names, types and shapes of all tensors."""
     return digest(
         chunk
         for tensor in sorted(header.tensors, key=lambda tensor: tensor.name)
@@ -333,7 +337,7 @@ def _tensor_table(header: gguf.GGUFHeader) -> str:
 
 
 def _weights(paths: Sequence[str], header: gguf.GGUFHeader) -> str:
-    """The digest of samples of all tensors."""
+    """Return the digest of samples of all tensors."""
     sampled: dict[str, bytes] = {}
     for part, path in enumerate(paths):
         with open_regular(path) as (file, _):
@@ -344,7 +348,7 @@ def _weights(paths: Sequence[str], header: gguf.GGUFHeader) -> str:
 
 
 def _sampled(fd: int, tensor: gguf.GGUFTensor) -> bytes:
-    """The SHA-256 of all of a small tensor, and of some pieces of a large one."""
+    """Return the SHA-256 of a small tensor, or of samples of a large one."""
     hashed = hashlib.sha256()
     for at, size in _samples(tensor.nbytes):
         piece = os.pread(fd, size, tensor.offset + at)
@@ -357,7 +361,7 @@ def _sampled(fd: int, tensor: gguf.GGUFTensor) -> bytes:
 
 
 def _samples(nbytes: int) -> list[tuple[int, int]]:
-    """(offset, length) of what is read of a tensor: its beginning, its end, and evenly between."""
+    """Return (offset, length) of each sample: the start, the end, and evenly between them."""
     if nbytes <= _SMALL_TENSOR:
         return [(0, nbytes)]
     last = _N_SAMPLE - 1
@@ -365,7 +369,7 @@ def _samples(nbytes: int) -> list[tuple[int, int]]:
 
 
 def _packed(text: str) -> bytes:
-    """*text* with its length before it, so that no two lists of texts have the same bytes."""
+    """Return *text* after its length: then different lists of texts have different bytes."""
     data = text.encode()
     return U64.pack(len(data)) + data
 

@@ -1,7 +1,7 @@
-"""What is about to change in a context, said to whoever keeps count of it.
+"""What is about to change in a context, for the code that keeps count of it.
 
 A binding may list the tokens that its context holds, as a ``Llama`` does. Its adapter gives the
-context a :class:`Keeper`, which is asked before a sequence changes and called after it.
+context a :class:`Keeper`, which is called before a sequence changes and after it.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Context(Owner):
         adapters: Sequence[tuple[StrPath, float]] | None = None,
         rope: identity.Rope | None = None,
     ) -> None:
-        """Say what llama.cpp does not tell of a context, for its :attr:`fingerprint`.
+        """Declare what llama.cpp does not say of a context, for its :attr:`fingerprint`.
 
         Args:
             adapters: (GGUF file, scale) of every LoRA adapter and control vector in use; none
@@ -400,13 +400,9 @@ class Context(Owner):
 
         Arguments, result and errors as :meth:`save_state`.
         """
+        target = self._facts.check_sequence(seq_id)
         return self._state.save(
-            self._facts.check_sequence(seq_id),
-            path,
-            tokens,
-            durable=durable,
-            progress=progress,
-            memory_limit=memory_limit,
+            target, path, tokens, durable=durable, progress=progress, memory_limit=memory_limit
         )
 
     def seq_load_state(
@@ -423,13 +419,9 @@ class Context(Owner):
 
         Arguments, result and errors as :meth:`load_state`.
         """
+        target = self._facts.check_sequence(dest_seq_id)
         return self._state.load(
-            self._facts.check_sequence(dest_seq_id),
-            path,
-            tokens,
-            validate=validate,
-            progress=progress,
-            memory_limit=memory_limit,
+            target, path, tokens, validate=validate, progress=progress, memory_limit=memory_limit
         )
 
     # -- checkpoints

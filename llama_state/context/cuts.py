@@ -14,7 +14,7 @@ def clip(span: Span, start: int, end: int | None) -> tuple[int, int]:
 
 
 def begin(facts: Facts, span: Span) -> int:
-    """Return the position at which a sequence begins, as far as llama.cpp tells."""
+    """Return the position at which a sequence begins, as far as llama.cpp reports it."""
     # Of recurrent memory it names the last one, of a window the first that is still there.
     return 0 if facts.recurrent or facts.n_swa else max(span.first, 0)
 

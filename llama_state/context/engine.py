@@ -86,13 +86,13 @@ def create_context(model: Handle, path: str, fields: Mapping[str, int | bool]) -
 
 
 def _read_back(call: Call, ptr: Any, fields: Mapping[str, int | bool]) -> None:
-    """Refuse a context that did not get what was asked: then the layout is not what it seemed."""
+    """Refuse a context that did not get what was requested: its struct has another layout."""
     for name, getter in (("n_seq_max", lib.llama_n_seq_max), ("n_ctx", lib.llama_n_ctx)):
-        asked, got = fields.get(name, 0), getter(call.api, ptr)
+        requested, got = fields.get(name, 0), getter(call.api, ptr)
         # llama.cpp rounds n_ctx up, to 256 cells a sequence at the most.
-        if asked and not asked <= got <= asked + 256 * fields.get("n_seq_max", 1):
+        if requested and not requested <= got <= requested + 256 * fields.get("n_seq_max", 1):
             raise UnsupportedError(
-                f"asked for a context with {name} {asked} and got {got}: this libllama's "
+                f"asked for a context with {name} {requested} and got {got}: this libllama's "
                 "llama_context_params has a layout that llama_state misreads"
             )
 
@@ -170,7 +170,7 @@ def _decode_piece(
 
 
 def last_logits(call: Call, n_vocab: int) -> memoryview[float] | None:
-    """A copy of the last decoded token's logits, float32; None where there are none."""
+    """Return a copy of the last decoded token's logits, float32; None where there are none."""
     row = lib.llama_get_logits_ith(call.api, call.ptr, -1)
     if not row:
         return None
@@ -178,7 +178,7 @@ def last_logits(call: Call, n_vocab: int) -> memoryview[float] | None:
 
 
 def vocabulary(call: Call) -> Any:
-    """The model's vocabulary.
+    """Return the model's vocabulary.
 
     Raises:
         UnsupportedError: It has none: llama.cpp aborts the process when asked to tokenize then.

@@ -1,7 +1,7 @@
 """Whether a parsed state fits a context: compared before llama.cpp sees it.
 
 A context does not say how its caches are laid out. It is learned from its own states: once, from
-whatever passes by, and if need be from the shortest of its sequences.
+any that passes by, and if need be from the shortest of its sequences.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Fit:
     def one_stream(self, call: Call) -> bool:
         """Whether all sequences share one stream of cells."""
         if self._known is None:
-            # An empty sequence, if there is one, tells the streams at no cost.
+            # An empty sequence, if there is one, shows the streams at no cost.
             ids = range(self._facts.n_seq_max)
             shortest = min(ids, key=lambda seq_id: calls.positions(call, seq_id).last)
             try:
@@ -89,7 +89,7 @@ class Fit:
         return self._has_room(target, parsed, before) and self._knows(parsed)
 
     def countable(self) -> layout.Traits:
-        """The traits of a memory whose sequences have a cell for each position at the most.
+        """Return the traits of a memory whose sequences have a cell for each position at the most.
 
         Raises:
             UnsupportedError: It is not such a memory.
@@ -116,7 +116,7 @@ class Fit:
         return known is not None and layout.merge(known, parsed.geometry) == known
 
     def _has_room(self, target: Target, parsed: layout.Layout, before: Held) -> bool:
-        """True when the cells are sure to be there; False when only llama.cpp can tell."""
+        """Return True when the cells are sure to be there, False when only llama.cpp knows."""
         facts = self._facts
         highest = max(parsed.sequences, default=-1)
         if target is None and highest >= facts.n_seq_max:

@@ -1,7 +1,8 @@
-"""The fingerprint of a live context: what its model's file says, what llama.cpp says, what is told.
+"""The fingerprint of a live context: from its model's file, from llama.cpp, from the caller.
 
 llama.cpp does not say where a model came from, nor which adapters and rope settings a context
-has. Whoever made the context knows; what nobody has told is unknown, and said to be.
+has. Only the code that created the context knows. What was not declared is unknown, and the
+fingerprint says so.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ _ROPE: Mapping[str, tuple[str, str | None]] = {
     "yarn_orig_ctx": ("rope.scaling.original_context_length", None),
 }
 ROPE_SETTINGS: Final = tuple(_ROPE)
-# Of other kinds of memory llama.cpp makes some caches of other types than it is asked for.
-_AS_ASKED = frozenset({"kv", "iswa", "hybrid", "hybrid-iswa"})
+# Of other kinds of memory llama.cpp makes some caches of other types than requested.
+_AS_REQUESTED = frozenset({"kv", "iswa", "hybrid", "hybrid-iswa"})
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What only the maker of a context knows; None: nobody has said.
+    """What only the code that created a context knows; None: not declared.
 
     Attributes:
         model_path: The model's file, absolute.
@@ -74,7 +75,7 @@ UNKNOWN: Final = Origin()
 
 
 def origin_of_file(path: str) -> Origin:
-    """The origin of contexts of the file that is about to be loaded: nothing else is set."""
+    """Return the origin of contexts of the file that is about to be loaded: nothing else is set."""
     try:
         loaded = file_stamp(path)
     except OSError:  # llama.cpp says why
@@ -92,7 +93,7 @@ class Identity:
         self._model: Fingerprint | None = None
 
     def declare(self, adapters: Sequence[tuple[StrPath, float]] | None, rope: Rope | None) -> None:
-        """Take the word of whoever made the context; None leaves what is known."""
+        """Take over what the caller declares; None leaves what is known."""
         # Both are looked at before either is kept.
         named = self._adapters if adapters is None else adapters_text(adapters)
         self._rope = self._rope if rope is None else _settings(rope)
@@ -101,7 +102,7 @@ class Identity:
     def fingerprint(
         self, call: Call, library: Library, facts: Facts, known: layout.Geometry | None
     ) -> Fingerprint:
-        """All that is known now.
+        """Return all that is known now.
 
         Args:
             call: An open call on the context.
@@ -114,7 +115,7 @@ class Identity:
         context = {**_of_context(library, facts, known), **model.context}
         try:
             context["adapters"] = self._named_adapters()
-        except (OSError, FormatError, UnsupportedError, _NotToldError) as error:
+        except (OSError, FormatError, UnsupportedError, _UndeclaredError) as error:
             unknown["adapters"] = _why(error)
         if self._rope is None:
             unknown["rope"] = (
@@ -127,23 +128,24 @@ class Identity:
     def _named_adapters(self) -> str:
         if self._adapters is None:
             if self._origin.adapters is None:
-                raise _NotToldError("say with declare(adapters=[...]) which ones the context uses")
+                reason = "say with declare(adapters=[...]) which ones the context uses"
+                raise _UndeclaredError(reason)
             self._adapters = adapters_text(self._origin.adapters)
         return self._adapters
 
 
-class _NotToldError(Exception):
-    """Something that only the caller can tell was not told."""
+class _UndeclaredError(Exception):
+    """Something that only the caller knows was not declared."""
 
 
 def adapters_text(adapters: Sequence[tuple[StrPath, float]]) -> str:
-    """Adapters by content and scale, in an order of their own; one of scale 0 does nothing."""
+    """Return adapters by content and scale, sorted; those of scale 0 do nothing."""
     named = sorted(f"{adapter_digest(path)} x {scale:g}" for path, scale in adapters if scale)
     return ", ".join(named) or PLAIN["adapters"]
 
 
 def rope_text(rope: Mapping[str, str | None], arch: str, model: Mapping[str, str]) -> str:
-    """The settings that are not the model's own.
+    """Return the settings that are not the model's own.
 
     Args:
         rope: What was given, as texts; None for what was not set.
@@ -155,14 +157,14 @@ def rope_text(rope: Mapping[str, str | None], arch: str, model: Mapping[str, str
 
 
 def scalar_text(value: bool | float | str) -> str:
-    """A value of a model's metadata as llama.cpp shows it."""
+    """Return a value of a model's metadata as llama.cpp shows it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:f}" if isinstance(value, float) else str(value)
 
 
 def _settings(rope: Rope) -> dict[str, str | None]:
-    """Rope settings as texts like those in a model's metadata, None for "not set"."""
+    """Return rope settings as texts like those in a model's metadata, None for "not set"."""
     if unknown := set(rope) - set(_ROPE):
         raise UnsupportedError(f"rope setting {min(unknown)!r} is not one of {', '.join(_ROPE)}")
     return {name: _setting(name, value) for name, value in rope.items()}
@@ -181,31 +183,31 @@ def _setting(name: str, value: float | str) -> str | None:
 
 
 def _of_context(library: Library, facts: Facts, known: layout.Geometry | None) -> dict[str, str]:
-    """The fields that are no setting of what is computed, without asking llama.cpp for a state."""
+    """Return the fields of library and context that are known without reading a state."""
     fields = {"session version": str(library.session_version)}
     if library.build:
         fields["llama.cpp build"] = library.build
     if len(facts.traits) == 1:
         fields["module"] = facts.traits[0].module
-        if facts.traits[0].module in _AS_ASKED:
+        if facts.traits[0].module in _AS_REQUESTED:
             fields |= facts.options.types
     return {**fields, **(geometry_fields(known) if known else {})}
 
 
 def _of_model(call: Call, arch: str, n_ctx_seq: int, origin: Origin) -> Fingerprint:
-    """What the file says, where it is the one that was loaded; else what llama.cpp tells."""
-    told = _told(call, arch)
+    """Return what the file says, where it is the one that was loaded; else what llama.cpp says."""
+    reported = _reported(call, arch)
     changed = {key: text for key, text in origin.overrides.items() if key.startswith(f"{arch}.")}
     try:
-        file = _loaded_file(origin, told)
-    except (OSError, FormatError, UnsupportedError, _NotToldError) as error:
-        return Fingerprint({**told, **changed}, {}, {MODEL_FILE: _why(error)})
+        file = _loaded_file(origin, reported)
+    except (OSError, FormatError, UnsupportedError, _UndeclaredError) as error:
+        return Fingerprint({**reported, **changed}, {}, {MODEL_FILE: _why(error)})
     model = {**file.fields, **changed}
     return Fingerprint(model, _rope_factors(model, arch, n_ctx_seq) if file.long_rope else {})
 
 
 def _rope_factors(model: Mapping[str, str], arch: str, n_ctx_seq: int) -> dict[str, str]:
-    """Which of a model's two sets of factors llama.cpp takes: that depends on the context."""
+    """Return which of a model's two sets of factors llama.cpp takes for a context."""
     original = model.get(f"{arch}.rope.scaling.original_context_length")
     length = original or model.get(f"{arch}.context_length", "")
     if not length.isdecimal():
@@ -213,8 +215,8 @@ def _rope_factors(model: Mapping[str, str], arch: str, n_ctx_seq: int) -> dict[s
     return {"rope factors": "long" if n_ctx_seq > int(length) else "short"}
 
 
-def _told(call: Call, arch: str) -> dict[str, str]:
-    """What llama.cpp says of the loaded model: hyperparameters, and the sums over its tensors."""
+def _reported(call: Call, arch: str) -> dict[str, str]:
+    """Return what llama.cpp says of the loaded model: hyperparameters, sums over its tensors."""
     model = lib.llama_get_model(call.api, call.ptr)
     values = hyperparameters(call.api, model, f"{arch}.")
     return {
@@ -225,20 +227,20 @@ def _told(call: Call, arch: str) -> dict[str, str]:
     }
 
 
-def _loaded_file(origin: Origin, told: Mapping[str, str]) -> ModelFile:
-    """The file that the loaded model is of."""
+def _loaded_file(origin: Origin, reported: Mapping[str, str]) -> ModelFile:
+    """Return the file that the loaded model is of."""
     if origin.model_path is None:
-        raise _NotToldError("attach() was given no model_path")
+        raise _UndeclaredError("attach() was given no model_path")
     stamp = file_stamp(origin.model_path)
     if origin.loaded in (None, stamp):
         file = read_model(stamp)
-        if file.told == told:
+        if file.reported == reported:
             return file
-    raise _NotToldError("the file is not, or no longer, the one that the model was loaded from")
+    raise _UndeclaredError("the file is not, or no longer, the one that the model was loaded from")
 
 
 def _why(error: Exception) -> str:
-    """Why something is not known, without the paths of this machine."""
+    """Return why something is not known, without the paths of this machine."""
     if isinstance(error, OSError):
         return f"the file cannot be read: {error.strerror}"
     return str(error)

@@ -1,4 +1,4 @@
-"""A model file in memory, and the contexts that are made of it."""
+"""A model file in memory, and the contexts that are created from it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Model(Owner):
         return f"<Model {self.path!r} ({self.arch}, {self.n_vocab} tokens{closed})>"
 
     def metadata(self, key: str) -> str | None:
-        """A value of the GGUF's metadata as text, or None where the key is not there."""
+        """Return a value of the GGUF's metadata as text, or None where the key is not there."""
         with self._handle.use() as call:
             return metadata(call.api, call.ptr, key)
 
@@ -99,7 +99,7 @@ class Model(Owner):
         """
         _check_range("n_seq_max", n_seq_max, 1, layout.MAX_SEQUENCES)
         _check_range("n_ctx", n_ctx, 0, 2**31 - 1)
-        if type_k != type_v and all(way.k_only for way in self._traits()):
+        if type_k != type_v and all(traits.k_only for traits in self._traits()):
             # Newer builds refuse it, older ones crash on some combinations.
             raise UnsupportedError(f"a {self.arch} model keeps no V: type_v must be {type_k} too")
         fields: dict[str, int | bool] = {

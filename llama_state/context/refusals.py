@@ -39,12 +39,12 @@ _NO_CELLS = re.compile(r"not enough cells in kv cache|failed to find \d* ?availa
 def explain(
     log: Sequence[str], state: Layout, *, types: Mapping[str, str], cells: int
 ) -> StateError | None:
-    """The error that *log* stands for, or None where no line is known.
+    """Return the error that *log* stands for, or None where no line is known.
 
     Args:
         log: llama.cpp's lines of the failing call.
         state: The state that was refused.
-        types: Cache types that the context was made with, by option name, where known.
+        types: Cache types that the context was created with, by option name, where known.
         cells: Cells that a stream of the context has.
     """
     for line in log:
@@ -63,11 +63,11 @@ def explain(
 def _other_types(state: Layout, types: Mapping[str, str]) -> list[Difference]:
     """llama.cpp names one difference; these are often the reason behind it."""
     found = []
-    for name, asked in types.items():
+    for name, requested in types.items():
         rows = [getattr(cache, name.removeprefix("type_")) for cache in state.geometry.caches]
         saved = {TYPES[type_id].name for row in rows for type_id, _ in row or ()}
-        if saved and saved != {asked}:
-            found.append(Difference(name, ", ".join(sorted(saved)), asked))
+        if saved and saved != {requested}:
+            found.append(Difference(name, ", ".join(sorted(saved)), requested))
     return found
 
 

@@ -1,7 +1,7 @@
 """The state of one context: out of it, into it, to a file and from one.
 
 A restore has three steps. A blob or file is parsed, while the context is free for others: it is
-:class:`Incoming` then. The keeper of the context's tokens is asked. Then the state is put into
+:class:`Incoming` then. The keeper of the context's tokens can refuse it. Then the state is put into
 the context by a plan; see ``restore.py``.
 """
 

@@ -1,6 +1,6 @@
-"""What is in a state file: describe, verify, compare, draw and convert it. No libllama is needed.
+"""Describe, verify, compare, draw and convert state files, without any libllama.
 
-numpy, gguf and matplotlib are used where they are needed (``pip install 'llama-state[plot]'``).
+Comparing values needs numpy and gguf, drawing matplotlib (``pip install 'llama-state[plot]'``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, as far as its digests allow to believe it."""
+"""Describe a checkpoint: only what its digests show to be intact is read."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..layout import Traits, has_sequence_head, model_traits
 from .statefile import Digests, Reading, StateFile, with_packed_tokens, with_problem, with_state
 from .words import count
 
-KEY_NEEDED = "it can be read only with the key it has"
+KEY_NEEDED = "it can be read only with its key"
 
 
 def open_checkpoint(
     found: StateFile, traits: Sequence[Traits], key: bytes | None, progress: Progress | None
 ) -> StateFile:
-    """Describe a checkpoint: compare all digests, then read what is sound.
+    """Describe a checkpoint: verify all parts, then read those that are intact.
 
     Args:
-        found: What is known of the file; its *state* is all of it.
-        traits: What is known of the model; where the checkpoint itself tells more, not used.
+        found: What is known of the file; its *state* is the whole file.
+        traits: What is known of the model; not used if the checkpoint has a fingerprint.
         key: The key that it must be authenticated with.
-        progress: Called with the bytes that were compared with their digests, and with all.
+        progress: Called with the bytes verified and the bytes in total.
 
     Raises:
-        UnsupportedError: A package that it needs is not installed.
+        UnsupportedError: xxhash, or zstandard, is not installed.
     """
     data, found = found.state, replace(found, state=found.state[:0])
     if key is None and is_keyed(data):
@@ -60,28 +60,30 @@ def open_checkpoint(
 
 
 def _damage(damaged: Sequence[Part], parts: Sequence[Part]) -> ChecksumError:
-    first = damaged[0]
-    more = f", as {count(len(damaged) - 1, 'other part')} of {len(parts)}" * (len(damaged) > 1)
-    return ChecksumError(f"{first.name} is not what was written{more}", offset=first.offset)
+    first, *others = damaged
+    text = f"{first.name} is not what was written"
+    if others:
+        text += f", nor {count(len(others), 'other part')} of {len(parts)}"
+    return ChecksumError(text, offset=first.offset)
 
 
 def _with_checkpoint(found: StateFile, opened: Container, state: memoryview) -> StateFile:
-    """Add what the metadata say; the parts that they come from are sound."""
+    """Add the checkpoint, of which all but the payload is known to be intact."""
     try:
-        made = from_parts(state, bytes(opened.metadata), opened.tokens, opened.logits)
+        checkpoint = from_parts(state, bytes(opened.metadata), opened.tokens, opened.logits)
     except FormatError as error:
         return with_problem(found, error)
-    found = replace(found, checkpoint=made)
-    if made.packed_tokens:
+    found = replace(found, checkpoint=checkpoint)
+    if checkpoint.packed_tokens:
         tokens_at = opened.parts[HEAD_PARTS.index("tokens")].offset
-        return with_packed_tokens(found, array("i", made.packed_tokens), at=tokens_at)
-    return replace(found, tokens=array("i", made.tokens))
+        return with_packed_tokens(found, array("i", checkpoint.packed_tokens), at=tokens_at)
+    return replace(found, tokens=array("i", checkpoint.tokens))
 
 
-def _with_layout(found: StateFile, made: Checkpoint, traits: Sequence[Traits]) -> StateFile:
-    model = made.fingerprint.model
+def _with_layout(found: StateFile, checkpoint: Checkpoint, traits: Sequence[Traits]) -> StateFile:
+    model = checkpoint.fingerprint.model
     if model:
         traits = model_traits(model.get("architecture", ""), model.get)
-    headed = made.kind == "whole" or has_sequence_head(found.state)
-    reading = Reading(made.session_version, made.kind, headed)
+    headed = checkpoint.kind == "whole" or has_sequence_head(found.state)
+    reading = Reading(checkpoint.session_version, checkpoint.kind, headed)
     return with_state(found, [reading], traits)

@@ -1,4 +1,4 @@
-"""Between native files and checkpoints."""
+"""Convert native files to checkpoints, and back."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from .._io import Progress, StrPath
 from ..checkpoint.checkpoint import NOTHING_KNOWN, Checkpoint
 from ..checkpoint.fingerprint import PLAIN, Fingerprint, model_fields, state_fields
 from ..errors import FormatError, UnsupportedError
+from ..layout import Layout
 from .source import inspect_file
-from .statefile import StateFile, raised
+from .statefile import StateFile, sound_layout
 
 OutputKind = Literal["checkpoint", "native"]
 
-_NOT_SAID = "the file that it was converted from does not say"
+_NOT_RECORDED = "the file that it was converted from does not record it"
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What :func:`convert_file` wrote.
+    """The file that :func:`convert_file` wrote.
 
     Attributes:
-        path: The new file.
+        path: Its path.
         kind: "checkpoint", "session file", "sequence file" or "slot file".
         nbytes: Its length.
     """
@@ -47,106 +48,105 @@ def convert_file(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Converted:
-    """Write a native file as a checkpoint, or a checkpoint as the native file.
+    """Convert a native file to a checkpoint, or a checkpoint to a native file.
 
-    A native file that became a checkpoint and is converted back has the bytes that it had.
+    A native file that is converted to a checkpoint and back is the same, byte for byte.
 
     Args:
-        source: The file to read; blobs that were dumped to a file are native too.
-        target: The file to write: all of it, or nothing.
-        to: What to write; not given: the other kind than *source*.
+        source: The file to read. A blob that was dumped to a file counts as native.
+        target: The file to write: completely, or not at all.
+        to: What to write; default: the kind that *source* is not.
         model: The GGUF file of the model that the state belongs to, for its fingerprint.
-        key: Authenticates the checkpoint that is read, or written.
+        key: The key of the checkpoint that is read or written.
         compress: Compress the checkpoint that is written.
-        session_version: Of a blob that reads as one of several: blobs carry no version.
-        plain: With *model*: no adapter and no rope setting but the model's own was in use. What
-            is not said is not known, and a strict resume refuses what is not known.
-        force: Replace what is at *target*.
-        progress: Called with the bytes that are written, and with all.
+        session_version: The session version of a blob. Needed if the blob, which records none,
+            can be read as one of several.
+        plain: With *model*: record that no adapters and only the model's own rope settings were in
+            use. Otherwise they are unknown, and a strict resume raises MismatchError.
+        force: Replace an existing *target*.
+        progress: Called with the bytes written and the bytes in total.
 
     Raises:
-        OSError: *source* cannot be read; FileExistsError: *target* is there.
+        OSError: *source* cannot be read; FileExistsError: *target* exists.
         SaveError: *target* cannot be written.
-        FormatError: *source* is no sound state.
-        UnsupportedError: It is of the kind that is asked for already, or a package is missing.
+        FormatError: *source* is not a sound state.
+        UnsupportedError: *source* is already what *to* says, or a package is missing.
     """
     name = str(os.fspath(target))
     if not force and os.path.lexists(name):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
     found = inspect_file(source, model=model, key=key)
-    if found.problem:
-        raise raised(found.problem)
+    layout = sound_layout(found)
     is_checkpoint = found.kind == "checkpoint"
-    fingerprint = NOTHING_KNOWN if model is None else _fingerprint_of(found, model, plain)
-    made = _checkpoint_of(found, fingerprint, session_version)
+    fingerprint = NOTHING_KNOWN if model is None else _fingerprint_of(layout, model, plain)
+    checkpoint = _checkpoint_of(found, layout, fingerprint, session_version)
     if to == "native" or (to is None and is_checkpoint):
         if not is_checkpoint and found.has_tokens:
-            raise UnsupportedError(f"it is a native file already: a {found.kind}")
-        nbytes = made.to_native(name, progress=progress)
-        return Converted(name, _native_kind(made), nbytes)
-    nbytes = made.save(name, key=key, compress=compress, progress=progress)
+            raise UnsupportedError(f"it is already a native file: a {found.kind}")
+        nbytes = checkpoint.to_native(name, progress=progress)
+        return Converted(name, _native_kind(checkpoint), nbytes)
+    nbytes = checkpoint.save(name, key=key, compress=compress, progress=progress)
     return Converted(name, "checkpoint", nbytes)
 
 
-def _fingerprint_of(found: StateFile, model: StrPath, plain: bool) -> Fingerprint:
-    recorded = state_fields(found.layout) if found.layout else {}
+def _fingerprint_of(layout: Layout, model: StrPath, plain: bool) -> Fingerprint:
+    recorded = state_fields(layout)
     if plain:
         return Fingerprint(model_fields(model), {**recorded, **PLAIN})
-    return Fingerprint(model_fields(model), recorded, dict.fromkeys(PLAIN, _NOT_SAID))
+    return Fingerprint(model_fields(model), recorded, dict.fromkeys(PLAIN, _NOT_RECORDED))
 
 
 def _checkpoint_of(
-    found: StateFile, fingerprint: Fingerprint, session_version: int | None
+    found: StateFile, layout: Layout, fingerprint: Fingerprint, session_version: int | None
 ) -> Checkpoint:
-    """Return a sound file as a checkpoint, with a fingerprint where it has none."""
-    if found.layout is None:
-        raise FormatError("no state")
-    if found.layout.partial:
-        raise UnsupportedError("it is a partial state, of which there are no checkpoints")
+    """Return the state in a sound file as a checkpoint."""
+    if layout.partial:
+        raise UnsupportedError("a partial state cannot become a checkpoint")
+    if found.checkpoint and fingerprint == NOTHING_KNOWN:
+        return found.checkpoint
     if found.checkpoint:
-        known = fingerprint != NOTHING_KNOWN
-        return _renamed(found.checkpoint, fingerprint) if known else found.checkpoint
+        return _with_fingerprint(found.checkpoint, fingerprint)
     if found.has_tokens:
         return Checkpoint.from_native(found.path, fingerprint=fingerprint)
     return Checkpoint(
         found.state,
-        kind=found.layout.kind,
+        kind=layout.kind,
         session_version=_choose_version(found, session_version),
-        source=None if found.layout.kind == "whole" else found.layout.source or 0,
+        source=None if layout.kind == "whole" else layout.source or 0,
         fingerprint=fingerprint,
     )
 
 
-def _renamed(made: Checkpoint, fingerprint: Fingerprint) -> Checkpoint:
-    """Return a checkpoint with another fingerprint, if it had none."""
-    if made.fingerprint != NOTHING_KNOWN:
-        raise UnsupportedError("it says already which model it belongs to")
+def _with_fingerprint(checkpoint: Checkpoint, fingerprint: Fingerprint) -> Checkpoint:
+    """Return a checkpoint, which must have no fingerprint yet, with one."""
+    if checkpoint.fingerprint != NOTHING_KNOWN:
+        raise UnsupportedError("it already has a fingerprint: convert it without a model")
     return Checkpoint(
-        made.payload,
-        kind=made.kind,
-        session_version=made.session_version,
-        source=made.source,
-        tokens=made.tokens,
-        logits=made.logits,
-        logits_of=made.logits_of,
+        checkpoint.payload,
+        kind=checkpoint.kind,
+        session_version=checkpoint.session_version,
+        source=checkpoint.source,
+        tokens=checkpoint.tokens,
+        logits=checkpoint.logits,
+        logits_of=checkpoint.logits_of,
         fingerprint=fingerprint,
-        meta=made.meta,
-        packed_tokens=made.packed_tokens,
+        meta=checkpoint.meta,
+        packed_tokens=checkpoint.packed_tokens,
     )
 
 
 def _choose_version(found: StateFile, given: int | None) -> int:
-    """Return the session version of a blob."""
+    """Return the session version of a blob: the given one, if the blob can be read as such."""
     versions = found.session_versions
     if given is None and len(versions) > 1:
         names = ", ".join(map(str, versions))
-        raise UnsupportedError(f"it reads as one of session version {names}: say which it is")
+        raise UnsupportedError(f"it can be of session version {names}: give session_version")
     if given is not None and given not in versions:
-        raise FormatError(f"it does not read as one of session version {given}")
+        raise FormatError(f"it cannot be read as one of session version {given}")
     return versions[0] if given is None else given
 
 
-def _native_kind(made: Checkpoint) -> str:
-    if made.kind == "whole":
+def _native_kind(checkpoint: Checkpoint) -> str:
+    if checkpoint.kind == "whole":
         return "session file"
-    return "slot file" if made.packed_tokens else "sequence file"
+    return "slot file" if checkpoint.packed_tokens else "sequence file"

@@ -1,21 +1,21 @@
-"""How two states differ: in fields, in positions, and row by row."""
+"""Compare two states: fields, positions, and row by row."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import inf, sqrt
+from math import inf, isnan, sqrt
 
-from ..errors import Difference, FormatError
-from ..layout import UNKNOWN_ID, Cache, KVCache, Layout, MediaChunk, differences
+from ..errors import Difference
+from ..layout import UNKNOWN_ID, Cache, KVCache, Layout, differences
 from . import values
-from .rows import Layer, Place, Tensor, layers, places, row_bytes
-from .statefile import StateFile, raised
+from .rows import Layer, Place, Tensor, layers, places, positions_by_sequence, row_bytes
+from .statefile import StateFile, sound_layout
 from .words import count, ranges
 
 Pairs = dict["tuple[int, int]", list["tuple[int, int]"]]
-"""(stream of a, stream of b) -> (row of a, row of b) of all rows that belong together."""
+"""(stream of a, stream of b) -> (row of a, row of b) for all rows of the same token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class PositionDifference:
 
     Attributes:
         cache: The cache.
-        seq_id: The sequence; None where the states do not name it.
+        seq_id: The sequence; None if the states do not name it.
         only_a: (first, last) of each run of positions that only the first state has.
-        only_b: Likewise of the second.
+        only_b: The same for the second state.
     """
 
     cache: str
@@ -37,18 +37,18 @@ class PositionDifference:
 
 @dataclass(frozen=True, slots=True)
 class RowDifference:
-    """How the rows of one layer differ that both states have.
+    """How the rows of one layer that both states have differ.
 
     Attributes:
         cache: The cache.
         name: "K", "V", "R", "P", "S" or "score".
         layer: Index of the layer in the cache.
         n_row: Rows that both states have.
-        n_differ: Those that differ.
-        max_abs: The largest difference of two values; None where not computed: the two are
-            then known to differ in their bytes.
-        relative: Norm of the difference over the norm of the first state's values, in the
-            rows that differ; None where not computed.
+        n_differ: Rows that differ.
+        max_abs: The largest difference of two values; None if not computed: then only bytes were
+            compared.
+        relative: Norm of the difference over the norm of the first state's values, in the rows
+            that differ; None if not computed.
     """
 
     cache: str
@@ -62,14 +62,14 @@ class RowDifference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What :func:`compare` found.
+    """The result of :func:`compare`.
 
     Attributes:
-        fields: Properties in which the two differ: (name, of a, of b).
-        positions: Positions that only one has.
-        rows: Of each layer, how the rows that both have differ.
-        moved: Rows that are in another cell; that is no difference.
-        computed: False where only bytes were compared, since numpy or gguf is missing.
+        fields: Fields that differ: (name, value of a, value of b).
+        positions: Positions that only one state has.
+        rows: For each layer, how the rows that both have differ.
+        moved: Number of rows that are in another cell, which is not a difference.
+        computed: False if only bytes were compared, since numpy or gguf is missing.
     """
 
     fields: tuple[Difference, ...]
@@ -80,22 +80,22 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """True when nothing differs."""
-        differ = any(row.n_differ for row in self.rows)
-        return not (self.fields or self.positions or differ)
+        """Whether nothing differs."""
+        rows_differ = any(row.n_differ for row in self.rows)
+        return not (self.fields or self.positions or rows_differ)
 
 
 def compare(a: StateFile, b: StateFile) -> Comparison:
     """Compare two states.
 
-    Rows are those of the same sequence and position, in whatever cells they are; two states of
-    single sequences are compared whatever the ids of the sequences. Tensors are read a piece at
-    a time: what it takes of memory depends on the number of cells only.
+    Rows of the same sequence and position are compared, in whatever cells they are. If both states
+    are of a single sequence, its id does not matter. Tensors are read piece by piece: the memory
+    needed depends only on the number of cells.
 
     Raises:
         FormatError: One of the two is damaged.
     """
-    ours, theirs = _sound(a), _sound(b)
+    ours, theirs = sound_layout(a), sound_layout(b)
     alone = ours.kind == theirs.kind == "sequence"
     positions: list[PositionDifference] = []
     rows: list[RowDifference] = []
@@ -111,14 +111,6 @@ def compare(a: StateFile, b: StateFile) -> Comparison:
     computed = all(row.max_abs is not None for row in rows if row.n_differ)
     fields = tuple(_fields(a, b, ours, theirs))
     return Comparison(fields, tuple(positions), tuple(rows), moved, computed)
-
-
-def _sound(found: StateFile) -> Layout:
-    if found.problem is not None:
-        raise raised(found.problem)
-    if found.layout is None:
-        raise FormatError("no state")
-    return found.layout
 
 
 def _same_caches(a: Layout, b: Layout) -> Iterator[tuple[Cache, Cache]]:
@@ -138,26 +130,27 @@ def _fields(a: StateFile, b: StateFile, ours: Layout, theirs: Layout) -> Iterato
         yield Difference("sequence", ours.source, theirs.source)
     if a.has_tokens and b.has_tokens and a.tokens != b.tokens:
         same = _common(a.tokens, b.tokens)
-        told = [f"{count(len(one.tokens), 'token')}, {same:,} in common" for one in (a, b)]
-        yield Difference("tokens", *told)
-    media = [one.slot.media if one.slot else () for one in (a, b)]
-    if a.has_tokens and b.has_tokens and _named(media[0]) != _named(media[1]):
-        yield Difference("media", *("; ".join(_named(chunks)) or "none" for chunks in media))
-    names = [", ".join(cache.name for cache in one.caches) for one in (ours, theirs)]
+        texts = [f"{count(len(file.tokens), 'token')}, {same:,} in common" for file in (a, b)]
+        yield Difference("tokens", *texts)
+    media = [_media_texts(file) for file in (a, b)]
+    if a.has_tokens and b.has_tokens and media[0] != media[1]:
+        yield Difference("media", *("; ".join(texts) or "none" for texts in media))
+    names = [", ".join(cache.name for cache in layout.caches) for layout in (ours, theirs)]
     if ours.module == theirs.module and names[0] != names[1]:
         yield Difference("caches", *names)
     yield from differences(ours.geometry, theirs.geometry)
 
 
-def _named(media: Sequence[MediaChunk]) -> list[str]:
-    """Return what is known of images and sounds, one text each."""
-    return [f"{one.kind or 'media'} {one.id or ''} at {one.start}" for one in media]
+def _media_texts(found: StateFile) -> list[str]:
+    """Return a text for each image and sound in the prompt."""
+    media = found.slot.media if found.slot else ()
+    return [f"{chunk.kind or 'media'} {chunk.id or ''} at {chunk.start}" for chunk in media]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many items the two start with alike."""
-    unlike = (index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-    return next(unlike, min(len(a), len(b)))
+    """Return the length of the common prefix."""
+    differing = (index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differing, min(len(a), len(b)))
 
 
 def _positions(a: Cache, b: Cache, *, alone: bool) -> Iterator[PositionDifference]:
@@ -171,47 +164,47 @@ def _positions(a: Cache, b: Cache, *, alone: bool) -> Iterator[PositionDifferenc
 
 
 def _positions_by_id(cache: Cache, *, alone: bool) -> defaultdict[int, set[int]]:
-    found: defaultdict[int, set[int]] = defaultdict(set)
-    for cells in cache.cells:
-        for seq_id in cells.owners:
-            found[0 if alone else seq_id].update(cells.positions_of(seq_id))
-    return found
+    """Return the positions of each sequence; with *alone*, those of the only one as those of 0."""
+    by_id: defaultdict[int, set[int]] = defaultdict(set)
+    for seq_id, positions in positions_by_sequence(cache.cells).items():
+        by_id[0 if alone else seq_id].update(positions)
+    return by_id
 
 
 def _pairs(a: Cache, b: Cache, *, alone: bool) -> Pairs:
-    """Return which rows belong together; a row of several sequences counts once."""
+    """Return which rows are to be compared. A row that sequences share is in one pair only."""
     ours, theirs = places(a, alone=alone), places(b, alone=alone)
-    found: set[tuple[Place, Place]] = {
+    matches: set[tuple[Place, Place]] = {
         (place, theirs[key]) for key, place in ours.items() if key in theirs
     }
     pairs: Pairs = defaultdict(list)
-    for (stream_a, row_a), (stream_b, row_b) in sorted(found):
+    for (stream_a, row_a), (stream_b, row_b) in sorted(matches):
         pairs[stream_a, stream_b].append((row_a, row_b))
     return pairs
 
 
 def _same_layers(a: Cache, b: Cache) -> Iterator[tuple[Layer, Layer]]:
-    """Yield the layers of both, unless their values cannot be compared."""
+    """Yield the layers that both have and whose values can be compared."""
     theirs = {(layer.name, layer.index): layer for layer in layers(b)}
     for layer in layers(a):
         other = theirs.get((layer.name, layer.index))
-        if other and not _rotated_apart(a, b, layer.name):
+        if other and not _rotations_differ(a, b, layer.name):
             yield layer, other
 
 
-def _rotated_apart(a: Cache, b: Cache, name: str) -> bool:
-    """Tell whether rows called *name* were rotated in different ways before they were stored."""
+def _rotations_differ(a: Cache, b: Cache, name: str) -> bool:
+    """Return whether the rows *name* (K or V) were rotated differently before quantization."""
     if not (isinstance(a, KVCache) and isinstance(b, KVCache)):
         return False
     field = f"n_rot_{name.lower()}"
-    found = {getattr(stream, field) for stream in (*a.streams, *b.streams)}
-    return len(found - {None}) > 1
+    sizes = {getattr(stream, field) for stream in (*a.streams, *b.streams)}
+    return len(sizes - {None}) > 1
 
 
 def _compare_layer(
     a: memoryview, b: memoryview, cache: str, ours: Layer, theirs: Layer, pairs: Pairs
 ) -> RowDifference:
-    """Compare the rows of a layer, a piece at a time."""
+    """Compare the rows of a layer, piece by piece."""
     n_row = n_differ = 0
     worst, error, norm = 0.0, 0.0, 0.0
     decoded = True
@@ -229,9 +222,10 @@ def _compare_layer(
             continue
         decoded &= decodable
         for piece in values.pieces(len(listed), max(x.row, y.row)):
-            part = _compare_piece(a, b, x, y, listed[piece], decodable=decodable)
-            n_differ += part[0]
-            worst, error, norm = _larger(worst, part[1]), error + part[2], norm + part[3]
+            rows = listed[piece]
+            differ, largest, *squares = _compare_piece(a, b, x, y, rows, decodable=decodable)
+            n_differ += differ
+            worst, error, norm = _larger(worst, largest), error + squares[0], norm + squares[1]
     found = RowDifference(cache, ours.name, ours.index, n_row, n_differ)
     if not decoded:
         return found
@@ -248,7 +242,12 @@ def _compare_piece(
     *,
     decodable: bool,
 ) -> tuple[int, float, float, float]:
-    """Return of some pairs of rows: how many differ, the largest difference, squares of norms."""
+    """Compare some pairs of rows.
+
+    Returns:
+        The number of rows that differ, the largest difference of two values, and the squared norms
+        of the difference and of the first state's values.
+    """
     import numpy as np
 
     index = np.array(listed, dtype=np.intp)
@@ -261,14 +260,15 @@ def _compare_piece(
             return n_differ, 0.0, 0.0, 0.0
     with np.errstate(all="ignore"):
         first, second = values.decode(ours, x), values.decode(theirs, y)
-        # Infinities and what is no number are legal in a damaged cache: they are told as such.
-        apart = first - second
+        # A damaged cache can hold infinities and NaN: they are reported as such.
+        difference = first - second
         if x.type_id != y.type_id:
             n_differ = int((first != second).any(axis=1).sum())
-        worst = float(np.abs(apart).max(initial=0.0))
-        return n_differ, worst, float(np.vdot(apart, apart)), float(np.vdot(first, first))
+        worst = float(np.abs(difference).max(initial=0.0))
+        error, norm = float(np.vdot(difference, difference)), float(np.vdot(first, first))
+        return n_differ, worst, error, norm
 
 
 def _larger(a: float, b: float) -> float:
-    """Return the larger number; what is no number is larger than any."""
-    return a if a != a or a > b else b
+    """Return the larger number, NaN if one of the two is NaN."""
+    return a if isnan(a) or a > b else b

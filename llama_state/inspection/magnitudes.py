@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MOST_ROWS = 2048
-"""Rows of a layer that are looked at; of more, as many at even distances."""
+"""The most rows of a layer that are read; of more, evenly spaced ones."""
 BUCKETS = 64
 
 
@@ -27,10 +27,9 @@ class Magnitudes:
     Attributes:
         name: "K", "V", "R", "P", "S" or "score".
         layers: Index of each layer.
-        rms: Root mean square of the values: (layers, buckets); not a number where a bucket
-            has no row.
-        edges: Buckets + 1 numbers, of what *axis* says.
-        axis: What the buckets are of: "position", "row", or "sequence" (one bucket each).
+        rms: Root mean square of the values: (layers, buckets); NaN for a bucket without rows.
+        edges: The limits of the buckets, on the axis *axis*.
+        axis: "position", "row", or "sequence" (one bucket each).
     """
 
     name: str
@@ -41,7 +40,7 @@ class Magnitudes:
 
 
 def magnitudes(state: memoryview, cache: Cache) -> list[Magnitudes]:
-    """Return the magnitude of each kind of rows that a cache has.
+    """Return the magnitudes of each kind of rows in a cache.
 
     Args:
         state: The bytes that the offsets of *cache* refer to.
@@ -54,10 +53,10 @@ def magnitudes(state: memoryview, cache: Cache) -> list[Magnitudes]:
     for layer in layers(cache):
         if any(tensor and tensor.n_row * tensor.row for tensor in layer.streams):
             grouped.setdefault(layer.name, []).append(layer)
-    return [_of(state, cache, name, listed) for name, listed in grouped.items()]
+    return [_of_kind(state, cache, name, kind) for name, kind in grouped.items()]
 
 
-def _of(state: memoryview, cache: Cache, name: str, listed: Sequence[Layer]) -> Magnitudes:
+def _of_kind(state: memoryview, cache: Cache, name: str, listed: Sequence[Layer]) -> Magnitudes:
     import numpy as np
 
     axis, places = _places(cache, listed[0])
@@ -74,15 +73,15 @@ def _of(state: memoryview, cache: Cache, name: str, listed: Sequence[Layer]) -> 
             for piece in values.pieces(len(rows), tensor.row):
                 raw = values.rows_of(state, tensor, rows[piece])
                 with np.errstate(all="ignore"):
-                    found = (values.decode(raw, tensor).astype(np.float64) ** 2).mean(axis=1)
-                squares += np.bincount(buckets[piece], found, n_bucket)
+                    means = (values.decode(raw, tensor).astype(np.float64) ** 2).mean(axis=1)
+                squares += np.bincount(buckets[piece], means, n_bucket)
                 counts += np.bincount(buckets[piece], minlength=n_bucket)
         rms[index] = np.sqrt(np.divide(squares, counts, out=rms[index], where=counts > 0))
     return Magnitudes(name, tuple(layer.index for layer in listed), rms, edges, axis)
 
 
 def _places(cache: Cache, layer: Layer) -> tuple[str, list[Sequence[int]]]:
-    """Return what the buckets are of, and for each filled stream the place of each row."""
+    """Return the axis, and for each stream with cells the place of each row on it."""
     if isinstance(cache, KVCache):
         return "position", [cells.positions for cells in cache.cells if len(cells)]
     if isinstance(cache, RecurrentCache):
@@ -91,7 +90,7 @@ def _places(cache: Cache, layer: Layer) -> tuple[str, list[Sequence[int]]]:
 
 
 def _first_owners(cache: RecurrentCache) -> Iterator[int]:
-    """Yield for each cell of a recurrent cache the first sequence that owns it."""
+    """Yield the first owner of each cell of a recurrent cache."""
     owners = sorted(cache.rows.owners.items(), reverse=True)
     first = {index: seq_id for seq_id, own in owners for index in chain(own)}
     for index in range(len(cache.rows)):

@@ -1,4 +1,4 @@
-"""A state as a picture: whose cells they are, which positions, and how large the values."""
+"""Draw a state: the owners of its cells, its positions, and the magnitude of its values."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..errors import FormatError, UnsupportedError
+from ..errors import UnsupportedError
 from ..layout import UNKNOWN_ID, Cache, Cells, Layout, RecurrentCache
 from . import values
 from .magnitudes import MOST_ROWS, Magnitudes, magnitudes
-from .statefile import StateFile, raised
+from .rows import positions_by_sequence
+from .statefile import StateFile, sound_layout
 from .summary import traits_text
 from .words import count, ranges, size
 
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg")
 
 _SQUARE = 6
-"""Pixels of a cell, in both directions: enough for stripes."""
+"""Width and height of a cell in pixels: enough for stripes."""
 _MOST_CELLS = 16_384
-"""Cells of a stream that are drawn one by one; of more, a square stands for several."""
+"""The most cells of a stream that are drawn one by one; of more, a square stands for several."""
 _IN_LEGEND = 16
 _PALE = 0.3
 _GOLDEN = 0.618034
@@ -42,24 +43,22 @@ def render(found: StateFile, suffix: str) -> bytes:
 
     Args:
         found: A sound state.
-        suffix: ".png" or ".svg": what to return.
+        suffix: The format of the result: ".png" or ".svg".
 
     Raises:
-        FormatError: It is damaged.
-        UnsupportedError: Another suffix, or a package that is not installed.
+        FormatError: The state is damaged.
+        UnsupportedError: Another suffix, or matplotlib, numpy or gguf is not installed.
     """
     if suffix.lower() not in SUFFIXES:
-        raise UnsupportedError(f"pictures are {' or '.join(SUFFIXES)}, not {suffix or 'nameless'}")
+        formats = " or ".join(SUFFIXES)
+        raise UnsupportedError(f"a picture must be {formats}, not {suffix or 'without a suffix'}")
     values.require("matplotlib", "numpy")
-    if found.problem is not None:
-        raise raised(found.problem)
-    if found.layout is None:
-        raise FormatError("no state")
+    layout = sound_layout(found)
     import matplotlib
 
-    figure = _draw(found, found.layout)
+    figure = _draw(found, layout)
     out = BytesIO()
-    # The same state is the same picture, byte for byte.
+    # Without dates and random ids: the same state gives the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "llama_state"}):
         about = {"Date": None} if suffix.lower() == ".svg" else {"Software": None}
         figure.savefig(out, format=suffix.lower()[1:], dpi=110, metadata=about)
@@ -88,7 +87,7 @@ def _draw(found: StateFile, layout: Layout) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """One drawing of the picture, and the inches that it wants to be high."""
+    """One drawing of the picture, and its height in inches."""
 
     draw: Callable[..., None]
     height: float
@@ -97,13 +96,16 @@ class _Panel:
 def _rows_of_panels(
     drawn: Sequence[tuple[Cache, Sequence[Magnitudes]]],
 ) -> Iterator[list[_Panel]]:
-    """Yield the lines of the picture: one for each cache with cells, then the others packed."""
+    """Yield the lines of the picture: one for each cache with cells, then all other panels."""
     rest: list[_Panel] = []
     most = 1
     for cache, heats in drawn:
-        panels = [_Panel(partial(_draw_heat, cache=cache, heat=one), _high(one)) for one in heats]
+        panels = [
+            _Panel(partial(_draw_heat, cache=cache, heat=heat), _heat_height(heat))
+            for heat in heats
+        ]
         if any(map(len, cache.cells)):
-            height = _height(cache)
+            height = _cells_height(cache)
             cells = [_Panel(partial(draw, cache=cache), height) for draw in _OF_CELLS]
             most = max(most, len(cells) + len(panels))
             yield [*cells, *panels]
@@ -113,12 +115,12 @@ def _rows_of_panels(
         yield rest[start : start + most]
 
 
-def _height(cache: Cache) -> float:
+def _cells_height(cache: Cache) -> float:
     n_stream = sum(1 for cells in cache.cells if len(cells))
     return min(max(2.4, 0.55 * n_stream + 1), 9.0)
 
 
-def _high(heat: Magnitudes) -> float:
+def _heat_height(heat: Magnitudes) -> float:
     return min(max(2.4, 0.12 * len(heat.layers) + 1), 9.0)
 
 
@@ -163,7 +165,7 @@ def _draw_cells(axes: Any, *, cache: Cache, height: float) -> None:
 
 
 def _cells_image(cells: Cells, step: int, columns: int, high: int) -> Image:
-    """Return every *step*-th cell as a square; one of several sequences has their stripes."""
+    """Return every *step*-th cell as a square; a shared one is striped."""
     import numpy as np
 
     shown = range(0, len(cells), step)
@@ -195,13 +197,13 @@ def _owners_of(cells: Cells, shown: range) -> Iterator[list[int]]:
 
 
 def _draw_positions(axes: Any, *, cache: Cache, height: float) -> None:
-    """Draw which positions each sequence holds: what is missing is a gap."""
-    held = _held(cache)
+    """Draw the positions that each sequence holds, with gaps for the missing ones."""
+    held = positions_by_sequence(cache.cells)
     low, high = min(map(min, held.values())), max(map(max, held.values()))
     low = 0 if isinstance(cache, RecurrentCache) else low
     for line, (seq_id, positions) in enumerate(held.items()):
         runs = [(first - 0.5, last - first + 1) for first, last in ranges(positions)]
-        least = (high - low + 1) / 100  # a single position must be seen
+        least = (high - low + 1) / 100  # a single position must be visible
         bars = [(start, max(width, least)) for start, width in runs]
         axes.broken_barh(bars, (line - 0.4, 0.8), facecolors=_colour(seq_id), linewidth=0)
     margin = (high - low) / 100 + 0.5
@@ -216,15 +218,6 @@ def _draw_positions(axes: Any, *, cache: Cache, height: float) -> None:
     holes = sum(len(ranges(positions)) - 1 for positions in held.values())
     axes.set_title(f"positions ({count(holes, 'hole')})" if holes else "positions", fontsize=9)
     axes.tick_params(labelsize=7)
-
-
-def _held(cache: Cache) -> dict[int, list[int]]:
-    """Return the positions of each sequence in all streams."""
-    held: dict[int, list[int]] = {}
-    for cells in cache.cells:
-        for seq_id in cells.owners:
-            held.setdefault(seq_id, []).extend(cells.positions_of(seq_id))
-    return dict(sorted(held.items()))
 
 
 def _draw_heat(axes: Any, *, cache: Cache, heat: Magnitudes, height: float) -> None:
@@ -265,7 +258,7 @@ def _add_legend(figure: Any, layout: Layout) -> None:
     if more := len(layout.sequences) - len(shown):
         patches.append(Patch(color="none", label=f"and {more} more"))
     note = "cells: pale to full is first to last position, striped is shared, black is a hole; "
-    note += "RMS: grey is where there is nothing"
+    note += "RMS: grey is without rows"
     if any(sum(map(len, cache.cells)) > MOST_ROWS for cache in layout.caches):
         note += f", of at most {MOST_ROWS:,} rows a layer"
     figure.legend(
@@ -286,5 +279,5 @@ def _name(seq_id: int) -> str:
 
 
 def _colour(seq_id: int) -> tuple[float, float, float]:
-    """Return the colour of a sequence; those of neighbours are far apart."""
+    """Return the colour of a sequence: neighbouring ids get very different ones."""
     return colorsys.hsv_to_rgb((0.58 + seq_id * _GOLDEN) % 1.0, 0.75, 0.75)

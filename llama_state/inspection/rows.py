@@ -1,9 +1,9 @@
-"""The rows of two states that belong together, whatever cells they are in."""
+"""The rows of a state: where they are, and which sequence and position each belongs to."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,9 +21,9 @@ from ..layout import (
 )
 
 Key: TypeAlias = "tuple[int, ...]"
-"""Sequence id, position, and how many cells of that sequence and position came before."""
+"""Sequence id, position, and the number of earlier cells of that sequence and position."""
 Place: TypeAlias = "tuple[int, int]"
-"""Stream and row in it."""
+"""Stream, and row in the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Tensor:
     Attributes:
         type_id: ggml type.
         row: Bytes of a row.
-        n_row: How many there are.
+        n_row: Number of rows.
         offset: Where they start, in bytes from the start of the state.
-        transposed: Stored value by value, those of all rows together.
+        transposed: Whether the rows are columns: first value of all rows, then the second, ...
     """
 
     type_id: int
@@ -71,10 +71,10 @@ class Layer:
 
 
 def places(cache: Cache, *, alone: bool) -> dict[Key, Place]:
-    """Return where the rows of a cache are, by what they are the rows of.
+    """Return the place of each row of a cache, by the token that it belongs to.
 
     Args:
-        alone: It is the cache of a single sequence, and under which id does not matter.
+        alone: The cache is that of a single sequence, whose id does not matter.
     """
     if isinstance(cache, (Compressed, Compressor)):
         n_row = cache.n_rows if isinstance(cache, Compressed) else cache.state_size
@@ -92,13 +92,22 @@ def _keys(cells: Cells, *, alone: bool, recurrent: bool) -> Iterator[tuple[Key, 
         name = 0 if alone else seq_id
         seen: defaultdict[int, int] = defaultdict(int)
         for index in indices:
-            if recurrent:  # the one state of a sequence, wherever the sequence has come to
+            if recurrent:  # the only state of a sequence, whatever its position
                 yield (name,), index
                 continue
             position = cells.positions[index]
-            # The tokens of an image can have one position.
+            # The tokens of an image can have the same position.
             yield (name, position, seen[position]), index
             seen[position] += 1
+
+
+def positions_by_sequence(streams: Iterable[Cells]) -> dict[int, list[int]]:
+    """Return the positions of each sequence in all of *streams*, by increasing id."""
+    positions: dict[int, list[int]] = {}
+    for cells in streams:
+        for seq_id in cells.owners:
+            positions.setdefault(seq_id, []).extend(cells.positions_of(seq_id))
+    return dict(sorted(positions.items()))
 
 
 def layers(cache: Cache) -> Iterator[Layer]:

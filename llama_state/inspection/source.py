@@ -1,4 +1,4 @@
-"""Any file that may hold a state -> what is in it, as far as its bytes tell."""
+"""Describe a file that may hold a state: find out its kind, then read it."""
 
 from __future__ import annotations
 
@@ -49,23 +49,21 @@ def inspect_file(
 ) -> StateFile:
     """Describe the state in a file, without any libllama.
 
-    A file that is damaged is described as far as it can be read. Of native files only the cells
-    and the heads of the tensors are read; all of a checkpoint is, for its digests.
+    A damaged file is described as far as it can be read. Of native files only the cells and the
+    heads of the tensors are read. Of checkpoints everything is, since the digests are compared.
 
     Args:
         path: A checkpoint, a session file, a sequence file, a slot file of llama-server, or a
-            blob that was dumped to a file. It must not be made shorter while the result is in
-            use.
-        model: The GGUF file of the model. Sequence states name no architecture: without the
-            model, every known kind of memory is tried.
+            blob that was dumped to a file. It must not be truncated while the result is in use.
+        model: The GGUF file of the model. Sequence states name no architecture: without *model*,
+            every known kind of memory is tried.
         key: The key that a checkpoint must be authenticated with.
-        progress: Of a checkpoint, called with the bytes that were compared with their digests,
-            and with all.
+        progress: For a checkpoint: called with the bytes verified and the bytes in total.
 
     Raises:
         OSError: A file cannot be read.
-        FormatError: It is no state, or *model* is no GGUF file.
-        UnsupportedError: A package that a checkpoint needs is not installed.
+        FormatError: The file holds no state, or *model* is not a GGUF file.
+        UnsupportedError: It is a checkpoint, and xxhash or zstandard is not installed.
     """
     name = os.fspath(path)
     if Path(path).is_dir():
@@ -80,14 +78,14 @@ def inspect_file(
         found = open_checkpoint(found, traits, key, progress)
     else:
         found = _open_native(found, traits)
-    named = found.layout.arch if found.layout else None
-    if traits and named and traits[0].arch != named:
-        raise FormatError(f"it belongs to a {named} model, the one given is {traits[0].arch}")
+    arch = found.layout.arch if found.layout else None
+    if traits and arch and traits[0].arch != arch:
+        raise FormatError(f"the state is of a {arch} model, the given model is {traits[0].arch}")
     return found
 
 
 def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
-    """Return how the states of the model in a GGUF file can be laid out.
+    """Return the layouts that the states of the model in a GGUF file can have.
 
     Raises:
         OSError: It cannot be read.
@@ -101,7 +99,7 @@ def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
 
 
 def _open_native(found: StateFile, traits: Sequence[Traits]) -> StateFile:
-    """Describe a file whose *state* is, so far, all of it."""
+    """Describe a file that is not a checkpoint; *state* of *found* is the whole file."""
     start = bytes(found.state[:8])
     if start[:4] in _FILE_MAGICS:
         return _open_file(found, traits)
@@ -113,7 +111,7 @@ def _open_native(found: StateFile, traits: Sequence[Traits]) -> StateFile:
 
 
 def _open_file(found: StateFile, traits: Sequence[Traits]) -> StateFile:
-    """Describe one of llama.cpp's two files, or a slot file."""
+    """Describe a session file, a sequence file or a slot file."""
     data = found.state
     kind: FileKind = "session file" if bytes(data[:4]) == _FILE_MAGICS[0] else "sequence file"
     found = replace(found, kind=kind, state=data[:0])
@@ -128,14 +126,14 @@ def _open_file(found: StateFile, traits: Sequence[Traits]) -> StateFile:
     else:
         found = replace(found, tokens=words)
     try:
-        parse_file_header(data)  # now the version too: what does not depend on it is known
+        parse_file_header(data)  # Now check the version: the tokens do not depend on it.
     except FormatError as error:
         return with_problem(found, error)
     return with_state(found, [Reading(header.session_version, header.kind, headed=False)], traits)
 
 
 def _open_blob(found: StateFile, traits: Sequence[Traits]) -> StateFile:
-    """Describe a blob. It carries no version: all are tried."""
+    """Describe a blob. It records no version: all are tried."""
     kind: Kind = "whole" if found.kind == "whole blob" else "sequence"
     readings = [Reading(version, kind) for version in _NEWEST_FIRST]
     if found.kind == "sequence blob":
@@ -144,12 +142,12 @@ def _open_blob(found: StateFile, traits: Sequence[Traits]) -> StateFile:
 
 
 def _open_headless(found: StateFile, traits: Sequence[Traits]) -> StateFile:
-    """Describe the blob of a sequence as early builds of version 9 wrote it, or refuse it."""
+    """Describe a sequence blob of an early build of version 9, or raise FormatError."""
     start = bytes(found.state[:8])
     for magic, what in _OTHERS.items():
         if start.startswith(magic):
             raise FormatError(f"not a state but {what}")
     found = with_state(found, [Reading(_HEADLESS_VERSION, headed=False)], traits)
     if found.problem:
-        raise FormatError(f"not a state (it begins with the bytes {start.hex(' ')})")
+        raise FormatError(f"not a state (it starts with the bytes {start.hex(' ')})")
     return found

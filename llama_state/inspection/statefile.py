@@ -1,4 +1,4 @@
-"""What is in a file, added bit by bit as it can be read."""
+"""The description of a state file, and the functions that add to it what can be read."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FileKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """What vouches for the bytes of a checkpoint.
+    """The digests of a checkpoint, and what they show.
 
     Attributes:
-        keyed: The digests are those of a key.
-        compressed: Parts may be compressed.
-        parts: What has a digest, in the order of the file.
+        keyed: Whether the digests are keyed.
+        compressed: Whether parts can be compressed.
+        parts: The parts that have a digest, in the order of the file.
         damaged: Those that are not what was written.
     """
 
@@ -46,29 +46,29 @@ class Digests:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StateFile:
-    """What a file holds.
+    """The description of a state file.
 
     Attributes:
         path: The file.
         nbytes: Its length.
-        kind: "session file" and "sequence file" are llama.cpp's; a "slot file" is a sequence
-            file with the packed prompt of llama-server; "whole blob" and "sequence blob" are
-            what llama.cpp's buffer functions write, dumped to a file; "checkpoint" is that of
+        kind: "session file" and "sequence file" are llama.cpp's. A "slot file" is a sequence file
+            with a prompt packed by llama-server. "whole blob" and "sequence blob" are the output
+            of llama.cpp's buffer functions, dumped to a file. "checkpoint" is a saved
             :class:`llama_state.Checkpoint`.
         version: The version in the file; None for blobs, which have none.
-        session_versions: Each session version as which the state reads, the likeliest first.
-        tokens: The token list (int32); of a slot file, -1 where an image or a sound stands.
-        slot: What the packed prompt of a slot file says, also of one that became a checkpoint.
-        layout: The state; None where it could not be read: *problem* says why.
-        leading_cells: Where *layout* is None, the cells at the start of the state, of each stream
-            that can be read; their tensors are cut off or not to be trusted.
-        state_offset: Where the state starts in the file; None where it is compressed.
-        state: The bytes of the state, to which the offsets of *layout* refer. They are pages of
-            the file, and nothing is read before it is looked at, unless it is compressed.
-        checkpoint: The checkpoint; None for other kinds, and where it is damaged too much. Not
-            to be restored where there is a *problem*.
-        digests: What vouches for the bytes; None for other kinds, which have no checksums.
-        problem: What is wrong with the file; None for a sound one.
+        session_versions: Each session version as which the state can be read, the likeliest first.
+        tokens: The token list (int32); in a slot file, -1 for each token of an image or a sound.
+        slot: The packed prompt of a slot file, or of a checkpoint that was made from one.
+        layout: The layout of the state; None if it could not be read, see *problem*.
+        leading_cells: If *layout* is None: the cells at the start of the state, for each stream
+            that can be read. Their tensors are cut off or damaged.
+        state_offset: Where the state starts in the file; None if it is compressed.
+        state: The bytes of the state, to which the offsets of *layout* refer. Unless it is
+            compressed, they are pages of the file, read when they are first used.
+        checkpoint: The checkpoint; None for other kinds, and if it is too damaged. Do not restore
+            it if there is a *problem*.
+        digests: The digests of a checkpoint; None for other kinds, which have none.
+        problem: What is wrong with the file; None if it is sound.
     """
 
     path: str
@@ -88,13 +88,13 @@ class StateFile:
 
     @property
     def has_tokens(self) -> bool:
-        """True for files, which have a token list, if an empty one; blobs have none."""
+        """Whether it has a token list, which can be empty: blobs have none."""
         return self.version is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One way to read a state."""
+    """How to read a state."""
 
     version: int
     kind: Kind = "sequence"
@@ -102,7 +102,7 @@ class Reading:
     partial: bool = False
 
     def parse(self, state: memoryview, traits: Sequence[Traits]) -> Layout:
-        """Read *state* this way."""
+        """Parse *state*."""
         return parse_state(
             self.kind,
             state,
@@ -113,7 +113,7 @@ class Reading:
         )
 
     def salvage(self, state: memoryview, traits: Sequence[Traits]) -> tuple[Cells, ...]:
-        """Read the cells at the start of a *state* that cannot be read this way."""
+        """Read the cells at the start of a *state* that cannot be parsed."""
         return leading_cells(
             state, self.kind, version=self.version, headed=self.headed, traits=traits
         )
@@ -123,7 +123,7 @@ def with_packed_tokens(found: StateFile, words: array[int], *, at: int) -> State
     """Add the tokens of a list that llama-server packed and that starts at byte *at*."""
     try:
         slot = parse_slot_tokens(words)
-    except FormatError as error:  # what stands in the list are no tokens, whatever else they are
+    except FormatError as error:  # the words of the list are not tokens: do not show them
         return with_problem(found, error, moved=at)
     return replace(found, slot=slot, tokens=slot.tokens)
 
@@ -131,47 +131,56 @@ def with_packed_tokens(found: StateFile, words: array[int], *, at: int) -> State
 def with_state(
     found: StateFile, readings: Sequence[Reading], traits: Sequence[Traits]
 ) -> StateFile:
-    """Add the layout by the first of *readings* that fits, or the error of the best."""
+    """Add the layout by the first of *readings* that fits, or the error of the furthest one."""
     layouts: list[Layout] = []
     errors: list[StateError] = []
     for reading in readings:
         if reading.partial and layouts:
-            break  # what reads as a full state is taken for one
+            break  # what can be read as a full state is not taken for a partial one
         try:
             layouts.append(reading.parse(found.state, traits))
         except (FormatError, UnsupportedError) as error:
-            # That no kind of memory fits follows from where the best of them failed.
+            # The cause says where the best of several kinds of memory failed.
             cause = error.__cause__ if isinstance(error.__cause__, FormatError) else error
             errors.append(_bare(cause))
     if not layouts:
-        best = max(errors, key=_reached)
+        furthest = max(errors, key=lambda error: getattr(error, "offset", None) or 0)
         if found.state_offset is None:
-            best = FormatError(f"in the state, when uncompressed: {best}")
+            furthest = FormatError(f"in the uncompressed state: {furthest}")
         found = replace(found, leading_cells=readings[0].salvage(found.state, traits))
-        return with_problem(found, best, moved=found.state_offset or 0)
+        return with_problem(found, furthest, moved=found.state_offset or 0)
     versions = tuple(layout.version for layout in layouts)
     return replace(found, layout=layouts[0], session_versions=versions)
 
 
-def _reached(error: StateError) -> int:
-    """How far a reading came, in bytes."""
-    return getattr(error, "offset", None) or 0
+def sound_layout(found: StateFile) -> Layout:
+    """Return the layout of the state in a file.
+
+    Raises:
+        StateError: There is a problem with the file.
+        FormatError: It holds no state.
+    """
+    if found.problem is not None:
+        raise raised(found.problem)
+    if found.layout is None:
+        raise FormatError("no state")
+    return found.layout
 
 
 def raised(problem: StateError) -> StateError:
     """Return a copy of a file's problem, to be raised.
 
-    An error that is raised refers to the frames that it passes, and those to the file: the file
-    must not refer to it, or its pages are kept until the next garbage collection.
+    A raised error refers to the frames that it passes, and they to the file. If the file referred
+    to the error, its pages would be kept until the next garbage collection.
     """
-    made = type(problem).__new__(type(problem))
-    made.args = problem.args
-    vars(made).update(vars(problem))
-    return made
+    copy = type(problem).__new__(type(problem))
+    copy.args = problem.args
+    vars(copy).update(vars(problem))
+    return copy
 
 
 def with_problem(found: StateFile, error: StateError, *, moved: int = 0) -> StateFile:
-    """Add *error*, the first one to be found, with its offset counted from the file's start."""
+    """Add *error*, unless there is a problem already; *moved* is added to its offset."""
     if found.problem:
         return found
     if isinstance(error, FormatError):
@@ -180,6 +189,6 @@ def with_problem(found: StateFile, error: StateError, *, moved: int = 0) -> Stat
 
 
 def _bare(error: StateError) -> StateError:
-    """Return *error* without what led to it: it would keep frames, and they the file's pages."""
+    """Return *error* without cause and traceback: frames would keep the file's pages alive."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)

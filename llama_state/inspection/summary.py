@@ -1,4 +1,4 @@
-"""What is in a state, as plain data: for JSON, and for everything that shows it."""
+"""The description of a state file as plain data, for JSON and for display."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ..layout import (
     Traits,
     is_known,
 )
+from .rows import positions_by_sequence
 from .statefile import Digests, StateFile
 from .words import problem_text, ranges
 
@@ -32,7 +33,7 @@ LETTERS = {"k": "K", "v": "V", "r": "R", "p": "P", "s": "S", "score": "score"}
 
 
 def describe(found: StateFile) -> Data:
-    """Return what is in a file as numbers, strings, lists and dictionaries."""
+    """Return the description of a file as dictionaries, lists, strings and numbers."""
     return {
         "path": found.path,
         "nbytes": found.nbytes,
@@ -53,7 +54,7 @@ def describe(found: StateFile) -> Data:
 
 
 def describe_layout(layout: Layout) -> Data:
-    """Return what :class:`~llama_state.layout.Layout` says, as plain data."""
+    """Return a :class:`~llama_state.layout.Layout` as plain data."""
     return {
         "architecture": layout.arch,
         "module": layout.module,
@@ -74,14 +75,14 @@ def describe_problem(problem: StateError | None) -> Data | None:
 
 
 def describe_logits(checkpoint: Checkpoint | None) -> Data | None:
-    """Return of which sequence a checkpoint has logits, and how many."""
+    """Return the sequence and the number of a checkpoint's logits."""
     if checkpoint is None or checkpoint.logits is None:
         return None
     return {"sequence": checkpoint.logits_of, "count": len(checkpoint.logits)}
 
 
 def describe_digests(digests: Digests | None) -> Data | None:
-    """Return what vouches for a checkpoint, as plain data."""
+    """Return the digests of a checkpoint as plain data."""
     if digests is None:
         return None
     return {
@@ -97,7 +98,7 @@ def describe_digests(digests: Digests | None) -> Data | None:
 
 
 def bytes_by_part(found: StateFile) -> dict[str, int]:
-    """Return how many bytes each part of a file takes; they add up to the file."""
+    """Return how many bytes each part of a file takes; their sum is the size of the file."""
     parts: dict[str, int] = {}
     if found.digests:
         parts["metadata"] = found.digests.parts[0].stored - HEADER.size
@@ -119,9 +120,9 @@ def bytes_by_part(found: StateFile) -> dict[str, int]:
 
 
 def _n_words(found: StateFile) -> int:
-    """Length of the token area, packed or not, in tokens."""
-    made = found.checkpoint
-    return len(made.packed_tokens or made.tokens) if made else 0
+    """Return the length of the token list of a checkpoint, packed or not."""
+    checkpoint = found.checkpoint
+    return len(checkpoint.packed_tokens or checkpoint.tokens) if checkpoint else 0
 
 
 def _tensor_bytes(layout: Layout) -> Iterator[tuple[str, int]]:
@@ -131,7 +132,7 @@ def _tensor_bytes(layout: Layout) -> Iterator[tuple[str, int]]:
 
 
 def blocks_of(cache: Cache) -> dict[str, tuple[Block, ...]]:
-    """Return the tensor bytes of a cache by what they are, those of all streams together."""
+    """Return the blocks of a cache by kind of rows, those of all streams together."""
     if isinstance(cache, KVCache):
         k = tuple(chain.from_iterable(stream.k for stream in cache.streams))
         return {"k": k, "v": tuple(chain.from_iterable(stream.v for stream in cache.streams))}
@@ -143,9 +144,9 @@ def blocks_of(cache: Cache) -> dict[str, tuple[Block, ...]]:
 
 
 def traits_text(traits: Traits) -> str:
-    """Return the kind of memory, and what of it is out of the ordinary."""
+    """Return the kind of memory and its special properties."""
     flags = {"K only": traits.k_only, "M-RoPE": traits.ext, "n-grams": traits.ple}
-    return ", ".join([traits.module, *(name for name, given in flags.items() if given)])
+    return ", ".join([traits.module, *(name for name, is_set in flags.items() if is_set)])
 
 
 def _tokens(found: StateFile) -> Data | None:
@@ -176,11 +177,8 @@ def _is_packed(found: StateFile) -> bool:
 
 def _leading_cells(streams: Sequence[Cells]) -> list[Data]:
     """Return the positions of each sequence in the cells that could be read."""
-    held: dict[int, list[int]] = {}
-    for cells in streams:
-        for seq_id in cells.owners:
-            held.setdefault(seq_id, []).extend(cells.positions_of(seq_id))
-    return [{"id": seq_id, **_held(positions)} for seq_id, positions in sorted(held.items())]
+    held = positions_by_sequence(streams)
+    return [{"id": seq_id, **_held(positions)} for seq_id, positions in held.items()]
 
 
 def _held(positions: Sequence[int]) -> Data:
@@ -190,15 +188,13 @@ def _held(positions: Sequence[int]) -> Data:
 def _sequence(layout: Layout, seq_id: int) -> Data:
     caches: Data = {}
     for cache in layout.caches:
-        own = [cells.positions_of(seq_id) for cells in cache.cells]
-        if any(map(len, own)):
-            positions = [*chain.from_iterable(own)]
+        if positions := [p for cells in cache.cells for p in cells.positions_of(seq_id)]:
             caches[cache.name] = _held(positions)
-    low, high = layout.spans[seq_id]
+    span = layout.spans[seq_id]
     return {
         "id": None if seq_id == UNKNOWN_ID else seq_id,
-        "pos_min": low,
-        "pos_max": high,
+        "pos_min": span.first,
+        "pos_max": span.last,
         "rewind_min": layout.rewind_min(seq_id),
         "caches": caches,
     }
@@ -207,7 +203,7 @@ def _sequence(layout: Layout, seq_id: int) -> Data:
 def _cache(cache: Cache) -> Data:
     about: Data = {"name": cache.name, "offset": cache.offset, "nbytes": cache.nbytes}
     if isinstance(cache, KVCache):
-        stream = next((one for one in cache.streams if len(one.cells)), cache.streams[0])
+        stream = next((stream for stream in cache.streams if len(stream.cells)), cache.streams[0])
         about |= {
             "kind": "kv",
             "n_layer": stream.n_layer,
@@ -236,7 +232,7 @@ def _cache(cache: Cache) -> Data:
 
 
 def _shared(cache: Cache) -> Iterator[int]:
-    """Yield for each stream how many of its cells have more than one owner."""
+    """Yield the number of cells with several owners in each stream."""
     for cells in cache.cells:
         owned = sum(map(len, cells.owners.values()))
         if owned == len(cells):
@@ -249,7 +245,7 @@ def _shared(cache: Cache) -> Iterator[int]:
 
 
 def _rows(blocks: Sequence[Block]) -> list[Data]:
-    """Return the type and the size of rows, once for following layers that are alike."""
+    """Return type and size of the rows, one entry for consecutive layers that are alike."""
     runs: list[Data] = []
     for layer, block in enumerate(blocks):
         kind = TYPES[block.type_id]
@@ -262,21 +258,21 @@ def _rows(blocks: Sequence[Block]) -> list[Data]:
 
 
 def _notes(found: StateFile) -> Iterator[str]:
-    """Yield what cannot be told from the bytes."""
+    """Yield what the bytes leave open."""
     layout = found.layout
     if layout is None:
         return
     if found.kind in ("whole blob", "sequence blob"):
         versions = " or ".join(map(str, found.session_versions))
-        yield f"a blob carries no version: it reads as one of session version {versions}"
+        yield f"a blob records no version: it reads as session version {versions}"
     if not layout.arch and not layout.traits.arch:
-        yield "the state of a sequence names no architecture; the kind of memory is what reads it"
+        yield "the state of a sequence names no architecture: the kind of memory is what fits it"
     if layout.module == "none" and not layout.arch:
-        yield "it is empty: of a model without memory, or cut off behind its tokens"
+        yield "it is empty: of a model without memory, or cut off after its tokens"
     if layout.arch and not is_known(layout.arch):
-        yield "the architecture is not known: the kind of memory is what reads its state"
+        yield "the architecture is not known: the kind of memory is what fits the state"
     if layout.alternatives:
         others = "; ".join(map(traits_text, layout.alternatives))
-        yield f"the bytes read as well as: {others}"
+        yield f"the bytes can also be read as: {others}"
     if found.kind == "sequence blob" and layout.module in ("kv", "recurrent"):
-        yield "a partial state of a model with more memory would read the same"
+        yield "a partial state of a model with more caches would read the same"

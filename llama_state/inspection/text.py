@@ -1,4 +1,4 @@
-"""What is in a state, as text for a terminal of 80 columns."""
+"""The description of a state file as text for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMED = ("architecture", "tensor types", "weights")
 _LONG = 400
 _MOST_DAMAGED = 20
 _MEMORY: Mapping[Module, str] = {
-    "none": "none (an encoder has none)",
+    "none": "none (encoders have none)",
     "kv": "one KV cache",
     "iswa": "a KV cache, and one of sliding windows",
     "recurrent": "recurrent states",
@@ -30,7 +30,7 @@ _MEMORY: Mapping[Module, str] = {
 
 
 def text(found: StateFile) -> str:
-    """Return the description for a terminal."""
+    """Return the description of a file as text."""
     return "\n".join(chain.from_iterable(_paragraphs(describe(found))))
 
 
@@ -56,8 +56,10 @@ def _head(about: Data) -> Iterator[str]:
         yield from fact("tokens", "packed by llama-server, not readable")
         return
     listed = first_few([t if t >= 0 else "media" for t in tokens["first"]])
-    packed = ", packed by llama-server" if tokens["packed"] else ""
-    yield from fact("tokens", f"{tokens['count']:,}{packed}" + f": {listed}" * bool(listed))
+    summary = f"{tokens['count']:,}"
+    if tokens["packed"]:
+        summary += ", packed by llama-server"
+    yield from fact("tokens", f"{summary}: {listed}" if listed else summary)
     for chunk in tokens["media"]:
         grid = "" if chunk["grid"] is None else f" ({chunk['grid'][0]} x {chunk['grid'][1]})"
         name = "" if not chunk["id"] else f", id {chunk['id'][:24]}"
@@ -118,8 +120,8 @@ def _row_text(run: Data) -> str:
 
 def _salvaged(sequences: Sequence[Data]) -> Iterator[str]:
     for held in sequences:
-        told = f"{_cells_text(held)}; tensors damaged or cut off"
-        yield from fact(f"sequence {held['id']}", told)
+        text = f"{_cells_text(held)}; tensors damaged or cut off"
+        yield from fact(f"sequence {held['id']}", text)
 
 
 def _cells_text(held: Data) -> str:
@@ -129,12 +131,12 @@ def _cells_text(held: Data) -> str:
 
 
 def _sequence_facts(sequence: Data) -> Iterator[str]:
-    """Yield a sequence's cells, once for caches in which they are the same."""
-    seen: dict[str, list[str]] = {}
+    """Yield the cells of a sequence, one text for all caches in which they are the same."""
+    caches: dict[str, list[str]] = {}
     for name, held in sequence["caches"].items():
-        seen.setdefault(_cells_text(held), []).append(name)
-    for told, names in seen.items():
-        yield told if len(seen) == 1 else f"{', '.join(names)}: {told}"
+        caches.setdefault(_cells_text(held), []).append(name)
+    for cells, names in caches.items():
+        yield cells if len(caches) == 1 else f"{', '.join(names)}: {cells}"
 
 
 def _tail(about: Data) -> Iterator[str]:
@@ -148,7 +150,7 @@ def _tail(about: Data) -> Iterator[str]:
 
 
 def _trust(about: Data) -> Iterator[str]:
-    """Yield what the state says it belongs to, and what vouches for its bytes."""
+    """Yield what the state belongs to and what its digests show."""
     if about["logits"]:
         yield from fact("logits", f"{about['logits']['count']:,}, of sequence {_of(about)}")
     if about["meta"]:
@@ -176,12 +178,13 @@ def _of(about: Data) -> str:
 def _fingerprint(fingerprint: Data) -> Iterator[str]:
     model, context, unknown = (fingerprint[name] for name in ("model", "context", "unknown"))
     if not (model or context):
-        yield from fact("fingerprint", "empty: it does not say which model it belongs to")
+        yield from fact("fingerprint", "empty: it does not record the model")
         return
     named = [f"{name} {model[name]}" for name in _NAMED if name in model]
     rest = len(model) - len(named)
-    also = [f"and {count(rest, 'more field')} of the model"] if rest else []
-    yield from fact("fingerprint", "; ".join([*named, *also]))
+    if rest:
+        named.append(f"and {count(rest, 'more field')} of the model")
+    yield from fact("fingerprint", "; ".join(named))
     if context:
         yield from fact("settings", "; ".join(f"{name} {text}" for name, text in context.items()))
     for name, why in unknown.items():

@@ -1,4 +1,4 @@
-"""Rows of a state as numbers. numpy and gguf are needed here only, and asked for when used."""
+"""The values of rows. numpy and gguf are imported here only, when they are needed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
 
 PIECE = 1 << 18
-"""Bytes of rows that are looked at together: what a core keeps close is several times faster."""
+"""Bytes of rows to process at a time: several times faster if they fit into a core's cache."""
 
 
 def have_numpy() -> bool:
-    """Tell whether rows can be had as numbers at all."""
+    """Return whether numpy is installed."""
     return find_spec("numpy") is not None
 
 
 def can_decode(tensor: Tensor) -> bool:
-    """Tell whether the values of *tensor* can be had: of quantized ones, only with gguf."""
+    """Return whether the values of *tensor* can be decoded: quantized ones need gguf."""
     return have_numpy() and (tensor.type.elements == 1 or find_spec("gguf") is not None)
 
 
@@ -38,14 +38,14 @@ def require(*packages: str) -> None:
 
 
 def pieces(n_row: int, row: int) -> Iterator[slice]:
-    """Yield ranges of rows that are a piece each."""
+    """Yield the ranges of rows to process at a time."""
     step = max(1, PIECE // max(row, 1))
     for start in range(0, n_row, step):
         yield slice(start, min(start + step, n_row))
 
 
 def rows_of(state: memoryview, tensor: Tensor, rows: Sequence[int] | npt.NDArray[np.intp]) -> Bytes:
-    """Return some rows of *tensor*, as bytes: (rows, bytes of a row)."""
+    """Return the bytes of some rows of *tensor*: (rows, bytes of a row)."""
     import numpy as np
 
     nbytes = tensor.n_row * tensor.row
@@ -61,7 +61,7 @@ def decode(raw: Bytes, tensor: Tensor) -> Floats:
     """Return the values of rows of *tensor*: (rows, values of a row).
 
     Raises:
-        UnsupportedError: They are quantized, and gguf is not installed.
+        UnsupportedError: The rows are quantized, and gguf is not installed.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Whether a state file is what was written, as far as that can be told."""
+"""Verify a state file: the digests of a checkpoint, the structure of any state."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .words import count, paragraph, problem_text, size
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What :func:`verify_file` found.
+    """The result of :func:`verify_file`.
 
     Attributes:
         path: The file.
-        kind: Its kind; None where it is no state, or cannot be read.
-        sound: True when nothing is wrong with it.
-        checked: What was compared.
-        problems: What is wrong, one text each.
+        kind: Its kind; None if it is not a state file, or cannot be read.
+        sound: Whether there are no problems.
+        checked: What was verified.
+        problems: A text for each problem.
     """
 
     path: str
@@ -37,15 +37,15 @@ class Verdict:
 def verify_file(
     path: StrPath, *, key: bytes | None = None, progress: Progress | None = None
 ) -> Verdict:
-    """Check a state file: all digests of a checkpoint, the structure of any state.
+    """Verify a state file: all digests of a checkpoint, the structure of any state.
 
     Args:
         path: The file.
-        key: The key that it must be authenticated with: only checkpoints can be.
+        key: The key that it must be authenticated with. Only checkpoints can be.
         progress: See :func:`inspect_file`.
 
     Raises:
-        UnsupportedError: A package that a checkpoint needs is not installed.
+        UnsupportedError: It is a checkpoint, and xxhash or zstandard is not installed.
     """
     name = str(os.fspath(path))
     try:
@@ -86,10 +86,10 @@ def as_dict(verdict: Verdict) -> dict[str, Any]:
 
 
 def text(verdict: Verdict) -> str:
-    """Return a verdict for a terminal."""
+    """Return a verdict as text for a terminal of 80 columns."""
     if verdict.sound:
         return "\n".join(paragraph(f"{verdict.path}: sound {verdict.kind}; {verdict.checked}"))
     word = "LOCKED" if verdict.problems == (KEY_NEEDED,) else "DAMAGED"
     what = f"{word} {verdict.kind}: " if verdict.kind else ""
-    lines = (paragraph(f"{verdict.path}: {what}{one}") for one in verdict.problems)
-    return "\n".join(chain.from_iterable(lines))
+    paragraphs = (paragraph(f"{verdict.path}: {what}{problem}") for problem in verdict.problems)
+    return "\n".join(chain.from_iterable(paragraphs))

@@ -1,4 +1,4 @@
-"""Numbers and lists as people read them."""
+"""Texts for people: numbers with units, ranges, paragraphs of 80 columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ranges = Sequence["tuple[int, int]"]
 
 
 def size(nbytes: int) -> str:
-    """Return a number of bytes with the unit that suits it."""
+    """Return a number of bytes with a suitable unit."""
     for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if nbytes >= 1 << shift:
             return f"{nbytes / (1 << shift):,.1f} {unit}"
@@ -23,12 +23,12 @@ def size(nbytes: int) -> str:
 
 
 def count(number: int, what: str, plural: str = "") -> str:
-    """Return *number* and its noun."""
+    """Return *number* and its noun, singular or plural."""
     return f"{number:,} {what if number == 1 else plural or what + 's'}"
 
 
 def problem_text(error: Exception) -> str:
-    """Return what is wrong with a file."""
+    """Return the text of an error for people, with offset and sizes."""
     if isinstance(error, TruncatedError):
         where = "" if error.offset is None else f", at byte {error.offset:,}"
         return (
@@ -40,7 +40,7 @@ def problem_text(error: Exception) -> str:
 
 
 def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the runs of following numbers, each once."""
+    """Return the runs of consecutive numbers: (first, last) each."""
     runs: list[tuple[int, int]] = []
     for number in sorted(set(numbers)):
         if runs and runs[-1][1] == number - 1:
@@ -51,7 +51,7 @@ def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def ranges_text(runs: Ranges, *, most: int = 4) -> str:
-    """Return runs as "0-511, 520-611 (1 hole)", the middle ones left out of many."""
+    """Return runs as "0-511, 520-611 (1 hole)"; of many, the first ones and the last."""
     if not runs:
         return "none"
     texts = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
@@ -62,18 +62,18 @@ def ranges_text(runs: Ranges, *, most: int = 4) -> str:
 
 
 def first_few(items: Sequence[object], *, most: int = 12) -> str:
-    """Return the first items with commas between, and dots where there are more."""
+    """Return the first items, separated by commas, with dots if there are more."""
     dots = ["..."] if len(items) > most else []
     return ", ".join([*map(str, items[:most]), *dots])
 
 
 def paragraph(text: str) -> list[str]:
-    """Return the lines of a text, all but the first indented."""
+    """Return the lines of a wrapped text, all but the first indented."""
     return textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def fact(key: str, text: str, *, indent: int = 0) -> Iterator[str]:
-    """Yield the lines of one fact: its name, and its text in the column beside it."""
+    """Yield the lines of a fact: its name, and its text in a second column."""
     head = " " * indent + key.ljust(KEY_WIDTH - indent)
     head = head if head.endswith("  ") else head.rstrip() + "  "
     yield from textwrap.wrap(

@@ -1,6 +1,6 @@
 """The byte layout of llama.cpp states: parse, describe, compare and cut them, without llama.cpp.
 
-Everything here is pure: bytes in, frozen descriptions out. Little-endian hosts only.
+Pure functions: they take bytes and return frozen descriptions. Little-endian hosts only.
 """
 
 from __future__ import annotations

@@ -1,187 +1,221 @@
-"""Which layouts the states of an architecture can have, as far as its metadata tells."""
+"""Which layouts the states of an architecture can have, as far as its metadata decides.
+
+To add an architecture, add a line to the table: its name (``general.architecture``) and one of
+the families above it, or a :class:`~.families.Family` of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TypeAlias
 
-from .traits import Module, Traits, Window
+from .families import (
+    LLAMA4_CHUNK,
+    UNKNOWN,
+    Family,
+    Metadata,
+    ModelInfo,
+    api_has_window,
+    has_64_layers,
+    has_indexer,
+    has_mla,
+    has_ngram_embeddings,
+    has_window,
+    llama4_has_window,
+)
+from .traits import Traits, Window
 
-Metadata: TypeAlias = Callable[[str], "str | None"]
+KV = Family("kv")
+KV_MROPE = Family("kv", ext=True)
+# M-RoPE only if the GGUF has rope sections. They are an array, which metadata look-ups do not give.
+KV_MAYBE_MROPE = Family("kv", ext=UNKNOWN)
+KV_MAYBE_MLA = Family("kv", k_only=has_mla)
+ISWA = Family("iswa")
+ISWA_IF_WINDOW = Family("iswa", condition=has_window)
+RECURRENT = Family("recurrent")
+HYBRID = Family("hybrid")
+HYBRID_MROPE = Family("hybrid", ext=True)
+HYBRID_K_ONLY = Family("hybrid", k_only=True)
+DSA = Family("dsa", k_only=True)
+NO_MEMORY = Family("none")
 
-ROPE_TYPES_2D = frozenset({8, 40})
-"""``llama_model_rope_type``: M-RoPE and interleaved M-RoPE."""
-
-CHUNK = 8192
-_WINDOWED = frozenset({"iswa", "hybrid-iswa", "dsa-iswa", "dsv4"})
-
-
-@dataclass(frozen=True, slots=True)
-class _ModelInfo:
-    """What is known of a model. Numbers and answers are None where it is not known."""
-
-    arch: str
-    metadata: Metadata | None
-    rope_type: int | None
-    recurrent: bool | None
-    hybrid: bool | None
-    n_swa: int | None
-
-    def number(self, key: str, absent: int = 0) -> int | None:
-        if self.metadata is None:
-            return None
-        text = self.metadata(f"{self.arch}.{key}")
-        if text is None:
-            return absent
-        return int(text) if text.isdecimal() else None
-
-    def positive(self, key: str, absent: int = 0) -> bool | None:
-        number = self.number(key, absent)
-        return None if number is None else number > 0
-
-    def window(self) -> int | None:
-        return self.number("attention.sliding_window") if self.n_swa is None else self.n_swa
-
-
-_Rule: TypeAlias = Callable[[_ModelInfo], "bool | None"]
-
-
-def _never(_: _ModelInfo) -> bool | None:
-    return False
-
-
-def _always(_: _ModelInfo) -> bool | None:
-    return True
-
-
-def _perhaps(_: _ModelInfo) -> bool | None:
-    return None
-
-
-def _windowed(facts: _ModelInfo) -> bool | None:
-    size = facts.window()
-    return None if size is None else size > 0
-
-
-def _has_window(facts: _ModelInfo) -> bool | None:
-    return None if facts.n_swa is None else facts.n_swa > 0
-
-
-def _chunked(facts: _ModelInfo) -> bool | None:
-    if facts.n_swa is not None:
-        return facts.n_swa > 0
-    return facts.positive("attention.sliding_window", absent=CHUNK)
-
-
-def _deep(facts: _ModelInfo) -> bool | None:
-    count = facts.number("block_count")
-    return None if count is None else count == 64
-
-
-def _latent(facts: _ModelInfo) -> bool | None:
-    key = facts.positive("attention.key_length_mla")
-    return facts.positive("attention.value_length_mla") if key else key
-
-
-def _indexed(facts: _ModelInfo) -> bool | None:
-    return facts.positive("attention.indexer.top_k")
-
-
-def _ngrams(facts: _ModelInfo) -> bool | None:
-    return facts.positive("ple.ngram_size")
-
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """How to choose the traits of an architecture.
-
-    Attributes:
-        module: The kind of memory, where *applies* says yes.
-        otherwise: The kind of memory, where it says no.
-        k_only, ext, ple: See :class:`Traits`. A rope type that is given overrules *ext*.
-        window: Kind of the window, and its size where neither API nor metadata gives it.
-    """
-
-    module: Module
-    otherwise: Module = "kv"
-    applies: _Rule = _always
-    k_only: _Rule = _never
-    ext: _Rule = _never
-    ple: _Rule = _never
-    window: Window | None = None
-
-
-def _table(rows: Mapping[str, _Family]) -> Mapping[str, _Family]:
-    """Return *rows*, whose keys are names with spaces between, with one name a key."""
-    return MappingProxyType({name: family for key, family in rows.items() for name in key.split()})
-
-
-_FAMILIES = _table(
+ARCHITECTURES: Mapping[str, Family] = MappingProxyType(
     {
-        "llama deci falcon grok gpt2 gptj gptneox mpt baichuan starcoder refact bloom stablelm "
-        "qwen qwen2 qwen2moe qwen3 qwen3moe phi2 phi3 phimoe plamo codeshell orion internlm2 "
-        "minicpm minicpm3 gemma starcoder2 xverse command-r dbrx olmo olmoe openelm arctic "
-        "deepseek deepseek2-ocr chatglm bitnet t5 t5encoder jais jais2 nemotron exaone granite "
-        "granitemoe chameleon plm bailingmoe bailingmoe2 dots1 arcee ernie4_5 ernie4_5-moe "
-        "hunyuan-moe hunyuan-dense hy_v3 smollm3 seed_oss grovemoe apertus minimax-m2 mistral3 "
-        "pangu-embedded llama-embed maincoder cogvlm nanbeige hrm_text": _Family("kv"),
-        "qwen2vl paddleocr qwen3vl qwen3vlmoe qwen3tts": _Family("kv", ext=_always),
-        # M-RoPE only where the GGUF has rope sections, which are an array: not told by metadata.
-        "glm4 glm4moe hunyuan_vl": _Family("kv", ext=_perhaps),
-        "deepseek2 mistral4": _Family("kv", k_only=_latent),
-        "gemma2 gemma3n gemma4 gpt-oss cohere2 cohere2moe exaone-moe granite_swa mimo2 step35 "
-        "muse-glimmer maple spark2_5": _Family("iswa"),
-        "gemma3 afmoe laguna mellum olmo2 plamo3": _Family("iswa", applies=_windowed),
-        "smallthinker": _Family("iswa", applies=_windowed, window=Window("standard", 4096)),
-        "dflash": _Family("iswa", applies=_windowed, ext=_perhaps),
-        "llama4": _Family("iswa", applies=_chunked, window=Window("chunked", CHUNK)),
-        "exaone4": _Family("iswa", applies=_deep),
-        "mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7": _Family("recurrent"),
-        "jamba falcon-h1 granitehybrid nemotron_h nemotron_h_moe plamo2 qwen3next minimax-01": (
-            _Family("hybrid")
+        "afmoe": ISWA_IF_WINDOW,
+        "apertus": KV,
+        "arcee": KV,
+        "arctic": KV,
+        "arwkv7": RECURRENT,
+        "baichuan": KV,
+        "bailingmoe": KV,
+        "bailingmoe2": KV,
+        "bailingmoe3": Family("hybrid", k_only=True, ext=UNKNOWN),
+        "bert": NO_MEMORY,
+        "bitnet": KV,
+        "bloom": KV,
+        "chameleon": KV,
+        "chatglm": KV,
+        "clef": NO_MEMORY,
+        "codeshell": KV,
+        "cogvlm": KV,
+        "cohere2": ISWA,
+        "cohere2moe": ISWA,
+        "command-r": KV,
+        "dbrx": KV,
+        "deci": KV,
+        "deepseek": KV,
+        "deepseek2": KV_MAYBE_MLA,
+        "deepseek2-ocr": KV,
+        "deepseek32": DSA,
+        "deepseek4": Family("dsv4", k_only=True),
+        "dflash": Family("iswa", condition=has_window, ext=UNKNOWN),
+        "dots1": KV,
+        "dots3note": Family("dsa-iswa", k_only=True),
+        "dream": NO_MEMORY,
+        "ernie4_5": KV,
+        "ernie4_5-moe": KV,
+        "eurobert": NO_MEMORY,
+        "exaone": KV,
+        "exaone-moe": ISWA,
+        "exaone4": Family("iswa", condition=has_64_layers),
+        "falcon": KV,
+        "falcon-h1": HYBRID,
+        "gemma": KV,
+        "gemma-embedding": NO_MEMORY,
+        "gemma2": ISWA,
+        "gemma3": ISWA_IF_WINDOW,
+        "gemma3n": ISWA,
+        "gemma4": ISWA,
+        # It reads the cells of another context and has none of its own.
+        "gemma4-assistant": NO_MEMORY,
+        "glm-dsa": DSA,
+        "glm4": KV_MAYBE_MROPE,
+        "glm4moe": KV_MAYBE_MROPE,
+        "glm5-next": Family("hybrid-idx", k_only=True),
+        "gpt-oss": ISWA,
+        "gpt2": KV,
+        "gptj": KV,
+        "gptneox": KV,
+        "granite": KV,
+        "granite_swa": ISWA,
+        "granitehybrid": HYBRID,
+        "granitemoe": KV,
+        "grok": KV,
+        "grovemoe": KV,
+        "hrm_text": KV,
+        "hunyuan-dense": KV,
+        "hunyuan-moe": KV,
+        "hunyuan_vl": KV_MAYBE_MROPE,
+        "hy_v3": KV,
+        "hy_v4": Family("dsa", condition=has_indexer, k_only=True),
+        "internlm2": KV,
+        "jais": KV,
+        "jais2": KV,
+        "jamba": HYBRID,
+        "jina-bert-v2": NO_MEMORY,
+        "jina-bert-v3": NO_MEMORY,
+        "kimi-k3": HYBRID_K_ONLY,
+        "kimi-linear": HYBRID_K_ONLY,
+        "laguna": ISWA_IF_WINDOW,
+        "lfm2": Family("hybrid-iswa", "hybrid", condition=has_window),
+        "lfm2moe": HYBRID,
+        "llada": NO_MEMORY,
+        "llada-moe": NO_MEMORY,
+        "llama": KV,
+        "llama-embed": KV,
+        "llama4": Family(
+            "iswa", condition=llama4_has_window, window=Window("chunked", LLAMA4_CHUNK)
         ),
-        "qwen35 qwen35moe": _Family("hybrid", ext=_always),
-        "kimi-linear kimi-k3": _Family("hybrid", k_only=_always),
-        "bailingmoe3": _Family("hybrid", k_only=_always, ext=_perhaps),
-        "lfm2": _Family("hybrid-iswa", "hybrid", applies=_windowed),
-        "lfm2moe": _Family("hybrid"),
-        "qwen4exp": _Family("hybrid-idx", ext=_always, ple=_ngrams),
-        "glm5-next": _Family("hybrid-idx", k_only=_always),
-        "deepseek32 glm-dsa": _Family("dsa", k_only=_always),
-        "hy_v4": _Family("dsa", applies=_indexed, k_only=_always),
-        "dots3note": _Family("dsa-iswa", k_only=_always),
-        "minimax-m3": _Family("msa"),
-        "deepseek4": _Family("dsv4", k_only=_always),
-        # gemma4-assistant reads the cells of another context and has none of its own.
-        "bert nomic-bert nomic-bert-moe modern-bert neo-bert jina-bert-v2 jina-bert-v3 eurobert "
-        "gemma-embedding wavtokenizer-dec dream llada llada-moe rnd1 clef gemma4-assistant": (
-            _Family("none")
-        ),
+        "maincoder": KV,
+        "mamba": RECURRENT,
+        "mamba2": RECURRENT,
+        "maple": ISWA,
+        "mellum": ISWA_IF_WINDOW,
+        "mimo2": ISWA,
+        "minicpm": KV,
+        "minicpm3": KV,
+        "minimax-01": HYBRID,
+        "minimax-m2": KV,
+        "minimax-m3": Family("msa"),
+        "mistral3": KV,
+        "mistral4": KV_MAYBE_MLA,
+        "modern-bert": NO_MEMORY,
+        "mpt": KV,
+        "muse-glimmer": ISWA,
+        "nanbeige": KV,
+        "nemotron": KV,
+        "nemotron_h": HYBRID,
+        "nemotron_h_moe": HYBRID,
+        "neo-bert": NO_MEMORY,
+        "nomic-bert": NO_MEMORY,
+        "nomic-bert-moe": NO_MEMORY,
+        "olmo": KV,
+        "olmo2": ISWA_IF_WINDOW,
+        "olmoe": KV,
+        "openelm": KV,
+        "orion": KV,
+        "paddleocr": KV_MROPE,
+        "pangu-embedded": KV,
+        "phi2": KV,
+        "phi3": KV,
+        "phimoe": KV,
+        "plamo": KV,
+        "plamo2": HYBRID,
+        "plamo3": ISWA_IF_WINDOW,
+        "plm": KV,
+        "qwen": KV,
+        "qwen2": KV,
+        "qwen2moe": KV,
+        "qwen2vl": KV_MROPE,
+        "qwen3": KV,
+        "qwen35": HYBRID_MROPE,
+        "qwen35moe": HYBRID_MROPE,
+        "qwen3moe": KV,
+        "qwen3next": HYBRID,
+        "qwen3tts": KV_MROPE,
+        "qwen3vl": KV_MROPE,
+        "qwen3vlmoe": KV_MROPE,
+        "qwen4exp": Family("hybrid-idx", ext=True, ple=has_ngram_embeddings),
+        "refact": KV,
+        "rnd1": NO_MEMORY,
+        "rwkv6": RECURRENT,
+        "rwkv6qwen2": RECURRENT,
+        "rwkv7": RECURRENT,
+        "seed_oss": KV,
+        "smallthinker": Family("iswa", condition=has_window, window=Window("standard", 4096)),
+        "smollm3": KV,
+        "spark2_5": ISWA,
+        "stablelm": KV,
+        "starcoder": KV,
+        "starcoder2": KV,
+        "step35": ISWA,
+        "t5": KV,
+        "t5encoder": KV,
+        "wavtokenizer-dec": NO_MEMORY,
+        "xverse": KV,
     }
 )
+"""``general.architecture`` -> how the layout of its states is chosen."""
 
-_GUESSES: tuple[_Family, ...] = (
-    _Family("kv", k_only=_perhaps, ext=_perhaps),
-    _Family("iswa", applies=_has_window, k_only=_perhaps, ext=_perhaps),
-    _Family("hybrid", k_only=_perhaps, ext=_perhaps),
-    _Family("recurrent"),
-    _Family("hybrid-iswa", "hybrid", applies=_has_window, k_only=_perhaps, ext=_perhaps),
-    _Family("dsv4", ext=_perhaps),
-    _Family("msa", ext=_perhaps),
-    _Family("dsa", ext=_perhaps),
-    _Family("dsa-iswa", ext=_perhaps),
-    _Family("hybrid-idx", k_only=_perhaps, ext=_perhaps, ple=_perhaps),
-    _Family("none"),
+GUESSES: tuple[Family, ...] = (
+    Family("kv", k_only=UNKNOWN, ext=UNKNOWN),
+    Family("iswa", condition=api_has_window, k_only=UNKNOWN, ext=UNKNOWN),
+    Family("hybrid", k_only=UNKNOWN, ext=UNKNOWN),
+    Family("recurrent"),
+    Family("hybrid-iswa", "hybrid", condition=api_has_window, k_only=UNKNOWN, ext=UNKNOWN),
+    Family("dsv4", ext=UNKNOWN),
+    Family("msa", ext=UNKNOWN),
+    Family("dsa", ext=UNKNOWN),
+    Family("dsa-iswa", ext=UNKNOWN),
+    Family("hybrid-idx", k_only=UNKNOWN, ext=UNKNOWN, ple=UNKNOWN),
+    Family("none"),
 )
-"""Everything that memory can be, most common first."""
+"""Every kind of memory, the most common first: what an unknown architecture is tried as."""
 
 
 def is_known(arch: str) -> bool:
-    """Tell whether the layouts of this architecture are known."""
-    return arch in _FAMILIES
+    """Return whether the layouts of this architecture are known."""
+    return arch in ARCHITECTURES
 
 
 def model_traits(
@@ -193,56 +227,28 @@ def model_traits(
     hybrid: bool | None = None,
     n_swa: int | None = None,
 ) -> tuple[Traits, ...]:
-    """Return the layouts that states of a model can have, most likely first.
+    """Return the layouts that the states of a model can have, the most likely first.
 
-    One is certain; of several, the one that reads a state to its last byte is right. There are
-    several where not everything that decides is given, and for an unknown architecture.
+    If there is one, it is certain. If there are several, the right one is the one that reads a
+    state to its last byte. There are several if the arguments do not decide everything, and for
+    an unknown architecture.
 
     Args:
-        arch: Its architecture; "" where not known.
-        metadata: Key -> its GGUF value as text, None where the GGUF lacks it (as
-            ``llama_model_meta_val_str``). None: the metadata is not at hand.
+        arch: Its architecture; "" if not known.
+        metadata: Returns the value of a GGUF key as text, None if the GGUF lacks the key (as
+            ``llama_model_meta_val_str`` does). None: the metadata is not at hand.
         rope_type: ``llama_model_rope_type``, which overrules what is known of *arch*.
         recurrent: ``llama_model_is_recurrent``, likewise.
         hybrid: ``llama_model_is_hybrid``, likewise.
         n_swa: ``llama_model_n_swa`` (positions).
     """
-    facts = _ModelInfo(arch, metadata, rope_type, recurrent, hybrid, n_swa)
-    known = [_FAMILIES[arch]] if is_known(arch) else []
-    # Where the library contradicts the table, the table is out of date.
-    return _candidates(known, facts) or _candidates(_GUESSES, facts)
+    model = ModelInfo(arch, metadata, rope_type, recurrent, hybrid, n_swa)
+    families = [ARCHITECTURES[arch]] if is_known(arch) else []
+    # If llama.cpp contradicts the table, the table is out of date.
+    return _candidates(families, model) or _candidates(GUESSES, model)
 
 
-def _candidates(families: Iterable[_Family], facts: _ModelInfo) -> tuple[Traits, ...]:
-    found = (traits for family in families for traits in _of_family(family, facts))
-    return tuple(dict.fromkeys(traits for traits in found if _agrees(traits.module, facts)))
-
-
-def _of_family(family: _Family, facts: _ModelInfo) -> Iterator[Traits]:
-    ext = family.ext(facts) if facts.rope_type is None else facts.rope_type in ROPE_TYPES_2D
-    for applies in reversed(_either(family.applies(facts))):
-        module = family.module if applies else family.otherwise
-        window = _window(family, facts) if module in _WINDOWED else None
-        flags = map(_either, (family.k_only(facts), ext, family.ple(facts)))
-        for k_only, with_ext, ple in product(*flags):
-            yield Traits(facts.arch, module, k_only, with_ext, ple, window)
-
-
-def _either(answer: bool | None) -> tuple[bool, ...]:
-    return (False, True) if answer is None else (answer,)
-
-
-def _window(family: _Family, facts: _ModelInfo) -> Window | None:
-    """Return the window; None for an unknown architecture: its kind is not known either."""
-    if not is_known(facts.arch):
-        return None
-    kind, fixed = (family.window.kind, family.window.size) if family.window else ("standard", 0)
-    size = facts.n_swa or fixed or facts.window()
-    return Window(kind, size) if size else None
-
-
-def _agrees(module: Module, facts: _ModelInfo) -> bool:
-    hybrid = module.startswith("hybrid")
-    if facts.hybrid is not None and facts.hybrid != hybrid:
-        return False
-    return hybrid or facts.recurrent is None or facts.recurrent == (module == "recurrent")
+def _candidates(families: Iterable[Family], model: ModelInfo) -> tuple[Traits, ...]:
+    known = is_known(model.arch)
+    traits = (one for family in families for one in family.candidates(model, known_arch=known))
+    return tuple(dict.fromkeys(traits))

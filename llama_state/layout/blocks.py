@@ -1,4 +1,4 @@
-"""What a payload is made of: cells, and blocks of tensor bytes that are only pointed at.
+"""The pieces of a payload: cells, and blocks of tensor bytes, given by offset and length.
 
 Offsets and lengths are in bytes; offsets count from the start of the buffer that was parsed.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 UNKNOWN_ID = -1
-"""Key of a recurrent cell in a sequence payload that names its sequence nowhere."""
+"""Stands for the sequence of a recurrent cell in a payload that does not name its sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Cells:
         return len(self.positions)
 
     def positions_of(self, seq_id: int) -> Sequence[int]:
-        """Return the positions of the cells of *seq_id*, none when it has no cell."""
+        """Return the positions of the cells of *seq_id*; empty if it has no cell."""
         indices = self.owners.get(seq_id, ())
         if len(indices) == len(self.positions):
             return self.positions
@@ -61,13 +61,13 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One stream of a KV cache. An empty stream records nothing: its settings are None.
+    """One stream of a KV cache. An empty stream records no settings: they are None.
 
     Attributes:
         offset: Where the stream starts (its cell count).
         nbytes: Length of the stream.
         tail: Where the cells end and the settings start.
-        v_trans: True when V is stored transposed (flash attention disabled).
+        v_trans: Whether V is stored transposed (flash attention disabled).
         n_layer: Layers in this cache.
         n_rot_k: Size of the rotation applied to K; None before session version 11.
         n_rot_v: The same for V.
@@ -89,7 +89,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """An attention cache: one stream, or one for each sequence."""
+    """An attention cache: one stream, or one for each sequence of the context."""
 
     name: str
     offset: int
@@ -104,7 +104,7 @@ class KVCache:
 
 @dataclass(frozen=True, slots=True)
 class RecurrentCache:
-    """Recurrent states: a cell holds the one state of one or more sequences.
+    """Recurrent states: a cell holds one state, which one sequence or several share.
 
     Attributes:
         tail: Where the cells end and the settings start.
@@ -144,7 +144,7 @@ class Compressed:
 
     @property
     def cells(self) -> tuple[Cells, ...]:
-        """Nothing: rows of this cache have no positions of their own."""
+        """Empty: rows of this cache have no positions of their own."""
         return ()
 
 
@@ -165,7 +165,7 @@ class Compressor:
 
     @property
     def cells(self) -> tuple[Cells, ...]:
-        """Nothing: this state has no positions of its own."""
+        """Empty: this state has no positions of its own."""
         return ()
 
 

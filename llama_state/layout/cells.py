@@ -1,4 +1,4 @@
-"""Cell lists: decoded in bulk when each cell has one owner, one by one when cells are shared."""
+"""Cell lists: decoded in bulk if each cell has one owner, one by one if cells are shared."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Decoded = tuple["array[int]", Mapping[int, Sequence[int]], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """Whose cells a payload holds.
+    """Which sequences can own the cells of a payload.
 
     Attributes:
-        whole: True when those of all sequences.
-        source: The one sequence whose cells they are; None where that is not known (yet).
+        whole: Whether any can: the payload is that of a whole context.
+        source: The only one that can, in the payload of a sequence; None if not known (yet).
     """
 
     whole: bool
@@ -29,7 +29,7 @@ class Ownership:
 
 
 def read_cells(cursor: Cursor, n_cell: int, ext_words: int, owner: int | None) -> Cells:
-    """Read the *n_cell* cells of a KV stream (one at least).
+    """Read the *n_cell* cells of a KV stream, which is not empty.
 
     Args:
         ext_words: See :class:`Cells`.
@@ -55,7 +55,7 @@ def read_cells(cursor: Cursor, n_cell: int, ext_words: int, owner: int | None) -
 
 
 def check_positions(cells: Cells) -> None:
-    """Raise FormatError unless each position can be one of a token."""
+    """Raise FormatError unless every position is one that a token can have."""
     if min(cells.positions) >= 0 and max(cells.positions) <= MAX_POSITION:
         return
     for position, start in zip(cells.positions, cells.starts, strict=True):
@@ -64,7 +64,7 @@ def check_positions(cells: Cells) -> None:
 
 
 def _owners(ids: array[int]) -> dict[int, Sequence[int]]:
-    """Group the cells of which each has the one owner in *ids*."""
+    """Group the cells by owner: *ids* has the one owner of each."""
     if ids == array("i", ids[:1]) * len(ids):
         return {ids[0]: range(len(ids))}
     owners: defaultdict[int, array[int]] = defaultdict(lambda: array("i"))
@@ -74,7 +74,7 @@ def _owners(ids: array[int]) -> dict[int, Sequence[int]]:
 
 
 def _shared_cells(cursor: Cursor, n_cell: int, ext_words: int, *, alone: bool) -> Decoded:
-    """Read cells of which some have several owners; *alone* says that none may."""
+    """Read the cells one by one; with *alone*, none may have several owners."""
     start = cursor.at
     words = cursor.view[start : start + (cursor.end - start) // 4 * 4].cast("i")
     positions, starts = array("i"), array("q")
@@ -104,9 +104,11 @@ def _shared_cells(cursor: Cursor, n_cell: int, ext_words: int, *, alone: bool) -
 
 
 def _ranges(owners: Mapping[int, array[int]], n_cell: int) -> dict[int, Sequence[int]]:
-    """Return *owners* with a range for each owner of all cells."""
-    everything = range(n_cell)
-    return {i: everything if len(own) == n_cell else own for i, own in owners.items()}
+    """Return *owners* with a range in place of the list of an owner of all cells."""
+    return {
+        seq_id: range(n_cell) if len(indices) == n_cell else indices
+        for seq_id, indices in owners.items()
+    }
 
 
 def _check_owners(cells: Cells, owner: int | None) -> None:

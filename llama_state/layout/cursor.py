@@ -1,4 +1,4 @@
-"""Reading forward through untrusted bytes: each length is compared with what is left."""
+"""Read forward through untrusted bytes: every length is compared with what is left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ U64 = Struct("<Q")
 
 
 def open_view(data: Buffer) -> memoryview:
-    """Return *data* as bytes without copying it.
+    """Return a view of the bytes of *data*.
 
     Raises:
         UnsupportedError: This host is big-endian. llama.cpp writes in host byte order, and
@@ -25,7 +25,7 @@ def open_view(data: Buffer) -> memoryview:
         TypeError: *data* is not contiguous.
     """
     if sys.byteorder != "little":
-        raise UnsupportedError("states are read on little-endian hosts only")
+        raise UnsupportedError("states can be read on little-endian hosts only")
     return flat(data)
 
 
@@ -40,20 +40,26 @@ class Cursor:
         self.end = len(view)
 
     def require(self, nbytes: int, what: str) -> None:
-        """Raise TruncatedError unless *nbytes* are left."""
+        """Raise TruncatedError if fewer than *nbytes* are left."""
         if nbytes > self.end - self.at:
             raise TruncatedError(what, need=self.at + nbytes, have=self.end, offset=self.at)
 
     def skip(self, nbytes: int, what: str) -> int:
         """Step over *nbytes* and return the offset at which they start."""
-        self.require(nbytes, what)
         start = self.at
-        self.at += nbytes
+        if nbytes > self.end - start:
+            self.require(nbytes, what)
+        self.at = start + nbytes
         return start
 
     def read(self, form: Struct, what: str) -> tuple[Any, ...]:
         """Read the numbers of *form*."""
-        return form.unpack_from(self.view, self.skip(form.size, what))
+        # Called for every layer, and so without a call of skip().
+        start = self.at
+        if form.size > self.end - start:
+            self.require(form.size, what)
+        self.at = start + form.size
+        return form.unpack_from(self.view, start)
 
     def u32(self, what: str) -> int:
         """Read one unsigned 32-bit number."""

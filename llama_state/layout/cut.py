@@ -25,16 +25,16 @@ Runs: TypeAlias = "Sequence[tuple[int, int]]"
 def sequence_from_whole(data: Buffer, layout: Layout, seq_id: int) -> bytes:
     """Return the payload of *seq_id*, without head, as a sequence save would have written it.
 
-    There is one difference: a sequence save leaves out of a sliding-window cache the cells
-    outside the window; here they stay.
+    The one difference: a sequence save omits the cells of a sliding-window cache that are
+    outside the window. Here they stay.
 
     Args:
         data: The state of a whole context.
-        layout: What :func:`parse_whole` said of *data*.
-        seq_id: Its sequence. Without cells, its payload is that of an empty sequence.
+        layout: The result of :func:`parse_whole` for *data*.
+        seq_id: A sequence of it. One without cells has the payload of an empty sequence.
 
     Raises:
-        SequenceIdError: A deepseek4 context that has no such sequence.
+        SequenceIdError: The state of a deepseek4 context that has no such sequence.
     """
     return b"".join(_pieces(open_view(data), layout, seq_id))
 
@@ -58,7 +58,7 @@ def _pieces(view: memoryview, layout: Layout, seq_id: int) -> Pieces:
 
 def _stream(view: memoryview, stream: Stream, seq_id: int) -> Pieces:
     cells, end = stream.cells, stream.offset + stream.nbytes
-    if list(cells.owners) == [seq_id]:  # These bytes are those of a sequence save already.
+    if list(cells.owners) == [seq_id]:  # The bytes are already those of a sequence save.
         yield view[stream.offset : end]
         return
     indices = cells.owners.get(seq_id, ())
@@ -92,7 +92,7 @@ def _recurrent(view: memoryview, cache: RecurrentCache, seq_id: int) -> Pieces:
 def _blocks(
     view: memoryview, start: int, end: int, blocks: Iterable[Block], pick: Callable[[Block], Pieces]
 ) -> Pieces:
-    """Yield ``view[start:end]`` with only what *pick* takes of each block's tensor bytes."""
+    """Yield ``view[start:end]``, of the tensor bytes of each block only what *pick* yields."""
     for block in blocks:
         yield view[start : block.offset]
         yield from pick(block)
@@ -106,7 +106,7 @@ def _rows(view: memoryview, runs: Runs, block: Block) -> Pieces:
 
 
 def _columns(view: memoryview, runs: Runs, n_cell: int, block: Block) -> Pieces:
-    """Yield the cells of *runs* out of a block that is stored component by component."""
+    """Yield the cells of *runs* from a transposed block."""
     size = TYPES[block.type_id].nbytes
     for start in range(block.offset, _end(block), n_cell * size):
         for first, end in runs:
@@ -132,12 +132,12 @@ def _compressor(view: memoryview, cache: Compressor, seq_id: int) -> Pieces:
         yield from _tensor(view, score, cache.state_size, seq_id, cache.state_size)
 
 
-def _tensor(view: memoryview, block: Block, n_rows: int, stream: int, take: int) -> Pieces:
-    """Yield the first *take* of the *n_rows* rows of one stream."""
+def _tensor(view: memoryview, block: Block, n_rows: int, stream: int, n_kept: int) -> Pieces:
+    """Yield the first *n_kept* of the *n_rows* rows of one stream."""
     width = TYPES[block.type_id].values(block.row)
     start = block.offset + stream * n_rows * block.row
-    yield TENSOR_HEAD.pack(block.type_id, width, take, block.row)
-    yield view[start : start + take * block.row]
+    yield TENSOR_HEAD.pack(block.type_id, width, n_kept, block.row)
+    yield view[start : start + n_kept * block.row]
 
 
 def _check_stream(seq_id: int, n_stream: int) -> None:
@@ -146,9 +146,10 @@ def _check_stream(seq_id: int, n_stream: int) -> None:
 
 
 def _ratio(caches: Sequence[Cache], compressed: Compressed) -> int:
-    """Return how many positions become one row of *compressed*: its compressor says."""
+    """Return how many positions become one row of *compressed*, as its compressor records."""
     name = f"{compressed.name} state"
-    return next(one.ratio for one in caches if isinstance(one, Compressor) and one.name == name)
+    compressors = (cache for cache in caches if isinstance(cache, Compressor))
+    return next(cache.ratio for cache in compressors if cache.name == name)
 
 
 def _end(block: Block) -> int:
@@ -156,7 +157,7 @@ def _end(block: Block) -> int:
 
 
 def _runs(indices: Sequence[int]) -> Runs:
-    """Return *indices*, which increase, as ranges (first, end)."""
+    """Return *indices*, which increase, as ranges: (first, end) each."""
     runs: list[tuple[int, int]] = []
     for index in indices:
         if runs and runs[-1][1] == index:

@@ -1,4 +1,4 @@
-"""The parts that only deepseek4 has: a head, compressed K caches and running compressors."""
+"""What only the states of deepseek4 have: a head, compressed K caches, running compressors."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def read_head(cursor: Cursor, *, partial: bool) -> None:
     if magic != DSV4_MAGIC or version != 1:
         raise FormatError("not a deepseek4 payload", offset=offset)
     if mode != int(partial):
-        found = "partial" if mode else "full"
-        raise FormatError(f"a {found} deepseek4 payload", offset=offset + 8)
+        actual, expected = ("partial", "full") if mode else ("full", "partial")
+        raise FormatError(f"a {actual} deepseek4 payload, not a {expected} one", offset=offset + 8)
 
 
 def read_compressed(cursor: Cursor, name: str, n_stream: int | None) -> Compressed:
     """Read a compressed K cache.
 
     Args:
-        n_stream: The stream count it must have; None allows any.
+        n_stream: The stream count that it must have; None allows any.
     """
     offset = cursor.at
     version, n_rows, streams, n_layer = cursor.read(COMPRESSED_HEAD, name)
@@ -68,9 +68,9 @@ def read_compressor(cursor: Cursor, name: str, n_stream: int | None) -> Compress
     return Compressor(name, offset, nbytes, ratio, state_size, n_embd, streams, *blocks)
 
 
-def _check_streams(found: int, expected: int | None, name: str, offset: int) -> None:
-    if not 1 <= found <= MAX_SEQUENCES or (expected is not None and found != expected):
-        raise FormatError(f"{name}: {found} streams", offset=offset)
+def _check_streams(n_stream: int, expected: int | None, name: str, offset: int) -> None:
+    if not 1 <= n_stream <= MAX_SEQUENCES or (expected is not None and n_stream != expected):
+        raise FormatError(f"{name}: {n_stream} streams", offset=offset)
 
 
 def _read_tensor(cursor: Cursor, what: str, n_rows: int, n_stream: int) -> Block:

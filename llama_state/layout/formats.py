@@ -1,4 +1,4 @@
-"""The numbers of the state format: versions, magic numbers, limits, tensor types."""
+"""The constants of the state format: versions, magic numbers, limits, tensor types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEQUENCE_VERSION: Mapping[int, int] = MappingProxyType({9: 2, 10: 3, 11: 4})
 """Session version -> the sequence version of the same llama.cpp."""
 
 EXT_WORDS: Mapping[int, int] = MappingProxyType({9: 2, 10: 3, 11: 3})
-"""Session version -> words that the cells of M-RoPE models carry: x, y, and later the token."""
+"""Session version -> extra words of an M-RoPE cell: x, y and, from version 10 on, the token."""
 
 WHOLE_FILE_MAGIC = 0x6767736E
 SEQUENCE_FILE_MAGIC = 0x67677371
@@ -31,7 +31,7 @@ MAX_SEQUENCES = 256
 MAX_LAYERS = 512
 MAX_ARCH_BYTES = 64
 MAX_POSITION = 2**31 - 2
-"""The position after it, INT32_MAX, can be neither removed nor continued."""
+"""llama.cpp can neither remove a cell at the next position, INT32_MAX, nor decode after it."""
 
 F32 = 0
 
@@ -66,21 +66,21 @@ TYPES: Mapping[int, TensorType] = MappingProxyType(
 
 
 def require_version(version: int) -> None:
-    """Raise UnsupportedError unless *version* is a session version that can be read."""
+    """Raise UnsupportedError unless *version* is a known session version."""
     if version not in SEQUENCE_VERSION:
         known = ", ".join(map(str, SEQUENCE_VERSION))
         raise UnsupportedError(f"session version {version} is not known (known: {known})")
 
 
 def tensor_type(type_id: int, what: str, offset: int) -> TensorType:
-    """Return the type with the id *type_id*; FormatError when no cache can have it."""
-    if (found := TYPES.get(type_id)) is None:
+    """Return the type of an id; raise FormatError if no cache can have it."""
+    if type_id not in TYPES:
         raise FormatError(f"{what}: unknown tensor type {type_id}", offset=offset)
-    return found
+    return TYPES[type_id]
 
 
 def check_row(type_id: int, row: int, what: str, offset: int) -> None:
-    """Raise FormatError unless *row* bytes are whole blocks of a known type."""
+    """Raise FormatError unless a row of *row* bytes is whole blocks of a known type."""
     block = tensor_type(type_id, what, offset)
     if row % block.nbytes:
         raise FormatError(f"{what}: a row of {row} bytes is not whole {block.name}", offset=offset)

@@ -1,4 +1,4 @@
-"""The part of a layout that is a property of the context, and how two of them differ."""
+"""The settings of a context that a state records, and how those of two states differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROW_NAMES = {"k": "K", "v": "V", "r": "R", "p": "P", "s": "S", "score": "score"
 
 @dataclass(frozen=True, slots=True)
 class CacheGeometry:
-    """The settings of one sub-cache; None: not known, or not a property of this kind of cache.
+    """The settings of one sub-cache; None: not known, or not a setting of this kind of cache.
 
     Attributes:
         layers: Model layer ids (deepseek4).
@@ -47,12 +47,12 @@ class CacheGeometry:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What must be equal in a state and in the context that it is restored into.
+    """The settings in which a state and the context that it is restored into must be equal.
 
     Attributes:
-        arch: Architecture; None where the state does not say.
+        arch: Architecture; None if the state does not record it.
         module: The kind of memory.
-        caches: Its sub-caches, those of a partial state only.
+        caches: Its sub-caches; of a partial state, those that it holds.
     """
 
     arch: str | None
@@ -74,7 +74,7 @@ def geometry_of(cache: Cache) -> CacheGeometry:
 
 
 def merge(a: Geometry, b: Geometry) -> Geometry:
-    """Return *a* with what it does not know filled in from *b*, of the same context."""
+    """Return *a*, with what is not known in it taken from *b*, of the same context."""
     if a.caches == b.caches:
         return Geometry(a.arch or b.arch, a.module, a.caches)
     others = {cache.name: cache for cache in b.caches}
@@ -83,7 +83,7 @@ def merge(a: Geometry, b: Geometry) -> Geometry:
 
 
 def differences(saved: Geometry, current: Geometry) -> tuple[Difference, ...]:
-    """Return every property in which the two are known to differ, named for people."""
+    """Return every setting in which the two are known to differ, with a readable name."""
     if None not in (saved.arch, current.arch) and saved.arch != current.arch:
         return (Difference("architecture", saved.arch, current.arch),)
     if saved.module != current.module:
@@ -91,15 +91,19 @@ def differences(saved: Geometry, current: Geometry) -> tuple[Difference, ...]:
     if saved.caches == current.caches:
         return ()
     others = {cache.name: cache for cache in current.caches}
-    seen: Counter[str] = Counter()
-    found: dict[Difference, list[str]] = {}
+    n_compared: Counter[str] = Counter()
+    caches_of: dict[Difference, list[str]] = {}
     for cache in saved.caches:
-        for fact in _facts(cache, others.get(cache.name, cache)):
-            seen[fact.name] += 1
-            if fact.saved != fact.current:
-                found.setdefault(fact, []).append(cache.name)
+        for compared in _comparisons(cache, others.get(cache.name, cache)):
+            n_compared[compared.name] += 1
+            if compared.saved != compared.current:
+                caches_of.setdefault(compared, []).append(cache.name)
     return tuple(
-        fact if len(names) == seen[fact.name] else _of(fact, names) for fact, names in found.items()
+        # A difference of all caches does not name them.
+        difference
+        if len(names) == n_compared[difference.name]
+        else difference._replace(name=f"{difference.name} of {', '.join(names)}")
+        for difference, names in caches_of.items()
     )
 
 
@@ -117,25 +121,20 @@ def _rows(blocks: Sequence[Block]) -> Rows:
 
 
 def _fill(a: CacheGeometry, b: CacheGeometry) -> CacheGeometry:
-    values = ((getattr(a, field.name), getattr(b, field.name)) for field in fields(CacheGeometry))
-    return CacheGeometry(*(theirs if ours is None else ours for ours, theirs in values))
+    pairs = ((getattr(a, field.name), getattr(b, field.name)) for field in fields(CacheGeometry))
+    return CacheGeometry(*(second if first is None else first for first, second in pairs))
 
 
-def _of(fact: Difference, caches: Sequence[str]) -> Difference:
-    """Say of which caches a difference is true, where it is not true of all."""
-    return fact._replace(name=f"{fact.name} of {', '.join(caches)}")
-
-
-def _facts(saved: CacheGeometry, current: CacheGeometry) -> Iterator[Difference]:
-    """Yield every property that both know, equal or not."""
+def _comparisons(saved: CacheGeometry, current: CacheGeometry) -> Iterator[Difference]:
+    """Yield every setting that is known of both, equal or not."""
     for name in (field.name for field in fields(CacheGeometry)[1:]):
         a, b = getattr(saved, name), getattr(current, name)
         if a is None or b is None:
             continue
         if name in _ROW_NAMES:
-            # Where the layers differ, that is said once, not again for each kind of row.
+            # If the layers differ, that is reported once, not again for each kind of row.
             if len(a) == len(b) or _layers(saved) == _layers(current):
-                yield from _row_facts(name, a, b)
+                yield from _row_comparisons(name, a, b)
         elif name == "v_trans":
             on_off = "on", "off (V transposed)"
             yield Difference("flash attention", on_off[a], on_off[b])
@@ -147,7 +146,7 @@ def _layers(cache: CacheGeometry) -> tuple[Any, ...]:
     return cache.n_layer, cache.layers
 
 
-def _row_facts(name: str, saved: Rows, current: Rows) -> Iterator[Difference]:
+def _row_comparisons(name: str, saved: Rows, current: Rows) -> Iterator[Difference]:
     letter = _ROW_NAMES[name]
     if len(saved) != len(current):
         yield Difference(f"{letter} layer count", len(saved), len(current))
@@ -162,7 +161,7 @@ def _row_facts(name: str, saved: Rows, current: Rows) -> Iterator[Difference]:
 
 
 def _by_layer(name: str, saved: Sequence[Any], current: Sequence[Any]) -> Iterator[Difference]:
-    """Yield one fact a layer, or only one where it is the same in all."""
+    """Yield a comparison for each layer, or one for all if it is the same in all."""
     pairs = list(zip(saved, current, strict=True))
     if len(set(pairs)) == 1:
         yield Difference(name, *pairs[0])

@@ -1,14 +1,14 @@
 """The headers of GGUF files: keys and tensor table, without the tensors.
 
-Nothing of a file is believed: every length is compared with the file's size before it is used,
-and what is read stays below :data:`MAX_HEADER`, however long the file is.
+Files are not trusted: every length is compared with the file's size before it is used, and no more
+than :data:`MAX_HEADER` is read, however long the file is.
 """
 
 from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from itertools import pairwise
@@ -25,7 +25,7 @@ from . import TYPES, TensorType
 from .cursor import U32, U64, Cursor
 
 MAX_HEADER: Final = 1 << 28
-"""Bytes of a header that are read; the largest vocabularies take some 32 MiB."""
+"""The most bytes of a header that are read; the largest vocabularies take about 32 MiB."""
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -37,21 +37,21 @@ _MAX_DIMENSIONS = 4
 _MAX_NAME = 1 << 10
 _MAX_PARTS = 1 << 10
 
+# GGUF value types.
+_U32, _F32, _BOOL, _STRING, _ARRAY, _F64 = 4, 6, 7, 8, 9, 12
 _NUMBER = {
     0: Struct("<B"),
     1: Struct("<b"),
     2: Struct("<H"),
     3: Struct("<h"),
-    4: U32,
+    _U32: U32,
     5: Struct("<i"),
-    6: Struct("<f"),
-    7: Struct("<?"),
+    _F32: Struct("<f"),
+    _BOOL: Struct("<?"),
     10: U64,
     11: Struct("<q"),
-    12: Struct("<d"),
+    _F64: Struct("<d"),
 }
-_U32_TYPE, _STRING, _ARRAY = 4, 8, 9
-
 TENSOR_TYPES: Mapping[int, TensorType] = MappingProxyType(
     {
         **TYPES,
@@ -80,7 +80,7 @@ TENSOR_TYPES: Mapping[int, TensorType] = MappingProxyType(
         41: TensorType("q1_0", 128, 18),
     }
 )
-"""ggml type id -> type: those of caches and those that only weights have."""
+"""ggml type id -> type: those that a cache can have, and those of weights only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,9 @@ class Value:
 
     Attributes:
         type: GGUF value type.
-        item: That of an array's items; None for anything else.
-        count: Items of an array, 1 for anything else.
-        raw: The bytes in the file: of an array its items, of a string its length too.
+        item: GGUF value type of the items of an array; None if it is not an array.
+        count: Number of items of an array; 1 if it is not an array.
+        raw: The bytes in the file: the items of an array, a string with its length.
     """
 
     type: int
@@ -100,31 +100,30 @@ class Value:
     raw: memoryview
 
     def text(self) -> str:
-        """The value as ``llama_model_meta_val_str`` gives it."""
-        if self.item is None:
-            return _cut(self._items()[0])
+        """Return the value as ``llama_model_meta_val_str`` does."""
         items = self._items()
+        if self.item is None:
+            return _up_to_nul(items[0])
         if self.item == _STRING:
             items = ['"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"' for item in items]
-        return _cut(f"[{', '.join(items)}]")
+        return _up_to_nul(f"[{', '.join(items)}]")
 
     def number(self) -> int:
-        """The value as an integer.
+        """Return the value of an integer key.
 
         Raises:
-            FormatError: It is none.
+            FormatError: It is not an integer.
         """
         form = _NUMBER.get(self.type)
-        if form is None or self.type in (6, 7, 12):
-            raise FormatError(f"a value of type {self.type} where an integer must be")
+        if form is None or self.type in (_F32, _BOOL, _F64):
+            raise FormatError(f"a value of type {self.type} instead of an integer")
         return int(form.unpack(self.raw)[0])
 
     def _items(self) -> list[str]:
         kind = self.type if self.item is None else self.item
         if kind == _STRING:
             return list(_strings(self.raw, self.count))
-        shown = _shown_as(kind)
-        return [shown(number) for (number,) in _NUMBER[kind].iter_unpack(self.raw)]
+        return [_number_text(kind, number) for (number,) in _NUMBER[kind].iter_unpack(self.raw)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +133,9 @@ class GGUFTensor:
     Attributes:
         shape: Values along each dimension, in GGUF's order.
         type_id: ggml type.
-        part: Which file of the model it is in, from 0.
+        part: Index of the file of the model that it is in.
         offset: Where its bytes start in that file.
-        nbytes: How many; of a type that is not in :data:`TENSOR_TYPES` up to the next tensor.
+        nbytes: Length in bytes; if its type is not in :data:`TENSOR_TYPES`, up to the next tensor.
     """
 
     name: str
@@ -149,26 +148,26 @@ class GGUFTensor:
     @property
     def type(self) -> str:
         """The name of its type."""
-        known = TENSOR_TYPES.get(self.type_id)
-        return known.name if known else f"type {self.type_id}"
+        kind = TENSOR_TYPES.get(self.type_id)
+        return kind.name if kind else f"type {self.type_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """What a GGUF file, or all parts of a split one, say before the tensors begin."""
+    """The keys and tensor table of a model: of one GGUF file, or of all parts of a split one."""
 
     keys: Mapping[str, Value]
     tensors: tuple[GGUFTensor, ...]
 
 
 def part_paths(path: StrPath) -> list[Path]:
-    """The files of a model that is named by one of them, going by the names alone."""
-    one = Path(path)
-    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", one.name, re.DOTALL)
+    """Return the paths of all files of a model, given one of them; only the name is looked at."""
+    given = Path(path)
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", given.name, re.DOTALL)
     if match is None or not 1 <= int(match[2]) <= int(match[3]) <= _MAX_PARTS:
-        return [one]
+        return [given]
     n_part = int(match[3])
-    return [one.with_name(f"{match[1]}-{i:05}-of-{match[3]}.gguf") for i in range(1, n_part + 1)]
+    return [given.with_name(f"{match[1]}-{i:05}-of-{match[3]}.gguf") for i in range(1, n_part + 1)]
 
 
 def read_header(paths: Sequence[StrPath]) -> GGUFHeader:
@@ -181,10 +180,10 @@ def read_header(paths: Sequence[StrPath]) -> GGUFHeader:
         The keys of the first file and the tensors of all.
 
     Raises:
-        OSError: A file, or a part of a split model, cannot be read; it is the one named.
+        OSError: A file cannot be read; the error names it.
         FormatError: Not a GGUF file, damaged, or parts that do not belong together.
-        TruncatedError: A file ends before what its header promises.
-        UnsupportedError: It is big-endian.
+        TruncatedError: A file ends before its tensors do.
+        UnsupportedError: A file is big-endian.
     """
     keys: Mapping[str, Value] = {}
     tensors: dict[str, GGUFTensor] = {}
@@ -198,21 +197,21 @@ def read_header(paths: Sequence[StrPath]) -> GGUFHeader:
         keys = keys or own
         for tensor in table:
             if tensor.name in tensors:
-                raise FormatError(f"{Path(path).name}: tensor {tensor.name!r} is there twice")
+                raise FormatError(f"{Path(path).name}: tensor {tensor.name!r} occurs twice")
             tensors[tensor.name] = tensor
-    promised = keys.get("split.tensors.count")
-    if len(paths) > 1 and promised and promised.number() != len(tensors):
-        raise FormatError(f"{promised.number()} tensors are promised, {len(tensors)} are there")
+    n_tensor = keys.get("split.tensors.count")
+    if len(paths) > 1 and n_tensor and n_tensor.number() != len(tensors):
+        raise FormatError(f"{len(tensors)} tensors instead of {n_tensor.number()}")
     return GGUFHeader(keys, tuple(tensors.values()))
 
 
 class _HeaderCursor(Cursor):
-    """A cursor that reads of a file what is asked for, in its order."""
+    """A cursor that reads a file forward, no further than it is asked to."""
 
     __slots__ = ("_file", "_size", "filled")
 
     def __init__(self, file: FileIO, size: int) -> None:
-        # Pages that nothing is written to take no memory, and a view of them never moves.
+        # Pages take memory only when they are written to; and a view of them never moves.
         super().__init__(memoryview(mmap.mmap(-1, min(size, MAX_HEADER) or 1)))
         self.end = min(size, MAX_HEADER)
         self.filled = 0
@@ -220,7 +219,7 @@ class _HeaderCursor(Cursor):
         self._size = size
 
     def require(self, nbytes: int, what: str) -> None:
-        """As :meth:`Cursor.require`, and have the bytes in the view."""
+        """Read what is missing of the next *nbytes*; errors as :meth:`Cursor.require`."""
         if self.end < self._size and nbytes > self.end - self.at:
             raise FormatError(f"{what}: a header of more than {self.end} bytes", offset=self.at)
         super().require(nbytes, what)
@@ -238,7 +237,7 @@ class _HeaderCursor(Cursor):
         return number
 
     def name(self, what: str) -> str:
-        """Read a string that names something."""
+        """Read a string that is a name."""
         offset = self.at
         length = self.u64(what)
         if length > _MAX_NAME:
@@ -250,8 +249,9 @@ class _HeaderCursor(Cursor):
             raise FormatError(f"{what} is not UTF-8", offset=start) from None
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Step over *count* strings: a vocabulary has several 100,000 of them."""
-        self.require(8 * count, what)  # their lengths alone
+        """Step over *count* strings."""
+        self.require(8 * count, what)  # a length each, at least
+        # Local names: a vocabulary has several 100,000 strings.
         unpack, view, at, filled = U64.unpack_from, self.view, self.at, self.filled
         for _ in range(count):
             if at + 8 > filled:
@@ -272,7 +272,7 @@ def _read_one(path: StrPath, part: int) -> tuple[Mapping[str, Value], list[GGUFT
 
 
 def _read_preamble(cursor: _HeaderCursor) -> tuple[int, int]:
-    """The numbers of tensors and of keys."""
+    """Read what precedes the keys; return the numbers of tensors and of keys."""
     start = cursor.skip(len(_MAGIC), "magic")
     if cursor.view[start : cursor.at] != _MAGIC:
         raise FormatError("not a GGUF file", offset=start)
@@ -293,7 +293,7 @@ def _read_keys(cursor: _HeaderCursor, n_key: int) -> dict[str, Value]:
         offset = cursor.at
         name = cursor.name("key")
         if name in keys:
-            raise FormatError(f"key {name!r} is there twice", offset=offset)
+            raise FormatError(f"key {name!r} occurs twice", offset=offset)
         keys[name] = _read_value(cursor, name)
     return keys
 
@@ -318,9 +318,9 @@ def _alignment(keys: Mapping[str, Value]) -> int:
     value = keys.get("general.alignment")
     if value is None:
         return 32
-    alignment = value.number() if value.type == _U32_TYPE else 0
+    alignment = value.number() if value.type == _U32 else 0
     if alignment <= 0 or alignment & (alignment - 1):
-        raise FormatError("an alignment that is no power of two")
+        raise FormatError("an alignment that is not a power of two")
     return alignment
 
 
@@ -344,7 +344,7 @@ def _read_tensors(
 
 
 def _read_entry(cursor: _HeaderCursor) -> tuple[str, tuple[int, ...], int, int]:
-    """Name, shape, type and offset of a tensor."""
+    """Read the name, shape, type and offset of a tensor."""
     name = cursor.name("tensor name")
     offset = cursor.at
     n_dimension = cursor.u32(name)
@@ -355,24 +355,22 @@ def _read_entry(cursor: _HeaderCursor) -> tuple[str, tuple[int, ...], int, int]:
 
 
 def _nbytes(name: str, shape: tuple[int, ...], type_id: int) -> int | None:
-    """Bytes of a tensor, None where its type is not known."""
-    if (known := TENSOR_TYPES.get(type_id)) is None:
+    """Return the bytes of a tensor, None if its type is not known."""
+    if (kind := TENSOR_TYPES.get(type_id)) is None:
         return None
     row = shape[0] if shape else 1
-    if row % known.elements:
-        raise FormatError(f"tensor {name!r}: rows of {row} values are not whole {known.name}")
-    return prod(shape) // known.elements * known.nbytes
+    if row % kind.elements:
+        raise FormatError(f"tensor {name!r}: rows of {row} values are not whole {kind.name}")
+    return prod(shape) // kind.elements * kind.nbytes
 
 
 def _check_part(keys: Mapping[str, Value], part: int, n_part: int) -> None:
-    """Refuse a file that is not part *part*, from 0, of *n_part*."""
+    """Raise FormatError unless the keys are those of part *part*, from 0, of *n_part*."""
     count, number = (keys[name].number() if name in keys else None for name in _SPLIT_KEYS)
     if (count or 1) != n_part:
-        raise FormatError(
-            f"one of {count or 1} parts, as it says itself, and one of {n_part} by its name"
-        )
+        raise FormatError(f"one of {count or 1} parts by its keys, one of {n_part} by its name")
     if n_part > 1 and number != part:
-        raise FormatError(f"part {number} by what it says, part {part} by its name")
+        raise FormatError(f"part {number} by its keys, part {part} by its name")
 
 
 _SPLIT_KEYS = ("split.count", "split.no")
@@ -386,12 +384,13 @@ def _strings(raw: memoryview, count: int) -> Iterator[str]:
         yield str(raw[start:at], "utf-8", "replace")
 
 
-def _shown_as(kind: int) -> Callable[[float], str]:
-    if kind == 7:
-        return lambda value: "true" if value else "false"
-    return "{:f}".format if kind in (6, 12) else str
+def _number_text(kind: int, number: float) -> str:
+    """Return a number as llama.cpp writes one of the GGUF type *kind*."""
+    if kind == _BOOL:
+        return "true" if number else "false"
+    return f"{number:f}" if kind in (_F32, _F64) else str(number)
 
 
-def _cut(text: str) -> str:
-    """*text* as C sees it: up to its first NUL."""
+def _up_to_nul(text: str) -> str:
+    """Return *text* as C sees it: up to its first NUL."""
     return text.partition("\0")[0]

@@ -1,4 +1,4 @@
-"""The head of the two native files: three integers and a token list, then the payload."""
+"""The header of the two native files: three integers and a token list, before the payload."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Kind = Literal["whole", "sequence"]
 """What a state holds: a whole context, or one sequence."""
 
-HEAD = Struct("<III")
+HEAD = Struct("<III")  # magic, version, n_tokens
 TOKEN_BYTES = 4
 _MAGIC: dict[Kind, int] = {"whole": WHOLE_FILE_MAGIC, "sequence": SEQUENCE_FILE_MAGIC}
 _VERSIONS: dict[Kind, tuple[int, ...]] = {
@@ -36,7 +36,7 @@ _VERSIONS: dict[Kind, tuple[int, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class FileHeader:
-    """What stands before the payload of a state file.
+    """The header of a state file: what precedes the payload.
 
     Attributes:
         kind: "whole" (session file) or "sequence".
@@ -52,7 +52,7 @@ class FileHeader:
 
     @property
     def session_version(self) -> int:
-        """The session version, whichever of the two versions the file carries."""
+        """The session version; of a sequence file, the one that belongs to its sequence version."""
         return list(SEQUENCE_VERSION)[_VERSIONS[self.kind].index(self.version)]
 
 
@@ -98,8 +98,8 @@ def parse_file_header(
 
     Args:
         data: The file, or its first 12 bytes or more.
-        size: Bytes of the whole file; the length of *data* where not given.
-        any_version: Leave it to the caller to compare the version.
+        size: Bytes of the whole file; default: the length of *data*.
+        any_version: Accept unknown versions: the caller checks the version.
 
     Raises:
         FormatError: Not a state file.
@@ -137,7 +137,7 @@ def token_array(tokens: Iterable[int]) -> array[int]:
     """Return *tokens* as int32 values.
 
     Raises:
-        FormatError: One is none.
+        FormatError: A value is not a 32-bit integer.
     """
     try:
         return array("i", [operator.index(token) for token in tokens])
@@ -146,19 +146,19 @@ def token_array(tokens: Iterable[int]) -> array[int]:
 
 
 def pack_file_header(kind: Kind, version: int, tokens: array[int] | bytes = b"") -> bytes:
-    """Return the bytes that stand before the payload of a state file.
+    """Return the header of a state file: the bytes before the payload.
 
     Args:
         kind: "whole" or "sequence".
-        version: The version for that kind of file: see :attr:`FileHeader.version`.
+        version: The session version, or for a sequence file the sequence version.
         tokens: int32 values, as ``array("i")`` or as their bytes.
 
     Raises:
-        ValueError: *tokens* is not whole int32 values.
+        ValueError: *tokens* is not int32 values.
     """
     raw = open_view(tokens)
     if len(raw) % TOKEN_BYTES or getattr(tokens, "itemsize", TOKEN_BYTES) != TOKEN_BYTES:
-        raise ValueError("tokens are int32 values")
+        raise ValueError("tokens must be int32 values")
     return HEAD.pack(_MAGIC[kind], version, len(raw) // TOKEN_BYTES) + raw
 
 

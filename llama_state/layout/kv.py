@@ -25,7 +25,7 @@ def read_kv(
     Args:
         version: Session version.
         ext_words: See :class:`~.blocks.Cells`.
-        k_only: True when this cache stores no V.
+        k_only: Whether this cache stores no V.
     """
     offset = cursor.at
     n_stream = _read_stream_count(cursor)
@@ -46,16 +46,16 @@ def read_kv(
 def read_leading_cells(
     cursor: Cursor, ownership: Ownership, *, version: int, ext_words: int, k_only: bool
 ) -> tuple[Cells, ...]:
-    """Read the cells of a KV cache, stream by stream, up to what cannot be read."""
-    found: list[Cells] = []
+    """Read the cells of a KV cache, stream by stream, up to the first that cannot be read."""
+    cells: list[Cells] = []
     n_stream = _read_stream_count(cursor)
     with suppress(FormatError):
         for index in range(n_stream):
             stream = index if n_stream > 1 else None
-            found.append(_read_stream_cells(cursor, ownership, stream, ext_words))
-            if len(found[-1]):
-                _read_settings(cursor, len(found[-1]), version=version, k_only=k_only)
-    return tuple(found)
+            cells.append(_read_stream_cells(cursor, ownership, stream, ext_words))
+            if n_cell := len(cells[-1]):
+                _read_settings(cursor, n_cell, version=version, k_only=k_only)
+    return tuple(cells)
 
 
 def _read_stream_count(cursor: Cursor) -> int:
@@ -69,27 +69,27 @@ def _read_stream_count(cursor: Cursor) -> int:
 def _read_stream_cells(
     cursor: Cursor, ownership: Ownership, stream: int | None, ext_words: int
 ) -> Cells:
-    """Read the cells of a stream, none where it is empty; *stream* is None where it is alone."""
+    """Read the cells of a stream; *stream* is its index, None if it is the only one."""
     if n_cell := cursor.u32("cell count"):
         return read_cells(cursor, n_cell, ext_words, _owner(cursor, ownership, stream, ext_words))
     return Cells()
 
 
 def _owner(cursor: Cursor, ownership: Ownership, stream: int | None, ext_words: int) -> int | None:
-    """Return the only sequence that may own the cells at the cursor, None where any may."""
+    """Return the only sequence that can own the cells at the cursor, None if any can."""
     if ownership.whole:
         return stream
     if ownership.source is not None:
         return ownership.source
-    # Nothing before the cells says whose they are: all must be like the first.
+    # Nothing before the cells names their owner: it must be that of the first for all.
     first_id = 4 * (2 + ext_words)
     cursor.require(first_id + U32.size, "cells")
-    found: int = U32.unpack_from(cursor.view, cursor.at + first_id)[0]
-    return found
+    owner: int = U32.unpack_from(cursor.view, cursor.at + first_id)[0]
+    return owner
 
 
 def _read_settings(cursor: Cursor, n_cell: int, *, version: int, k_only: bool) -> tuple[Any, ...]:
-    """Read what follows the cells: the fields of Stream from v_trans on."""
+    """Read what follows the cells and return the fields of Stream from v_trans on."""
     offset = cursor.at
     v_trans = cursor.u32("V layout")
     if v_trans > 1:
@@ -112,7 +112,7 @@ def _read_rotation(cursor: Cursor) -> int:
 
 
 def read_rows(cursor: Cursor, n_row: int, what: str) -> Block:
-    """Read a block that stores one row after the other."""
+    """Read a block in which the rows follow one another."""
     offset = cursor.at
     type_id, row = cursor.read(ROW_HEAD, what)
     check_row(type_id, row, what, offset)
@@ -121,18 +121,18 @@ def read_rows(cursor: Cursor, n_row: int, what: str) -> Block:
 
 
 def _read_transposed(cursor: Cursor, n_cell: int, what: str) -> Block:
-    """Read a block that stores, for each component of a row, the elements of all cells."""
+    """Read a transposed block: for each element of a row, the elements of all cells."""
     offset = cursor.at
     type_id, element, n_embd = cursor.read(TRANSPOSED_HEAD, what)
-    found = tensor_type(type_id, what, offset)
-    if found.elements != 1 or found.nbytes != element:
-        raise FormatError(f"{what}: elements of {element} bytes in {found.name}", offset=offset)
+    kind = tensor_type(type_id, what, offset)
+    if kind.elements != 1 or kind.nbytes != element:
+        raise FormatError(f"{what}: elements of {element} bytes in {kind.name}", offset=offset)
     nbytes = n_cell * element * n_embd
     return Block(type_id, element * n_embd, cursor.skip(nbytes, what), nbytes)
 
 
 def _settings_of(stream: Stream) -> tuple[Any, ...]:
-    """Return what is the same in every filled stream of a cache."""
+    """Return the settings, which are equal in all streams of a cache that have cells."""
     rows = tuple(tuple((b.type_id, b.row) for b in blocks) for blocks in (stream.k, stream.v))
     return stream.v_trans, stream.n_layer, stream.n_rot_k, stream.n_rot_v, *rows
 

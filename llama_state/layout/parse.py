@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .._io import Buffer
 
 _ARCH = re.compile(rb"[A-Za-z0-9_.-]+")
-_MAGICS = {
+_OTHER_KINDS = {
     SEQUENCE_MAGIC: "the state of one sequence, with its head",
     WHOLE_FILE_MAGIC: "a session file, not its payload",
     SEQUENCE_FILE_MAGIC: "a sequence file, not its payload",
@@ -48,24 +48,24 @@ def parse_whole(
     """Parse the state of a whole context.
 
     Args:
-        data: What ``llama_state_get_data`` wrote, or the payload of a session file. No tensor
-            byte of it is read or copied, and nothing refers to it afterwards.
-        version: Session version of the llama.cpp that wrote it: neither blob nor payload says.
-        traits: What is known of the model (:func:`model_traits`). Ignored where the state
-            names another architecture, so that it can still be described.
+        data: The output of ``llama_state_get_data``, or the payload of a session file. Its tensor
+            bytes are not read or copied, and the result does not refer to it.
+        version: Session version of the llama.cpp that wrote it, which *data* does not record.
+        traits: What is known of the model (:func:`model_traits`). Ignored if the state names
+            another architecture, so that it can still be described.
 
     Raises:
-        FormatError: Not such a state, or damaged, or of another version.
-        TruncatedError: It ends too early.
-        UnsupportedError: An unknown version, or an unknown architecture whose state reads as
+        FormatError: Not the state of a whole context, or damaged, or of another version.
+        TruncatedError: The state ends too early.
+        UnsupportedError: The version is unknown, or the architecture is and the state reads as
             no known kind of memory.
     """
     require_version(version)
     cursor = Cursor(open_view(data))
     arch = read_arch(cursor)
-    given = [one for one in _listed(traits) if one.arch == arch] or model_traits(arch)
+    candidates = [one for one in _as_list(traits) if one.arch == arch] or model_traits(arch)
     reader = _Reader(cursor.view, cursor.at, version, Ownership(whole=True), partial=False)
-    return reader.layout(given, arch=arch)
+    return reader.layout(candidates, arch=arch)
 
 
 def parse_sequence(
@@ -79,24 +79,25 @@ def parse_sequence(
     """Parse the state of one sequence.
 
     Args:
-        data: What ``llama_state_seq_get_data`` wrote; see :func:`parse_whole`.
+        data: The output of ``llama_state_seq_get_data``; see :func:`parse_whole`.
         version: Session version of the llama.cpp that wrote it.
-        headed: False for the payload of a sequence file, and for blobs of early builds of
-            session version 9: they lack the 8-byte head.
-        traits: What is known of the model; not given: every known kind of memory is tried.
-        partial: True for a state saved with the flag PARTIAL_ONLY, which it does not record.
+        headed: Whether it has the 8-byte head. The payload of a sequence file has none, nor do
+            blobs of early builds of session version 9.
+        traits: What is known of the model. Without it, every known kind of memory is tried.
+        partial: Whether it was saved with the flag PARTIAL_ONLY, which it does not record.
 
     Raises:
-        FormatError: Not such a state, or damaged, or of another version or kind.
-        TruncatedError: It ends too early.
-        UnsupportedError: An unknown version, or no *traits* and no known kind of memory.
+        FormatError: Not the state of one sequence, or damaged, or of another version.
+        TruncatedError: The state ends too early.
+        UnsupportedError: The version is unknown, or *traits* are not given and the state reads as
+            no known kind of memory.
     """
     require_version(version)
     cursor = Cursor(open_view(data))
     source = read_source(cursor) if headed else None
     reader = _Reader(cursor.view, cursor.at, version, Ownership(False, source), partial)
     try:
-        return reader.layout(_listed(traits) or model_traits())
+        return reader.layout(_as_list(traits) or model_traits())
     except (FormatError, UnsupportedError):
         if not headed:
             _refuse_other_kinds(cursor.view)
@@ -115,8 +116,8 @@ def parse_state(
     """Parse a state of either kind.
 
     Args:
-        kind: "whole", for :func:`parse_whole`, or "sequence", for :func:`parse_sequence`, whose
-            arguments and errors are these; *headed* and *partial* are of sequences only.
+        kind: "whole": as :func:`parse_whole`, without *headed* and *partial*. "sequence": as
+            :func:`parse_sequence`.
     """
     if kind == "whole":
         return parse_whole(data, version=version, traits=traits)
@@ -124,12 +125,12 @@ def parse_state(
 
 
 def has_sequence_head(data: Buffer) -> bool:
-    """Tell whether *data* starts with the head of a sequence blob."""
+    """Return whether *data* starts with the head of a sequence blob."""
     view = open_view(data)
     return len(view) >= U32.size and U32.unpack_from(view)[0] == SEQUENCE_MAGIC
 
 
-def _listed(traits: Traits | Sequence[Traits] | None) -> Sequence[Traits]:
+def _as_list(traits: Traits | Sequence[Traits] | None) -> Sequence[Traits]:
     if traits is None:
         return ()
     return (traits,) if isinstance(traits, Traits) else traits
@@ -137,7 +138,7 @@ def _listed(traits: Traits | Sequence[Traits] | None) -> Sequence[Traits]:
 
 def read_arch(cursor: Cursor) -> str:
     """Read the architecture with which the state of a whole context begins."""
-    if other := _MAGICS.get(U32.unpack_from(cursor.view)[0] if cursor.end >= U32.size else 0):
+    if other := _other_kind(cursor.view):
         raise FormatError(f"expected the state of a whole context, this is {other}", offset=0)
     length = cursor.u32("architecture name")
     if not 2 <= length <= MAX_ARCH_BYTES:
@@ -145,7 +146,7 @@ def read_arch(cursor: Cursor) -> str:
     offset = cursor.skip(length, "architecture name")
     name = bytes(cursor.view[offset : cursor.at])
     if not _ARCH.fullmatch(name):
-        raise FormatError("the architecture name is not a name", offset=offset)
+        raise FormatError("an architecture name with bytes that no name has", offset=offset)
     return name.decode("ascii")
 
 
@@ -161,23 +162,26 @@ def read_source(cursor: Cursor) -> int:
 
 
 def _refuse_other_kinds(view: memoryview) -> None:
-    """Raise FormatError where *view* starts like something else than a sequence payload."""
-    if len(view) < U32.size:
-        return
-    found = _MAGICS.get(U32.unpack_from(view)[0])
-    if found is None:
+    """Raise FormatError if *view* starts with what is not a sequence payload."""
+    other = _other_kind(view)
+    if other is None:
         with suppress(FormatError):
             arch = read_arch(Cursor(view))
             # A payload can start like a very short name: stream count, then cell count.
             if len(arch) > 3 or is_known(arch):
-                found = f"the state of a whole context ({arch})"
-    if found is not None:
-        raise FormatError(f"expected the state of one sequence, this is {found}", offset=0)
+                other = f"the state of a whole context ({arch})"
+    if other is not None:
+        raise FormatError(f"expected the state of one sequence, this is {other}", offset=0)
+
+
+def _other_kind(view: memoryview) -> str | None:
+    """Return what *view* is if it starts with a magic number, which no payload does."""
+    return _OTHER_KINDS.get(U32.unpack_from(view)[0]) if len(view) >= U32.size else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads one payload, in as many ways as are asked for."""
+    """Reads one payload, as each of the given traits says."""
 
     view: memoryview
     start: int
@@ -195,7 +199,7 @@ class _Reader:
             except FormatError as error:
                 errors.append(error.with_traceback(None))
             else:
-                # Traits that make no difference to these bytes are no second reading.
+                # Traits that lead to the same caches are not an alternative.
                 if caches not in readings.values():
                     readings[traits] = caches
         if not readings:
@@ -210,7 +214,7 @@ class _Reader:
         )
 
     def caches(self, traits: Traits) -> tuple[Cache, ...]:
-        """Read all caches as *traits* say; FormatError where that does not fit."""
+        """Read all caches as *traits* say; raise FormatError if the payload does not fit them."""
         cursor = Cursor(self.view, self.start)
         if traits.module == "dsv4":
             read_head(cursor, partial=self.partial)
@@ -219,12 +223,12 @@ class _Reader:
     def _read(
         self, cursor: Cursor, traits: Traits, wanted: tuple[SubCache, ...], done: tuple[Cache, ...]
     ) -> tuple[Cache, ...]:
-        """Read *wanted* after those that are *done*, and then nothing."""
+        """Read the sub-caches *wanted*, which follow those *done*, to the end of the payload."""
         offset = cursor.at
         if offset == cursor.end and all(sub_cache.optional for sub_cache in wanted):
             return done
         if not wanted:
-            raise FormatError(f"{cursor.end - offset} bytes are left over", offset=offset)
+            raise FormatError(f"{cursor.end - offset} bytes after the last cache", offset=offset)
         errors: list[FormatError] = []
         for cache in self._readings(cursor, traits, wanted[0], done, last=len(wanted) == 1):
             cursor.at = cache.offset + cache.nbytes
@@ -233,7 +237,7 @@ class _Reader:
                 return self._read(cursor, traits, wanted[1:], (*done, cache))
             except FormatError as error:
                 errors.append(error.with_traceback(None))
-        reason = "no layers that fill the payload: it is cut off, or damaged"
+        reason = "no number of layers fills the payload: it is cut off or damaged"
         raise _furthest(errors) or FormatError(reason, offset=offset)
 
     def _readings(
@@ -245,7 +249,7 @@ class _Reader:
         *,
         last: bool,
     ) -> Iterator[Cache]:
-        """Yield each way to read *sub_cache* at the cursor."""
+        """Yield each possible reading of *sub_cache* at the cursor: several if it is recurrent."""
         ownership = self._ownership_after(done)
         n_stream = len(done[0].cells) if done and ownership.whole else 1
         if sub_cache.kind == "kv":
@@ -273,28 +277,28 @@ class _Reader:
         return 0
 
     def _ownership_after(self, done: tuple[Cache, ...]) -> Ownership:
-        """Return the ownership with the source that the caches read so far tell."""
+        """Return the ownership, with the source that the cells of the caches read so far name."""
         if self.ownership.whole or self.ownership.source is not None:
             return self.ownership
         return Ownership(False, next((i for i in owners(done) if i != UNKNOWN_ID), None))
 
     def _refusal(self, candidates: Sequence[Traits], errors: list[FormatError]) -> StateError:
-        """Return the error of the reading that came furthest."""
+        """Return the error to raise: that of the reading that came furthest."""
         error = _furthest(errors)
         arch = candidates[0].arch
         if error and (len(candidates) == 1 or is_known(arch)):
             return error
-        named = f"architecture {arch!r} is not known, and its state" if arch else "this state"
-        refusal = UnsupportedError(f"{named} reads as no known kind of memory: {error}")
+        subject = f"architecture {arch!r} is not known, and its state" if arch else "this state"
+        refusal = UnsupportedError(f"{subject} reads as no known kind of memory: {error}")
         refusal.__cause__ = error
         return refusal
 
 
 def _furthest(errors: list[FormatError]) -> FormatError | None:
-    """Empty *errors* and return the one that came furthest.
+    """Return the error with the largest offset, and empty *errors*.
 
-    An error that is raised refers to the frames that it passes. Left in a list of one of them, it
-    would keep that frame, and so the caller's buffer, until the next garbage collection.
+    A raised error refers to the frames that it passes. If one of these frames still had it in a
+    list, frame and error, and so the caller's buffer, would live until the next collection.
     """
     error = max(errors, key=lambda error: error.offset or 0, default=None)
     errors.clear()
@@ -302,8 +306,9 @@ def _furthest(errors: list[FormatError]) -> FormatError | None:
 
 
 def _check_cells(cache: Cache, sub_cache: SubCache, done: tuple[Cache, ...]) -> None:
-    """Raise FormatError unless the cells of *cache* agree with the cache that they follow."""
-    main = next((one for one in done if one.name in (sub_cache.mirrors, sub_cache.within)), None)
+    """Raise FormatError if the cells of *cache* contradict those of the cache they depend on."""
+    names = (sub_cache.mirrors, sub_cache.within)
+    main = next((other for other in done if other.name in names), None)
     if main is None:
         return
     if len(main.cells) != len(cache.cells):

@@ -1,4 +1,4 @@
-"""Recurrent caches. How many layers they hold is not recorded: the rest of the payload decides."""
+"""Recurrent caches. Their number of blocks is not recorded: it follows from the payload's end."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ROW_SIZE = Struct("<Q")
 def recurrent_readings(
     cursor: Cursor, name: str, ownership: Ownership, *, alone: bool, ngrams: bool, last: bool
 ) -> Iterator[RecurrentCache]:
-    """Yield every way to read a recurrent cache, by increasing number of layers.
+    """Yield every reading of a recurrent cache, by increasing number of recurrent layers.
 
-    The cursor is left anywhere: go on at ``offset + nbytes`` of the reading that is tried.
+    The place of the cursor afterwards is undefined: continue at the reading's ``offset + nbytes``.
 
     Args:
-        alone: True when the model has no other memory: then all its layers are here.
-        ngrams: True when layers of this model may have n-gram states.
-        last: True when the payload must end with this cache.
+        alone: Whether the model has no other memory: then all its layers are recurrent.
+        ngrams: Whether layers of this model can have n-gram states.
+        last: Whether the payload must end with this cache.
     """
     offset = cursor.at
     cells = _read_cells(cursor, ownership)
@@ -47,9 +47,9 @@ def recurrent_readings(
 def _leading_blocks(
     cursor: Cursor, n_cell: int, n_layer: int, ngrams: bool
 ) -> Iterator[tuple[list[Block], list[Block], int]]:
-    """Yield the first 1, 2, ... R blocks that are alike, their P blocks, and where they end.
+    """Yield the first R blocks, their P blocks, and where they end: one R block, then two, ...
 
-    The lists that are yielded go on growing.
+    All R blocks are alike. The lists that are yielded are the same ones each time, grown by one.
     """
     r: list[Block] = []
     p: list[Block] = []
@@ -68,7 +68,8 @@ def _trailing_blocks(
     """Read *count* blocks that are alike and leave the cursor after them.
 
     Returns:
-        The blocks, or None where they are not there or, for *last*, do not end the payload.
+        The blocks; None if there are no such blocks or, with *last*, if the payload does not
+        end with them.
     """
     blocks: list[Block] = []
     cursor.at = at
@@ -80,7 +81,7 @@ def _trailing_blocks(
 
 
 def _block_at(cursor: Cursor, at: int, n_cell: int, before: Sequence[Block]) -> Block | None:
-    """Read the block at *at*; None unless it is one, and like those *before* it."""
+    """Read the block at *at*; return None if there is none that is like those *before* it."""
     cursor.at = at
     try:
         block = read_rows(cursor, n_cell, "recurrent block")
@@ -92,9 +93,9 @@ def _block_at(cursor: Cursor, at: int, n_cell: int, before: Sequence[Block]) -> 
 
 
 def _at_ngrams(cursor: Cursor) -> bool:
-    """Tell whether an n-gram block follows, not the next R or S block.
+    """Return whether the next block is an n-gram block, not an R or S block.
 
-    Those start with their type, f32, which is 0; an n-gram block starts with its row size.
+    R and S blocks start with their type, f32, which is 0; an n-gram block with its row size.
     """
     head = cursor.view[cursor.at : cursor.at + 4]
     return len(head) == 4 and any(head)
@@ -104,12 +105,12 @@ def _read_ngrams(cursor: Cursor, n_cell: int, before: Sequence[Block]) -> Block:
     offset = cursor.at
     (row,) = cursor.read(ROW_SIZE, "n-gram row size")
     if before and row != before[0].row:
-        raise FormatError("n-gram rows are not of one size", offset=offset)
+        raise FormatError("n-gram rows of different sizes", offset=offset)
     return Block(F32, row, cursor.skip(n_cell * row, "n-gram rows"), n_cell * row)
 
 
 def _read_cells(cursor: Cursor, ownership: Ownership) -> Cells:
-    """Read the slots: of a whole payload with their owners, of a sequence at most one, without."""
+    """Read the cells: of a whole payload with their owners, of a sequence at most one, without."""
     offset = cursor.at
     n_cell = cursor.u32("recurrent cell count")
     if n_cell > (MAX_SEQUENCES if ownership.whole else 1):

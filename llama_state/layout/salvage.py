@@ -1,4 +1,4 @@
-"""What a state that is cut off or damaged still tells: its first cells."""
+"""The first cells of a state that is cut off or damaged."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def leading_cells(
         data: The state.
         kind: "whole" or "sequence".
         version: Session version of the llama.cpp that wrote it.
-        headed: A sequence state with its 8-byte head.
+        headed: Whether a sequence state has its 8-byte head.
         traits: What is known of the model.
 
     Returns:
-        The cells of the first cache, those of each stream up to the first that is damaged; none
-        where the first cache holds recurrent states, or where nothing is certain.
+        The cells of the first cache, one :class:`Cells` for each stream before the first damaged
+        one; empty if the first cache is recurrent or if not even the start can be read.
     """
     cursor = Cursor(open_view(data))
     arch, source = "", None

@@ -1,7 +1,7 @@
-"""The token list of llama-server's slot files, where it is a packed one.
+"""The packed token list of llama-server's slot files.
 
-Since August 2026 llama-server does not write a prompt as the token list of a sequence file, but
-packs it into one: a list that starts with -1, which is no token. It can hold images and sounds.
+A slot file is a sequence file. Since August 2026 llama-server packs the prompt into its token list:
+such a list starts with -1, which is not a token, and can hold images and sounds.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from .._io import Buffer
 
 NULL_TOKEN = -1
-"""Starts a packed list; in it, stands for a token of an image or a sound."""
+"""The first word of a packed list. In its tokens: a token of an image or a sound."""
 
 _VERSION = 1
 _WORD = 4
-_CHUNK_VERSIONS = (1, 2)  # they differ behind what is read here
+_CHUNK_VERSIONS = (1, 2)  # they differ only in what is not read here
 _CHUNK_KINDS: dict[int, Literal["image", "audio"]] = {1: "image", 2: "audio"}
 _CHUNK_HEAD = Struct("<QIQ")
 _IMAGE_HEAD = Struct("<5IQ")
@@ -35,16 +35,16 @@ _MAX_ID_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class MediaChunk:
-    """An image or a sound in a prompt. Its pixels or samples are in no slot file.
+    """An image or a sound in a prompt. Slot files do not hold its pixels or samples.
 
     Attributes:
         start: Index of its first token.
-        n_tokens: Tokens that stand for it.
+        n_tokens: Number of its tokens.
         offset: Where its description starts, in bytes from the start of the packed list.
         nbytes: Length of the description.
         kind: "image" or "audio"; None for a description of an unknown version.
-        grid: Columns and rows of tokens of an image; None where not known.
-        id: What llama-server knows it by, a hash of its content; None where not known.
+        grid: Columns and rows of tokens of an image; None if not known.
+        id: llama-server's name for it, a hash of its content; None if not known.
     """
 
     start: int
@@ -61,9 +61,9 @@ class SlotTokens:
     """The prompt of a slot.
 
     Attributes:
-        version: Of the packed list.
-        tokens: The prompt's tokens, -1 where an image or a sound stands.
-        media: Those, in order.
+        version: Version of the packed list.
+        tokens: The tokens of the prompt; -1 for each token of an image or a sound.
+        media: The images and sounds, in order.
     """
 
     version: int
@@ -72,7 +72,7 @@ class SlotTokens:
 
 
 def is_packed(tokens: Sequence[int]) -> bool:
-    """Tell whether the token list of a sequence file is a packed one."""
+    """Return whether the token list of a sequence file is a packed one."""
     return len(tokens) > 0 and tokens[0] == NULL_TOKEN
 
 
@@ -97,7 +97,7 @@ def parse_slot_tokens(data: Buffer) -> SlotTokens:
     _check_starts(tokens, starts, offset=2 * _WORD)
     media = tuple(_read_chunks(cursor, starts, _lengths(tokens, starts)))
     if cursor.end - cursor.at >= _WORD or any(cursor.view[cursor.at :]):
-        raise FormatError("bytes behind a packed token list", offset=cursor.at)
+        raise FormatError("bytes after a packed token list", offset=cursor.at)
     return SlotTokens(version, tokens, media)
 
 
@@ -110,21 +110,23 @@ def _read_words(cursor: Cursor, typecode: Literal["i", "I"], what: str) -> array
 
 
 def _check_starts(tokens: array[int], starts: array[int], *, offset: int) -> None:
-    """Raise FormatError unless each run of -1 starts with a chunk, and chunks are in order."""
+    """Raise FormatError unless chunks are in order and every run of -1 starts with one."""
     if any(a >= b for a, b in pairwise(starts)):
         raise FormatError("media of a packed token list are not in order", offset=offset)
     if any(start >= len(tokens) or tokens[start] != NULL_TOKEN for start in starts):
-        raise FormatError("media of a packed token list stand at no media token", offset=offset)
-    known = set(starts)
+        raise FormatError(
+            "media of a packed token list do not start at a media token", offset=offset
+        )
+    chunk_starts = set(starts)
     for index, token in enumerate(tokens):
-        if token >= 0 or index in known:
+        if token >= 0 or index in chunk_starts:
             continue
         if token != NULL_TOKEN or index == 0 or tokens[index - 1] != NULL_TOKEN:
             raise FormatError(f"token {token} in a packed token list", offset=offset)
 
 
 def _lengths(tokens: array[int], starts: array[int]) -> list[int]:
-    """Return how many tokens each chunk has: up to the next chunk or the next text."""
+    """Return the number of tokens of each chunk: it ends at the next chunk or text token."""
     lengths = []
     for start, limit in zip(starts, [*starts[1:], len(tokens)], strict=False):
         end = start
@@ -147,9 +149,9 @@ def _read_chunks(cursor: Cursor, starts: array[int], lengths: list[int]) -> Iter
 def _describe(
     chunk: Cursor,
 ) -> tuple[Literal["image", "audio"] | None, tuple[int, int] | None, str | None]:
-    """Return kind, grid and id of a media chunk, None for each that cannot be told.
+    """Return kind, grid and id of a media chunk, None for each that cannot be read.
 
-    Only the start of a chunk is read: what follows it serves the encoder of llama.cpp.
+    Only the start of a chunk is read: the rest is for the encoder of llama.cpp.
     """
     try:
         version, kind_id, n_text = chunk.read(_CHUNK_HEAD, "media chunk")

@@ -1,4 +1,4 @@
-"""Which positions a sequence will have after a restore, and how far it can be cut back."""
+"""The positions that a sequence has after a restore, and how far it can be rewound."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Span(NamedTuple):
 
 
 NO_SPAN = Span(-1, -1)
-"""What llama.cpp reports of a sequence without cells."""
+"""What llama.cpp reports for a sequence without cells."""
 
 
 def owners(caches: Sequence[Cache]) -> tuple[int, ...]:
@@ -32,32 +32,32 @@ def positions(cache: Cache, seq_id: int) -> list[int]:
 
 def span(cache: Cache, seq_id: int) -> Span:
     """Return the smallest and the largest position of a sequence in *cache*."""
-    # Not by way of positions(): a list of them would cost more than the two searches.
-    found = [own for cells in cache.cells if len(own := cells.positions_of(seq_id))]
-    return Span(min(map(min, found)), max(map(max, found))) if found else NO_SPAN
+    # Without positions(): a list of them would cost more than the two searches.
+    streams = [held for cells in cache.cells if len(held := cells.positions_of(seq_id))]
+    return Span(min(map(min, streams)), max(map(max, streams))) if streams else NO_SPAN
 
 
-def answered(caches: Sequence[Cache], traits: Traits, seq_id: int) -> Span:
-    """Return what ``llama_memory_seq_pos_min`` and ``_max`` will say of a sequence.
+def reported(caches: Sequence[Cache], traits: Traits, seq_id: int) -> Span:
+    """Return what ``llama_memory_seq_pos_min`` and ``_max`` report for a sequence.
 
-    Memory of several caches holds only what all of them hold.
+    Memory of several caches reports the positions that all of them hold.
     """
-    asked = {sub_cache.name for sub_cache in sub_caches(traits.module) if sub_cache.answers}
-    spans = [span(cache, seq_id) for cache in caches if cache.name in asked]
+    names = {sub_cache.name for sub_cache in sub_caches(traits.module) if sub_cache.reports}
+    spans = [span(cache, seq_id) for cache in caches if cache.name in names]
     if not spans:
         return NO_SPAN
     return Span(max(span.first for span in spans), min(span.last for span in spans))
 
 
 def rewind_min(caches: Sequence[Cache], traits: Traits, seq_id: int) -> int:
-    """Return what :meth:`Traits.rewind_min` estimates, exactly: from the cells themselves."""
-    low, high = answered(caches, traits, seq_id)
+    """Return the exact value of what :meth:`Traits.rewind_min` estimates, from the cells."""
+    low, high = reported(caches, traits, seq_id)
     by_name = {cache.name: cache for cache in caches}
     base = by_name.get("base") or by_name.get("mla")
     if not traits.windowed or base is None:
         return traits.rewind_min(low, high)
-    everything = positions(base, seq_id)
-    missing = set(everything).difference(positions(by_name["swa"], seq_id))
+    held = positions(base, seq_id)
+    missing = set(held).difference(positions(by_name["swa"], seq_id))
     if missing:
         return traits.rewind_past(max(missing), high)
-    return min(everything, default=0)
+    return min(held, default=0)

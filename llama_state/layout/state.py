@@ -13,23 +13,23 @@ from .spans import Span
 from .traits import Module, Traits
 
 
-# Without slots: what is computed from the fields is kept beside them, since a restore asks for it
-# several times.
+# Without slots, which cached_property does not work with: a restore reads these several times.
 @dataclass(frozen=True)
 class Layout:
-    """What a state holds, and where. It refers to no byte of the state.
+    """What a state holds, and where. It keeps no reference to the bytes.
 
     Attributes:
         kind: "whole" or "sequence".
         version: Session version.
         traits: How the state was read.
-        arch: The architecture that it names; None for a sequence: those name none.
-        source: The sequence that was saved; None for a whole context, and where neither
-            head nor cells tell.
-        partial: Read as saved with the flag PARTIAL_ONLY.
+        arch: The architecture that it names; None for a sequence, which names none.
+        source: The sequence that was saved; None for a whole context, and if neither the head nor
+            the cells name it.
+        partial: Whether it was read as one saved with the flag PARTIAL_ONLY.
         caches: Its sub-caches, in order.
         nbytes: Length of the state.
-        alternatives: Other traits with which it reads as well: these bytes do not tell.
+        alternatives: Other traits with which it reads to another description: the bytes alone
+            do not decide which is right.
     """
 
     kind: Kind
@@ -51,30 +51,30 @@ class Layout:
     def sequences(self) -> tuple[int, ...]:
         """The ids of all sequences that own a cell, increasing.
 
-        :data:`UNKNOWN_ID` stands for the one of a sequence state that does not tell.
+        :data:`UNKNOWN_ID` stands for the sequence of a state that does not name it.
         """
         return _spans.owners(self.caches)
 
     @cached_property
     def spans(self) -> dict[int, Span]:
         """Sequence id -> its positions, as llama.cpp reports after a restore."""
-        return {i: _spans.answered(self.caches, self.traits, i) for i in self.sequences}
+        return {i: _spans.reported(self.caches, self.traits, i) for i in self.sequences}
 
     @property
     def base_spans(self) -> dict[int, Span]:
-        """Sequence id -> its positions in the first cache, which omits none."""
+        """Sequence id -> its positions in the first cache, which has them all."""
         return {i: _spans.span(self.caches[0], i) for i in self.sequences}
 
     @cached_property
     def geometry(self) -> Geometry:
-        """The settings of the context that it was saved from, as far as it records them."""
+        """The settings of the context that it was saved from, those that it records."""
         return Geometry(self.arch, self.module, tuple(map(geometry_of, self.caches)))
 
     @cached_property
     def cells_needed(self) -> dict[str, tuple[int, ...]]:
-        """Cache name -> the cells that it must have room for, one number a stream.
+        """Cache name -> the cells that each of its streams needs.
 
-        A compressed cache of deepseek4 needs that many rows in each stream.
+        For a compressed cache of deepseek4: rows.
         """
         return {
             cache.name: (cache.n_rows,) * cache.n_stream
@@ -84,10 +84,10 @@ class Layout:
         }
 
     def rewind_min(self, seq_id: int) -> int:
-        """Return the smallest position to which *seq_id* can truthfully be cut back.
+        """Return the smallest position from which *seq_id* can be decoded again after a restore.
 
-        Tokens decoded from there on, after the restore, see all that they would have seen
-        the first time. It is the next position to decode where nothing can be cut off, and 0
-        for a sequence without cells.
+        Tokens decoded from there on attend to all that they would have attended to the first
+        time. It is the next position if nothing can be removed, and 0 for a sequence without
+        cells.
         """
         return _spans.rewind_min(self.caches, self.traits, seq_id)

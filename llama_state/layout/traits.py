@@ -1,4 +1,4 @@
-"""What a model decides about the layout of its states and a state does not record."""
+"""What the model decides about the layout of its states, and the states do not record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Module = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What a sliding-window layer still attends to.
+    """The positions that a sliding-window layer attends to.
 
     Attributes:
         kind: "standard": the last *size* positions. "chunked": positions of the same
@@ -37,7 +37,7 @@ class Window:
     size: int
 
     def first_after(self, missing: int) -> int:
-        """Return the smallest position whose window does not reach back to *missing*."""
+        """Return the first position after *missing* whose window does not include *missing*."""
         if self.kind == "standard":
             return missing + self.size
         return (missing // self.size + 1) * self.size
@@ -45,17 +45,17 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """One way in which the states of a model can be laid out.
+    """A layout that the states of a model can have.
 
     Attributes:
-        arch: The GGUF's ``general.architecture``; "" where not known.
+        arch: The GGUF's ``general.architecture``; "" if not known.
         module: The kind of memory.
-        k_only: The attention caches store no V. Caches of which this is true in any
-            model (those of dsa and dsv4, the indexer of hybrid-idx) do not depend on it.
-        ext: Cells carry 2-D positions (M-RoPE); indexer caches do not.
-        ple: The model has n-gram embeddings: every cell, of indexer caches too, carries what
-            *ext* says, and recurrent layers may have n-gram states.
-        window: The window of the "swa" cache; None where there is none or it is not known.
+        k_only: Whether the attention caches store no V. The caches of dsa and dsv4, and the
+            indexer cache of hybrid-idx, store none in any model.
+        ext: Whether cells carry 2-D positions (M-RoPE); those of indexer caches never do.
+        ple: Whether the model has n-gram embeddings. If so, every cell carries what *ext* adds,
+            of indexer caches too, and recurrent layers can have n-gram states.
+        window: The window of the "swa" cache; None if there is none or it is not known.
     """
 
     arch: str
@@ -66,17 +66,17 @@ class Traits:
     window: Window | None = None
 
     def rewind_min(self, low: int, high: int) -> int:
-        """Return the smallest position to which a sequence can truthfully be cut back.
+        """Return the smallest position from which a sequence can be decoded again.
 
-        That is: from which tokens decoded anew see all that they saw the first time. Where a
-        windowed cache begins at *low* > 0, what came before may be missing from it; a sequence
-        that really begins there can be cut back further than this says.
+        Tokens decoded from there on attend to all that they attended to the first time. This is
+        an estimate: of a windowed cache that begins at *low* > 0 it assumes that earlier
+        positions were removed, also if the sequence really begins there.
 
         Args:
-            low: Smallest position of the sequence as llama.cpp reports it.
-            high: Largest one.
+            low: Smallest position of the sequence, as llama.cpp reports it.
+            high: Largest position.
         """
-        if self.module in _UNCUT:
+        if self.module in _WITHOUT_WINDOW:
             return max(low, 0)
         if not self.windowed:
             return high + 1
@@ -84,17 +84,17 @@ class Traits:
 
     @property
     def windowed(self) -> bool:
-        """True when it takes a window to say how far a sequence can be cut back."""
+        """Whether the window decides how far a sequence can be rewound."""
         return self.module in _WINDOWED
 
     def rewind_past(self, missing: int, high: int) -> int:
-        """Return :meth:`rewind_min` where *missing* is the last position that "swa" lacks."""
+        """Return :meth:`rewind_min`, given the last position that is *missing* from the window."""
         if self.window is None:
             return high + 1
         return min(self.window.first_after(missing), high + 1)
 
 
-_UNCUT = frozenset({"kv", "dsa", "msa", "none"})
+_WITHOUT_WINDOW = frozenset({"kv", "dsa", "msa", "none"})
 _WINDOWED = frozenset({"iswa", "dsa-iswa"})
 
 
@@ -103,16 +103,16 @@ class SubCache:
     """One sub-cache of a module.
 
     Attributes:
-        name: How this library calls it.
-        kind: Its grammar.
-        k_only: True: stores no V in any model. False: stores V in any model. None: the
+        name: Its name in this library.
+        kind: The grammar of its bytes.
+        k_only: True: stores no V in any model. False: stores V in every model. None: the
             model decides.
-        indexer: Its cells are not M-RoPE cells.
+        indexer: Whether its cells carry no M-RoPE positions.
         mirrors: The cache whose cell list it repeats.
-        within: The cache that has all its positions and possibly more.
-        partial: It is in partial states too.
-        optional: It may be missing at the end of a payload.
-        answers: llama.cpp asks it for the positions of a sequence.
+        within: The cache that has all its positions, and possibly more.
+        partial: Whether partial states hold it.
+        optional: Whether it can be missing at the end of a payload.
+        reports: Whether llama.cpp takes the positions of a sequence from it.
     """
 
     name: str
@@ -123,46 +123,46 @@ class SubCache:
     within: str | None = None
     partial: bool = True
     optional: bool = False
-    answers: bool = False
+    reports: bool = False
 
 
-_RECURRENT = SubCache("recurrent", "recurrent", answers=True)
+_RECURRENT = SubCache("recurrent", "recurrent", reports=True)
 
 SUB_CACHES: Mapping[Module, tuple[SubCache, ...]] = MappingProxyType(
     {
         "none": (),
-        "kv": (SubCache("kv", answers=True),),
-        "iswa": (SubCache("base", partial=False), SubCache("swa", within="base", answers=True)),
+        "kv": (SubCache("kv", reports=True),),
+        "iswa": (SubCache("base", partial=False), SubCache("swa", within="base", reports=True)),
         "recurrent": (_RECURRENT,),
-        "hybrid": (SubCache("attn", partial=False, answers=True), _RECURRENT),
+        "hybrid": (SubCache("attn", partial=False, reports=True), _RECURRENT),
         "hybrid-iswa": (
             SubCache("base", partial=False),
-            SubCache("swa", within="base", answers=True),
+            SubCache("swa", within="base", reports=True),
             _RECURRENT,
         ),
         "hybrid-idx": (
-            SubCache("attn", partial=False, answers=True),
+            SubCache("attn", partial=False, reports=True),
             _RECURRENT,
             SubCache(
                 "idx", k_only=True, indexer=True, mirrors="attn", partial=False, optional=True
             ),
         ),
         "dsa": (
-            SubCache("mla", k_only=True, answers=True),
+            SubCache("mla", k_only=True, reports=True),
             SubCache("lid", k_only=True, indexer=True, mirrors="mla"),
         ),
         "dsa-iswa": (
             SubCache("mla", k_only=True, partial=False),
             SubCache("lid", k_only=True, indexer=True, mirrors="mla", partial=False),
-            SubCache("swa", k_only=True, within="mla", answers=True),
+            SubCache("swa", k_only=True, within="mla", reports=True),
         ),
         "msa": (
-            SubCache("base", k_only=False, answers=True),
+            SubCache("base", k_only=False, reports=True),
             SubCache("idx", k_only=False, indexer=True, mirrors="base"),
         ),
         "dsv4": (
             SubCache("base", k_only=True, partial=False),
-            SubCache("swa", k_only=True, within="base", answers=True),
+            SubCache("swa", k_only=True, within="base", reports=True),
             SubCache("csa", "compressed", partial=False),
             SubCache("hca", "compressed", partial=False),
             SubCache("lid", "compressed", partial=False),
@@ -176,10 +176,10 @@ SUB_CACHES: Mapping[Module, tuple[SubCache, ...]] = MappingProxyType(
 
 
 def has_partial(module: Module) -> bool:
-    """Return whether a partial state of *module* is another than the full one."""
+    """Return whether a partial state of *module* differs from a full one."""
     return not all(sub_cache.partial for sub_cache in SUB_CACHES[module])
 
 
 def sub_caches(module: Module, *, partial: bool = False) -> tuple[SubCache, ...]:
-    """Return the sub-caches that a full, or a *partial*, state of *module* holds."""
+    """Return the sub-caches that a state of *module* holds, or a *partial* state."""
     return tuple(sub_cache for sub_cache in SUB_CACHES[module] if sub_cache.partial or not partial)

@@ -1,7 +1,7 @@
-"""Tools to test a model, a llama.cpp build, or a program of your own that keeps states.
+"""Tools to test a model, a llama.cpp build, or your own program that saves states.
 
-The hypothesis strategies are in :mod:`llama_state.testing.strategies`, which needs hypothesis;
-writing models needs gguf. Both come with the extra ``testing``.
+:mod:`llama_state.testing.strategies` needs hypothesis, and writing models needs gguf: install the
+extra ``testing``.
 """
 
 from __future__ import annotations

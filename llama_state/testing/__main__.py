@@ -1,4 +1,4 @@
-"""``python -m llama_state.testing MODEL.gguf``: does this model's state come back?"""
+"""``python -m llama_state.testing MODEL.gguf``: check that the model's states restore correctly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check a model and print the report.
 
     Returns:
-        0 where nothing differs, 1 where something does, 2 where nothing could be checked.
+        0 if everything is the same, 1 if something differs, 2 if nothing could be checked.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m llama_state.testing",
-        description="Save and restore a model's state in every way and compare what came back.",
+        description="Save and restore a model's state by every method and compare the results.",
     )
     parser.add_argument("model", metavar="MODEL.gguf", help="the model to check")
     parser.add_argument("--library", metavar="PATH", help="the libllama to check it with")

@@ -1,8 +1,8 @@
-"""Does a model's state come back? A check to run on any model, any llama.cpp and any back end.
+"""Check that states restore correctly: for any model, any llama.cpp and any back end.
 
-Every way to save and restore is gone from one context into another, which held something else.
-What arrived is compared with what left: its bytes, its positions, its tokens, and the logits that
-follow from it with those of a run that nothing interrupted.
+Every method to save and restore is used between two contexts, of which the second held something
+else. The result is compared with the original: bytes, positions, tokens, and the next logits, which
+must be those of a run without interruption.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["CONFIGURATIONS", "NMSE_LIMIT", "Report", "Row", "check_model", "nmse
 Outcome: TypeAlias = Literal["same", "differs", "error", "not available"]
 
 NMSE_LIMIT = 1e-5
-"""Logits agree below this, the bound of llama.cpp's own test."""
+"""The largest error at which logits count as equal: the bound of llama.cpp's own test."""
 
 _SEQUENCES: Mapping[str, Mapping[str, Any]] = {
     "1 sequence": {"n_seq_max": 1},
@@ -51,21 +51,21 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
     f"{sequences}, {cache}": {**_SEQUENCES[sequences], **_CACHES[cache]}
     for sequences, cache in itertools.product(_SEQUENCES, _CACHES)
 }
-"""Options for ``Model.context`` by the name that the report shows."""
+"""Name in the report -> options for ``Model.context``."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to save and restore, in one configuration.
+    """The result of one method to save and restore, in one configuration.
 
     Attributes:
-        configuration: The context's options, as the report names them.
+        configuration: Name of the context's options.
         function: The functions that were called.
         nbytes: Size of the state, or of the file.
         seconds: Time to save and to restore it.
         nmse: Normalized mean squared error of the next logits, the worst of all sequences.
-        outcome: "same", "differs", "error" or, where llama.cpp makes no such context,
-            "not available".
+        outcome: "same", "differs", "error" or, if llama.cpp cannot create such a context, "not
+            available".
         detail: What differs, or why there is no result.
     """
 
@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`check_model` found; ``str()`` of it is a table that fits 100 columns."""
+    """The result of :func:`check_model`; ``str()`` returns a table that fits 100 columns."""
 
     model: str
     library: str
@@ -88,18 +88,18 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether something was checked and nothing differs."""
+        """Whether at least one method was checked and none failed."""
         outcomes = {row.outcome for row in self.rows}
         return "same" in outcomes and outcomes <= {"same", "not available"}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON takes it."""
+        """Return the report as plain data, for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
     def __str__(self) -> str:
         head = _LINE.format("configuration", "function", "bytes", "ms", "nmse", "outcome")
-        count = Counter(row.outcome for row in self.rows)
-        foot = ", ".join(f"{number} {outcome}" for outcome, number in count.items())
+        counts = Counter(row.outcome for row in self.rows)
+        foot = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
         lines = itertools.chain.from_iterable(map(_lines, self.rows))
         return "\n".join([self.model, self.library, "", head, *lines, "", foot])
 
@@ -112,14 +112,14 @@ def check_model(
     configurations: Mapping[str, Mapping[str, Any]] = CONFIGURATIONS,
     seed: int = 0,
 ) -> Report:
-    """Check every way to save and restore the state of *model*.
+    """Check every method to save and restore the state of *model*.
 
     Args:
-        model: A model, or the path of one to open and close.
-        library: The llama.cpp to open a path with; None for the one that is found.
-        n_tokens: Tokens in the first sequence; take more than the model's attention window.
-        configurations: Options for ``Model.context`` by the name to show.
-        seed: Another seed gives other tokens.
+        model: A model, or the path of one.
+        library: The llama.cpp for a path; default: the one that ``load_library`` finds.
+        n_tokens: Tokens in the first sequence: more than the model's attention window.
+        configurations: Name in the report -> options for ``Model.context``.
+        seed: Seed of the tokens.
     """
     if not isinstance(model, Model):
         with Model(model, library) as opened:
@@ -135,17 +135,17 @@ def check_model(
 def round_trips(
     model: Model, options: Mapping[str, Any], *, name: str = "", n_tokens: int = 48, seed: int = 0
 ) -> Iterator[Row]:
-    """Go every way between two contexts of one configuration.
+    """Use every method to save and restore between two contexts of one configuration.
 
     Args:
         model: The model.
-        options: For ``Model.context``; ``n_ctx`` follows the tokens where it is not given.
-        name: What to call the configuration.
-        n_tokens: Tokens in the first sequence; each further one has one more.
-        seed: Another seed gives other tokens.
+        options: For ``Model.context``; the default of ``n_ctx`` is what the tokens need.
+        name: Name of the configuration.
+        n_tokens: Tokens in the first sequence; each further sequence has one more.
+        seed: Seed of the tokens.
 
     Yields:
-        A row for each way, or a single one where llama.cpp refuses the configuration.
+        A row for each method, or a single one if llama.cpp rejects the configuration.
     """
     n_seq = options.get("n_seq_max", 1)
     make = partial(model.context, **{"n_ctx": n_seq * (n_tokens + n_seq + _SPARE), **options})
@@ -155,24 +155,24 @@ def round_trips(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state"
         try:
-            filled = _uninterrupted(make, texts)
+            filled = _without_interruption(make, texts)
         except ModelLoadError as error:
             yield Row(name, outcome="not available", detail=(error.log or (str(error),))[0].strip())
             return
-        empty = _uninterrupted(make, [()] * n_seq)
-        for kept, ways in ((filled, _ways(n_seq)), (empty, _ways_of_nothing())):
+        empty = _without_interruption(make, [()] * n_seq)
+        for expected, methods in ((filled, _methods(n_seq)), (empty, _methods_for_empty())):
             with make() as source:
-                _fill(source, kept.texts)
-                for way in ways:
-                    before = kept.texts if way.in_place else others
+                _fill(source, expected.texts)
+                for method in methods:
+                    before = expected.texts if method.in_place else others
                     with make() as target:
                         _fill(target, before)
-                        trip = _Trip(way, kept, before, source, target, path)
-                        yield _go(trip, Row(name, way.function))
+                        trip = _Trip(method, expected, before, source, target, path)
+                        yield _run(trip, Row(name, method.function))
 
 
 def nmse(expected: memoryview[float], got: memoryview[float]) -> float:
-    """Return the squared error of *got*, relative to the squares of *expected*; 0.0 for equals."""
+    """Return the squared error of *got* relative to the squares of *expected*, 0.0 if equal."""
     if expected.tobytes() == got.tobytes():
         return 0.0
     squares = math.fsum(value * value for value in expected)
@@ -185,8 +185,8 @@ _NEXT_TOKEN = 1
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What a context holds, and what follows from it in a run that nothing interrupts.
+class _Expected:
+    """What a context holds, and the next logits of a run without interruption.
 
     Attributes:
         texts: The tokens of each sequence.
@@ -198,16 +198,16 @@ class _Kept:
 
 
 @dataclass(frozen=True)
-class _Way:
-    """How to go, and what to expect.
+class _Method:
+    """A method to save and restore.
 
     Attributes:
-        function: The functions that it calls, as the report names them.
-        call: Go; return what was restored, or None where the functions do not tell.
-        whole: Whether all sequences go, or the first one only.
-        dest: The id that the first sequence gets, where it goes alone.
-        tokens: Whether the tokens of the first sequence go along.
-        in_place: Whether the target holds the same as the source, and goes back to it.
+        function: Name in the report: the functions that it calls.
+        call: Saves and restores. Returns what was restored, None if the functions do not tell.
+        whole: Whether it saves all sequences, or only the first.
+        dest: The id that the first sequence gets, if only that is saved.
+        tokens: Whether it saves the tokens of the first sequence too.
+        in_place: Whether source and target hold the same before: the target is rolled back.
     """
 
     function: str
@@ -220,10 +220,10 @@ class _Way:
 
 @dataclass(frozen=True)
 class _Trip:
-    """A *way* from *source*, which holds *kept*, to *target*, which holds *before*."""
+    """A round trip by *method* from *source*, which holds *expected*, to *target* (*before*)."""
 
-    way: _Way
-    kept: _Kept
+    method: _Method
+    expected: _Expected
     before: Sequence[Sequence[int]]
     source: Context
     target: Context
@@ -231,18 +231,18 @@ class _Trip:
 
     @property
     def tokens(self) -> Sequence[int]:
-        """The tokens that a file takes along."""
-        return self.kept.texts[0] if self.way.tokens else ()
+        """The tokens that are saved with the state."""
+        return self.expected.texts[0] if self.method.tokens else ()
 
     @property
     def arriving(self) -> Mapping[int, Sequence[int]]:
-        """The tokens of the sequences that go, by the id that they get."""
-        texts = self.kept.texts
-        return dict(enumerate(texts)) if self.way.whole else {self.way.dest: texts[0]}
+        """Sequence id in the target -> the tokens of each sequence that is restored."""
+        texts = self.expected.texts
+        return dict(enumerate(texts)) if self.method.whole else {self.method.dest: texts[0]}
 
 
 class _Abandon(Exception):
-    """Leave a savepoint."""
+    """Raised to leave a savepoint."""
 
 
 def _snapshot(trip: _Trip) -> Restored:
@@ -259,12 +259,12 @@ def _save(trip: _Trip) -> Restored:
 
 
 def _seq_snapshot(trip: _Trip) -> Restored:
-    return trip.target.seq_restore(trip.source.seq_snapshot(), trip.way.dest)
+    return trip.target.seq_restore(trip.source.seq_snapshot(), trip.method.dest)
 
 
 def _seq_save(trip: _Trip) -> Restored:
     trip.source.seq_save_state(trip.path, tokens=trip.tokens, durable=False)
-    return trip.target.seq_load_state(trip.path, trip.way.dest)
+    return trip.target.seq_load_state(trip.path, trip.method.dest)
 
 
 def _checkpoint(trip: _Trip) -> Restored:
@@ -272,7 +272,7 @@ def _checkpoint(trip: _Trip) -> Restored:
 
 
 def _seq_checkpoint(trip: _Trip) -> Restored:
-    return trip.target.resume(trip.source.checkpoint(0, trip.tokens), trip.way.dest)
+    return trip.target.resume(trip.source.checkpoint(0, trip.tokens), trip.method.dest)
 
 
 def _savepoint(trip: _Trip) -> None:
@@ -284,55 +284,57 @@ def _savepoint(trip: _Trip) -> None:
         return
 
 
-_WHOLE = _Way("snapshot/restore", _snapshot)
-_WHOLE_FILE = _Way("save_state/load_state", _save, tokens=True)
-_ONE = _Way("seq_snapshot/seq_restore", _seq_snapshot, whole=False)
-_ONE_FILE = _Way("seq_save_state/seq_load_state", _seq_save, whole=False)
+_WHOLE = _Method("snapshot/restore", _snapshot)
+_WHOLE_FILE = _Method("save_state/load_state", _save, tokens=True)
+_ONE = _Method("seq_snapshot/seq_restore", _seq_snapshot, whole=False)
+_ONE_FILE = _Method("seq_save_state/seq_load_state", _seq_save, whole=False)
 
 
-def _ways(n_seq: int) -> Iterator[_Way]:
-    """Yield every way that there is between contexts of *n_seq* sequences."""
-    yield from (_WHOLE, _Way("snapshot(out=)/restore", _snapshot_out), _WHOLE_FILE)
+def _methods(n_seq: int) -> Iterator[_Method]:
+    """Yield all methods for contexts of *n_seq* sequences."""
+    yield from (_WHOLE, _Method("snapshot(out=)/restore", _snapshot_out), _WHOLE_FILE)
     yield from (_ONE, _ONE_FILE, replace(_ONE_FILE, function="seq_save_state, tokens", tokens=True))
     if n_seq > 1:
         yield replace(_ONE, function="seq_restore, other id", dest=n_seq - 1)
         yield replace(_ONE_FILE, function="seq_load_state, other id", dest=n_seq - 1)
-    yield _Way("checkpoint/resume", _checkpoint, tokens=True)
-    yield _Way("checkpoint(0)/resume", _seq_checkpoint, whole=False, dest=n_seq - 1, tokens=True)
-    yield _Way("savepoint", _savepoint, in_place=True)
+    yield _Method("checkpoint/resume", _checkpoint, tokens=True)
+    yield _Method("checkpoint(0)/resume", _seq_checkpoint, whole=False, dest=n_seq - 1, tokens=True)
+    yield _Method("savepoint", _savepoint, in_place=True)
 
 
-def _ways_of_nothing() -> Iterator[_Way]:
-    """Yield the ways to go from an empty context."""
-    for way in (_WHOLE, _WHOLE_FILE, _ONE, _ONE_FILE):
-        yield replace(way, function=f"empty {way.function}")
+def _methods_for_empty() -> Iterator[_Method]:
+    """Yield the methods to use for an empty context."""
+    for method in (_WHOLE, _WHOLE_FILE, _ONE, _ONE_FILE):
+        yield replace(method, function=f"empty {method.function}")
 
 
-def _go(trip: _Trip, row: Row) -> Row:
-    """Go, and return *row* with what came of it."""
+def _run(trip: _Trip, row: Row) -> Row:
+    """Make a round trip; return *row* with its result."""
     try:
         started = time.perf_counter()
-        restored = trip.way.call(trip)
+        restored = trip.method.call(trip)
         seconds = time.perf_counter() - started
         nbytes = restored.nbytes if restored else trip.target.state_size()
         row = replace(row, nbytes=nbytes, seconds=seconds)
-        found = [*_differences(trip, restored)]
-        # Sequences are gone through in order, so the first of them all is the one that goes alone.
-        error = max(map(nmse, trip.kept.logits, _next_logits(trip.target, trip.arriving)))
-    except StateError as refused:
-        return replace(row, outcome="error", detail=f"{type(refused).__name__}: {refused}")
+        differences = [*_differences(trip, restored)]
+        # A sequence that is saved alone is the first one, and so are its expected logits.
+        error = max(map(nmse, trip.expected.logits, _next_logits(trip.target, trip.arriving)))
+    except StateError as state_error:
+        detail = f"{type(state_error).__name__}: {state_error}"
+        return replace(row, outcome="error", detail=detail)
     if not error < NMSE_LIMIT:
-        found.append(f"logits: error {error:.1e}, not below {NMSE_LIMIT:.0e}")
-    return replace(row, nmse=error, outcome="differs" if found else "same", detail="; ".join(found))
+        differences.append(f"logits: error {error:.1e}, not below {NMSE_LIMIT:.0e}")
+    outcome: Outcome = "differs" if differences else "same"
+    return replace(row, nmse=error, outcome=outcome, detail="; ".join(differences))
 
 
 def _differences(trip: _Trip, restored: Restored | None) -> Iterator[str]:
-    """Yield what is not as it was, other than the logits."""
+    """Yield the differences between source and target, except those of the logits."""
     arriving = {seq_id: len(text) for seq_id, text in trip.arriving.items()}
     expected = {**{seq_id: len(text) for seq_id, text in enumerate(trip.before)}, **arriving}
-    found = {seq_id: trip.target.n_past(seq_id) for seq_id in expected}
-    if found != expected:
-        yield f"positions: {found} instead of {expected}"
+    actual = {seq_id: trip.target.n_past(seq_id) for seq_id in expected}
+    if actual != expected:
+        yield f"positions: {actual} instead of {expected}"
     if restored is not None:
         reported = {seq_id: span.n_past for seq_id, span in restored.sequences.items()}
         if reported != {seq_id: length for seq_id, length in arriving.items() if length}:
@@ -341,25 +343,25 @@ def _differences(trip: _Trip, restored: Restored | None) -> Iterator[str]:
             yield f"tokens: {len(restored.tokens)}, not the {len(trip.tokens)} that were saved"
     saved, again = (_bytes(trip, context) for context in (trip.source, trip.target))
     if again != saved:
-        yield f"bytes: saved again they are others ({len(saved)} before, {len(again)} now)"
+        yield f"bytes: other ones when saved again ({len(saved)} before, {len(again)} now)"
 
 
 def _bytes(trip: _Trip, context: Context) -> bytes:
-    """Return what went, or what arrived, as llama.cpp saves it."""
-    if trip.way.whole:
+    """Return the state that was saved, or restored, as llama.cpp saves it from *context*."""
+    if trip.method.whole:
         return context.snapshot()
-    if context is trip.target and trip.way.dest != 0:
-        # The id is among the bytes: bring the sequence back to the one that it had.
-        context.seq_restore(context.seq_snapshot(trip.way.dest), 0)
+    if context is trip.target and trip.method.dest != 0:
+        # The bytes contain the id: copy the sequence to the one that it had.
+        context.seq_restore(context.seq_snapshot(trip.method.dest), 0)
     context.seq_save_state(trip.path, 0, durable=False)
     return trip.path.read_bytes()
 
 
-def _uninterrupted(make: Callable[[], Context], texts: Sequence[Sequence[int]]) -> _Kept:
-    """Decode *texts* and go on by one token each."""
+def _without_interruption(make: Callable[[], Context], texts: Sequence[Sequence[int]]) -> _Expected:
+    """Decode *texts* and one more token in each; return the expected logits."""
     with make() as context:
         _fill(context, texts)
-        return _Kept(texts, _next_logits(context, range(len(texts))))
+        return _Expected(texts, _next_logits(context, range(len(texts))))
 
 
 def _fill(context: Context, texts: Sequence[Sequence[int]]) -> None:
@@ -368,7 +370,7 @@ def _fill(context: Context, texts: Sequence[Sequence[int]]) -> None:
 
 
 def _next_logits(context: Context, seq_ids: Iterable[int]) -> list[memoryview[float]]:
-    """Decode one token more in each sequence; return the logits after each."""
+    """Decode one more token in each sequence; return the logits after each."""
     logits = []
     for seq_id in seq_ids:
         context.decode([_NEXT_TOKEN], seq_id)
@@ -384,7 +386,7 @@ _LINE = "{:<24} {:<35} {:>11} {:>8} {:>7} {}"
 
 
 def _lines(row: Row) -> Iterator[str]:
-    """Yield *row* as lines of a table."""
+    """Yield the lines of a row in the table."""
     if row.outcome == "not available":
         yield f"{row.configuration:<24} {row.outcome}"
     else:

@@ -1,8 +1,8 @@
 """Write tiny GGUF models with random weights: one for every kind of memory in llama.cpp.
 
-A model here is data: typed GGUF keys and a table of tensor shapes. The files in ``specs`` hold
-one for each kind. A weight depends on the kind, the seed and the name of its tensor only, and is
-made of integers, so that a model has the same bytes on every machine.
+The files in ``specs`` describe a model of each kind: typed GGUF keys and a table of tensor shapes.
+A weight depends only on the kind, the seed and the name of its tensor, and is computed from
+integers, so that a model has the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class _Spec:
     tensors: Mapping[str, tuple[int, ...]]
 
     def full_key(self, key: str) -> str:
-        """Return *key* with the architecture before it, where it needs one and has none."""
+        """Return *key* with the architecture before it, if it needs one and has none."""
         arch = self.kv["general.architecture"][1]
         return key if key.startswith((f"{arch}.", "general.", "tokenizer.")) else f"{arch}.{key}"
 
     def number(self, key: str) -> int:
-        """Return the integer that the model holds for *key*."""
+        """Return the value of *key*, an integer."""
         return int(self.kv[self.full_key(key)][1])
 
 
@@ -66,17 +66,16 @@ def write_model(
     text: bool = False,
     overrides: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write the tiny model of one *kind*.
+    """Write a tiny model.
 
     Args:
         path: The file to write.
         kind: One of ``KINDS``.
-        seed: Another seed gives other weights.
+        seed: Seed of the weights.
         text: Give the model a tokenizer of bytes (260 tokens) and a chat template.
         overrides: GGUF keys to set, with or without the architecture before them, such as
-            ``{"attention.sliding_window": 16}``. Tensors follow "block_count", where the last
-            layer is the one that is repeated, and "vocab_size"; other keys must fit them as
-            they are.
+            ``{"attention.sliding_window": 16}``. The tensors are adapted to "block_count", by
+            repeating the last layer, and to "vocab_size". Other keys must fit the tensors.
 
     Returns:
         *path*.
@@ -100,16 +99,16 @@ def write_benchmark_model(
     seed: int = 0,
     text: bool = False,
 ) -> Path:
-    """Write a llama model with much memory for a token and little to compute.
+    """Write a llama model with a large state for each token and little to compute.
 
     Args:
         path: The file to write.
         n_layer: Layers.
         n_head_kv: Heads of keys and values in a layer; as many attend.
-        head_dim: Numbers in a head. The defaults make 128 KiB of f16 state for a token.
+        head_dim: Values in a head. With the defaults, a token has 128 KiB of f16 state.
         n_embd: Width of the model outside its attention.
-        n_ctx: Tokens that the model says it was trained for.
-        seed: Another seed gives other weights.
+        n_ctx: The context length that the model was trained with, as its keys say.
+        seed: Seed of the weights.
         text: Give the model a tokenizer of bytes (260 tokens) and a chat template.
 
     Returns:
@@ -128,7 +127,7 @@ def write_probe(path: StrPath) -> Path:
 
 def _load(kind: str) -> _Spec:
     if kind not in KINDS:
-        raise ValueError(f"no model of kind {kind!r}; there are {', '.join(KINDS)}")
+        raise ValueError(f"no model of kind {kind!r}; the kinds are {', '.join(KINDS)}")
     data = json.loads((_SPECS / f"{kind}.json").read_text(encoding="utf-8"))
     kv = {key: (kind_of, value) for key, (kind_of, value) in data["kv"].items()}
     return _Spec(kind, kv, {name: tuple(shape) for name, shape in data["tensors"].items()})
@@ -137,7 +136,7 @@ def _load(kind: str) -> _Spec:
 def _llama(
     name: str, n_layer: int, n_head: int, head_dim: int, *, n_embd: int, n_vocab: int, n_ctx: int
 ) -> _Spec:
-    """Return a llama model of the given measures, its feed-forward part as wide as the rest."""
+    """Return a llama model of the given size, with a feed-forward part as wide as the rest."""
     n_attn = n_head * head_dim
     keys = {
         "vocab_size": n_vocab,
@@ -175,9 +174,9 @@ def _llama(
 
 
 def _text_keys() -> dict[str, object]:
-    """Return the keys of a tokenizer with a token for every byte, three for control, one for space.
+    """Return the keys of a tokenizer: three control tokens, one for each byte, one for space.
 
-    A space is U+2581 to this kind of tokenizer; without a token of its own it would not come back.
+    This kind of tokenizer turns a space into U+2581, which needs a token to be turned back.
     """
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
     return {
@@ -194,7 +193,7 @@ def _text_keys() -> dict[str, object]:
 
 
 def _with_keys(spec: _Spec, values: Mapping[str, object]) -> _Spec:
-    """Return *spec* with other keys, and with the layers and the vocabulary that they ask for."""
+    """Return *spec* with other keys, its tensors adapted to their layers and vocabulary."""
     changed = _Spec(spec.name, {**spec.kv, **_typed(spec, values)}, {})
     before = spec.number("block_count")
     sources = [min(layer, before - 1) for layer in range(changed.number("block_count"))]
@@ -218,7 +217,7 @@ def _with_keys(spec: _Spec, values: Mapping[str, object]) -> _Spec:
 
 
 def _typed(spec: _Spec, values: Mapping[str, object]) -> dict[str, tuple[str, object]]:
-    """Return *values* by their full keys, with the type that *spec* has or the value's own."""
+    """Return *values* by full key, with the GGUF type that *spec* has or else the value's own."""
     typed = {}
     for key, value in values.items():
         name = spec.full_key(key)
@@ -229,7 +228,7 @@ def _typed(spec: _Spec, values: Mapping[str, object]) -> dict[str, tuple[str, ob
 
 
 def _type_name(value: object) -> str:
-    """Return the GGUF type that a Python value is written as."""
+    """Return the GGUF type for a Python value."""
     if isinstance(value, (list, tuple)):
         return "ARRAY[INT32]" if type(value[0]) is int else f"ARRAY[{_type_name(value[0])}]"
     names = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING"}
@@ -260,7 +259,7 @@ def _write(path: StrPath, spec: _Spec, seed: int) -> Path:
 
 
 def _weights(name: str, shape: tuple[int, ...], key: str) -> npt.NDArray[np.float32]:
-    """Return the tensor *name*: nearly normal, and safe where a model divides or takes powers."""
+    """Return the weights of a tensor: nearly normal, but positive or negative if they must be."""
     import numpy as np
 
     if name.endswith("scale"):
@@ -274,7 +273,7 @@ def _weights(name: str, shape: tuple[int, ...], key: str) -> npt.NDArray[np.floa
 
 
 def _random(count: int, key: str) -> npt.NDArray[np.float32]:
-    """Return *count* numbers about zero, each a sum of four 16-bit draws from the hash of *key*."""
+    """Return *count* numbers around zero: each is the sum of four 16-bit words of *key*'s hash."""
     import numpy as np
 
     stream = hashlib.shake_128(key.encode()).digest(8 * count)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: tokens, options of a context, histories of one, and damaged states."""
+"""Hypothesis strategies: tokens, context options, histories of a context, damaged states."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SeqRm(NamedTuple):
 
 
 class SeqCp(NamedTuple):
-    """Copy the sequence *src* to *dst*, which is empty."""
+    """Copy the sequence *src* to the empty sequence *dst*."""
 
     src: int
     dst: int
@@ -62,9 +62,9 @@ Contents: TypeAlias = "dict[int, dict[int, int]]"
 
 
 def replay(history: Iterable[Step]) -> Contents:
-    """Return what a context must hold after *history*: a token by position by sequence.
+    """Return what a context must hold after *history*: sequence id -> position -> token.
 
-    Sequences that hold nothing are left out.
+    Empty sequences are left out.
     """
     cells: Contents = {}
     for step in history:
@@ -75,7 +75,7 @@ def replay(history: Iterable[Step]) -> Contents:
 def token_runs(
     n_vocab: int, max_size: int, *, min_size: int = 1
 ) -> st.SearchStrategy[tuple[int, ...]]:
-    """Tokens of a vocabulary of *n_vocab*, *min_size* to *max_size* of them."""
+    """Return runs of *min_size* to *max_size* tokens of a vocabulary of *n_vocab*."""
     tokens = st.integers(0, n_vocab - 1)
     return st.lists(tokens, min_size=min_size, max_size=max_size).map(tuple)
 
@@ -84,9 +84,9 @@ def token_runs(
 def context_options(
     draw: st.DrawFn, *, max_seqs: int = 4, n_ctx: Sequence[int] = (256, 512, 1024)
 ) -> dict[str, Any]:
-    """Arguments for ``Model.context`` that llama.cpp takes for every kind of memory.
+    """Draw arguments for ``Model.context`` that llama.cpp accepts for every kind of memory.
 
-    Quantized values need flash attention, and latent attention needs one type for both.
+    Quantized values need flash attention, and latent attention needs the same type for K and V.
     """
     flash_attn = draw(st.sampled_from([None, False, True]))
     cache_type = draw(st.sampled_from(["f16", "bf16", "f32", *(["q8_0"] if flash_attn else [])]))
@@ -111,15 +111,15 @@ def histories(
     max_length: int = 64,
     cuts: bool = True,
 ) -> list[Step]:
-    """Steps that a context of *n_seqs* sequences can take one after the other.
+    """Draw steps that a context of *n_seqs* sequences can take one after the other.
 
     Args:
         draw: Given by hypothesis.
         n_vocab: Size of the model's vocabulary.
-        n_seqs: Sequences that take part, from id 0.
-        max_steps: Steps at most.
-        max_run: Tokens of one decode at most.
-        max_length: No position reaches this; a context needs *n_seqs* times as many cells.
+        n_seqs: Number of sequences, from id 0.
+        max_steps: The most steps.
+        max_run: The most tokens of one decode.
+        max_length: The most tokens of a sequence; a context needs *n_seqs* times as many cells.
         cuts: Also remove parts of a sequence, which recurrent memory cannot do.
     """
     history: list[Step] = []
@@ -132,15 +132,15 @@ def histories(
 
 
 def damaged(blob: bytes) -> st.SearchStrategy[bytes]:
-    """*blob*, not empty, with one kind of damage; never *blob* itself."""
+    """Return *blob*, which must not be empty, with one kind of damage; never *blob* itself."""
     kinds = [bit_flips(blob), truncations(blob), extensions(blob), splices(blob)]
     if len(blob) >= _WORD.size:
         kinds.append(word_edits(blob))
-    return st.one_of(kinds).filter(lambda damage: damage != blob)
+    return st.one_of(kinds).filter(lambda result: result != blob)
 
 
 def bit_flips(blob: bytes, *, max_flips: int = 8) -> st.SearchStrategy[bytes]:
-    """*blob* with one bit or several turned."""
+    """Return *blob* with one or more bits flipped."""
     flips = st.tuples(_offsets(len(blob)), st.integers(0, 7))
 
     def flip(places: list[tuple[int, int]]) -> bytes:
@@ -153,17 +153,17 @@ def bit_flips(blob: bytes, *, max_flips: int = 8) -> st.SearchStrategy[bytes]:
 
 
 def truncations(blob: bytes) -> st.SearchStrategy[bytes]:
-    """*blob* without its end."""
+    """Return *blob* without its end."""
     return _offsets(len(blob)).map(lambda end: blob[:end])
 
 
 def extensions(blob: bytes, *, max_size: int = 64) -> st.SearchStrategy[bytes]:
-    """*blob* with more behind its end."""
+    """Return *blob* with more bytes after its end."""
     return st.binary(min_size=1, max_size=max_size).map(lambda tail: blob + tail)
 
 
 def splices(blob: bytes) -> st.SearchStrategy[bytes]:
-    """*blob* with one piece of it copied over another, or put before it, or left out."""
+    """Return *blob* with a piece copied over another, inserted elsewhere, or left out."""
     ends = st.integers(0, len(blob))
 
     def splice(source: tuple[int, int], target: tuple[int, int]) -> bytes:
@@ -174,7 +174,7 @@ def splices(blob: bytes) -> st.SearchStrategy[bytes]:
 
 
 def word_edits(blob: bytes) -> st.SearchStrategy[bytes]:
-    """*blob* with one 32-bit word, at any byte, set to a number that is likely to hurt."""
+    """Return *blob* with a 32-bit word at any byte set to a number that is likely to do harm."""
 
     def edit(offset: int, change: int, absolute: bool) -> bytes:
         (word,) = _WORD.unpack_from(blob, offset)
@@ -191,7 +191,7 @@ _HEAD = 64
 
 
 def _offsets(count: int) -> st.SearchStrategy[int]:
-    """Return offsets below *count*; the head, which is all structure, is as likely as the rest."""
+    """Return offsets below *count*: half of them in the head, which is all structure."""
     return st.integers(0, min(count, _HEAD) - 1) | st.integers(0, count - 1)
 
 
@@ -217,7 +217,7 @@ def _apply(step: Step, cells: Contents) -> None:
 def _steps(
     cells: Contents, n_vocab: int, n_seqs: int, max_run: int, max_length: int, cuts: bool
 ) -> st.SearchStrategy[Step]:
-    """Return the steps that are possible where *cells* are held."""
+    """Return the steps that are possible for a context that holds *cells*."""
     every = range(n_seqs)
     held = [seq_id for seq_id in every if cells.get(seq_id)]
     empty = [seq_id for seq_id in every if not cells.get(seq_id)]
@@ -234,7 +234,7 @@ def _steps(
 
 
 def _removals(seq_id: int, length: int, cuts: bool) -> st.SearchStrategy[SeqRm]:
-    """Return removals of a whole sequence and, with *cuts*, of its tail or of a piece."""
+    """Return removals of a whole sequence and, with *cuts*, of its tail or a piece of it."""
     whole = st.just(SeqRm(seq_id))
     if not cuts:
         return whole

@@ -39,7 +39,7 @@ def made(state: State = SEQUENCE, **options: Any) -> Checkpoint:
 
 
 def file_of(state: State, tokens: tuple[int, ...] = (1, 2)) -> bytes:
-    """The native file of a state, by the grammar."""
+    """Build the native file of a state, by the grammar."""
     kind: layout.Kind = "whole" if state.seq is None else "sequence"
     version = state.version if kind == "whole" else layout.SEQUENCE_VERSION[state.version]
     skip = 0 if kind == "whole" or not layout.has_sequence_head(memoryview(state.blob())) else 8
@@ -239,7 +239,7 @@ def test_files(tmp_path: Path, mapped: bool, key: bytes | None) -> None:
 
 
 def test_a_mapped_file_that_is_written_to(tmp_path: Path) -> None:
-    """It was verified before; what it is now nobody knows."""
+    """It was verified before it changed."""
     path = tmp_path / "a.llst"
     made().save(path)
     mapped, read = Checkpoint.load(path), Checkpoint.load(path, mapped=False)
@@ -260,10 +260,10 @@ def large(fill: int = 0) -> Checkpoint:
     return Checkpoint(payload, kind="whole", session_version=11, fingerprint=PRINT)
 
 
-def told(
-    way: Callable[..., object], path: Path, stop_at: int | None = None
+def reports(
+    call: Callable[..., object], path: Path, stop_at: int | None = None
 ) -> list[tuple[int, int]]:
-    """The steps of a save or a load, which is stopped at one of them."""
+    """Return the progress reports of a save or a load, which is stopped at one of them."""
     steps: list[tuple[int, int]] = []
 
     def report(done: int, total: int) -> None:
@@ -272,25 +272,25 @@ def told(
             raise KeyError("stopped")
 
     if stop_at is None:
-        way(path, progress=report)
+        call(path, progress=report)
     else:
         with pytest.raises(KeyError, match="stopped"):
-            way(path, progress=report)
+            call(path, progress=report)
     return steps
 
 
 def test_progress(tmp_path: Path) -> None:
-    """Told in steps from nothing to all; what is raised at any of them changes nothing."""
+    """Reported in steps from nothing to all; an exception at any of them changes nothing."""
     path = tmp_path / "a.llst"
-    for way in (large().save, Checkpoint.load):
-        steps = told(way, path)
+    for call in (large().save, Checkpoint.load):
+        steps = reports(call, path)
         done, totals = [step[0] for step in steps], {step[1] for step in steps}
         assert done == sorted(done)
         assert totals == {done[-1]}
         assert len(steps) > 3
         before = path.read_bytes()
         for stop_at in range(len(steps)):
-            told(large(1).save if way is not Checkpoint.load else way, path, stop_at)
+            reports(large(1).save if call != Checkpoint.load else call, path, stop_at)
             assert path.read_bytes() == before
             assert [p.name for p in tmp_path.iterdir()] == ["a.llst"]
 

@@ -185,7 +185,7 @@ def test_many_chunks_are_verified_side_by_side() -> None:
     """Above some size threads share the work; the result is the same."""
     data = bytearray(packed(bytes(20 << 20), chunk=1 << 20))
     found = verified(data)
-    assert len(data) > container.ALONE
+    assert len(data) > container.ONE_THREAD
     data[found.parts[7].offset + 5] ^= 1
     assert list(open_container(data).damaged()) == [found.parts[7]]
 
@@ -203,7 +203,7 @@ def test_a_wrong_or_missing_key_is_refused_first() -> None:
 
 
 def test_authentication_cannot_be_stripped() -> None:
-    """Who asks for a key does not get what anybody may have written."""
+    """With a key, a container that is not authenticated is refused."""
     with pytest.raises(ChecksumError, match="not authenticated"):
         open_container(small(), key=KEY)
     # A stranger who knows the format, but not the key.
@@ -246,7 +246,7 @@ def test_short_keys(key: bytes) -> None:
 
 
 def signed(data: bytearray) -> bytearray:
-    """*data* with a table digest that is right, as a stranger would make it."""
+    """Return *data* with a correct table digest, as an attacker would."""
     from xxhash import xxh3_128_digest
 
     table = struct.unpack_from("<Q", data, len(data) - 48)[0]

@@ -224,7 +224,7 @@ SAVED = Fingerprint(
 
 
 def side(drop: str = "", **fields: str) -> Fingerprint:
-    """*SAVED* with other fields of the context, or without one."""
+    """Return *SAVED* with other fields of the context, or without one."""
     context = {name: text for name, text in SAVED.context.items() if name != drop}
     model = {name: text for name, text in SAVED.model.items() if name != drop}
     return Fingerprint(model, {**context, **fields})
@@ -249,8 +249,8 @@ def test_what_one_side_does_not_know_is_a_difference(name: str) -> None:
     assert SAVED.differences(lacking) == [Difference(name, value, "not recorded")]
     assert lacking.differences(SAVED) == [Difference(name, "not recorded", value)]
     assert lacking.differences(lacking) == []
-    told = Fingerprint(lacking.model, lacking.context, {name: "nobody said"})
-    assert SAVED.differences(told) == [Difference(name, value, "not known: nobody said")]
+    known = Fingerprint(lacking.model, lacking.context, {name: "not recorded here"})
+    assert SAVED.differences(known) == [Difference(name, value, "not known: not recorded here")]
 
 
 def test_one_reason_for_all_that_is_in_the_file() -> None:
@@ -273,10 +273,10 @@ def test_the_build_is_no_difference() -> None:
 
 def test_sums_are_compared_where_both_are_told() -> None:
     """Without a file they are all that tells sizes apart; with one they are not needed."""
-    told = [Fingerprint({"parameters": n}) for n in ("1", "2")]
-    assert told[0].differences(told[1]) == [("parameters", "1", "2")]
+    known = [Fingerprint({"parameters": n}) for n in ("1", "2")]
+    assert known[0].differences(known[1]) == [("parameters", "1", "2")]
     other = {"architecture": "llama"}
-    assert Fingerprint({**other, **told[0].model}).differences(Fingerprint(other)) == []
+    assert Fingerprint({**other, **known[0].model}).differences(Fingerprint(other)) == []
 
 
 def test_nothing_recorded_is_one_difference() -> None:
@@ -311,6 +311,6 @@ def test_json_gives_it_back() -> None:
     ],
 )
 def test_anything_else_is_refused(damage: Callable[[dict[str, object]], object]) -> None:
-    """Types and sizes are checked: it may come from a file of somebody else's."""
+    """Types and sizes are checked: it may come from an untrusted file."""
     with pytest.raises(FormatError, match="fingerprint"):
         Fingerprint.from_json(damage(SAVED.to_json()))

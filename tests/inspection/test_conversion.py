@@ -50,7 +50,7 @@ def test_there_and_back(name: str, options: dict[str, Any], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("state", [WHOLE, SEQUENCE], ids=["whole", "sequence"])
 def test_blobs(state: State, tmp_path: Path) -> None:
-    """A blob becomes either; where its version is not certain, it has to be told."""
+    """A blob becomes either; if its version is not certain, it must be given."""
     source = write(tmp_path, state.blob(), "blob")
     convert_file(source, tmp_path / "c")
     assert bytes(Checkpoint.load(tmp_path / "c").payload) == state.blob()
@@ -66,7 +66,7 @@ def test_blobs(state: State, tmp_path: Path) -> None:
 
 
 def test_a_model(tmp_path: Path) -> None:
-    """Its fingerprint is recorded, once, and what nobody knows is said to be unknown."""
+    """Its fingerprint is recorded, once, and what is not known is recorded as unknown."""
     model = write_model(tmp_path / "m.gguf")
     source = write(tmp_path, native(replace(SEQUENCE, arch="llama")), "native")
     convert_file(source, tmp_path / "c", model=model)
@@ -85,7 +85,7 @@ def test_a_model(tmp_path: Path) -> None:
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
-    """Nothing is replaced without being told to, and nothing is half written."""
+    """Nothing is replaced without force=True, and nothing is half written."""
     source = write(tmp_path, native(WHOLE), "native")
     target = write(tmp_path, b"precious", "target")
     with pytest.raises(FileExistsError):

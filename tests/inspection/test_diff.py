@@ -66,7 +66,7 @@ def tensor_of(found: StateFile, name: str, layer: int, stream: int = 0) -> Tenso
 
 
 def filled(folder: Path, state: State, value: float) -> bytes:
-    """A state of which every value is *value*."""
+    """Build a file of a state in which every value is *value*."""
     data = bytearray(native(state))
     found = opened(folder, bytes(data), "filled")
     assert found.layout is not None
@@ -111,7 +111,7 @@ def test_cells_in_another_order(tmp_path: Path) -> None:
     assert found.equal
     assert found.moved == len(CHAT)
     assert all(row.n_row == len(CHAT) for row in found.rows)
-    assert "14 rows are in other cells, which is no difference" in report.text(found)
+    assert "14 rows are in other cells, which is not a difference" in report.text(found)
 
 
 def test_streams_and_cells(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_rotated_apart(tmp_path: Path) -> None:
 
 
 def test_no_numbers(tmp_path: Path) -> None:
-    """Infinities and what is no number are told as such, also in JSON."""
+    """Infinities and NaN are reported as such, also in JSON."""
     data = bytearray(filled(tmp_path, PLAIN, 1.0))
     a = opened(tmp_path, bytes(data))
     for layer, value in ((0, np.inf), (1, np.nan)):
@@ -197,8 +197,8 @@ def test_no_numbers(tmp_path: Path) -> None:
     assert infinite.max_abs == np.inf
     assert none.max_abs is not None
     assert isnan(none.max_abs)
-    told = [row["max_abs"] for row in report.as_dict(found)["rows"] if row["n_differ"]]
-    assert told == ["inf", "nan"]
+    reported = [row["max_abs"] for row in report.as_dict(found)["rows"] if row["n_differ"]]
+    assert reported == ["inf", "nan"]
 
 
 def test_zero_rows(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_positions(tmp_path: Path) -> None:
 
 
 def test_sequences_of_other_ids(tmp_path: Path) -> None:
-    """Two states of one sequence are compared whatever its id; that it differs is told."""
+    """Two states of one sequence are compared whatever its id; that it differs is reported."""
     cells = tuple((pos, (0, 1)) for pos in range(5))
     a, b = (native(State("kv", cells=cells, seq=seq)) for seq in (0, 1))
     found = compared(tmp_path, a, b)
@@ -233,8 +233,8 @@ def test_tokens_and_kinds(tmp_path: Path) -> None:
     """Token lists are compared where both have one; packed ones by what is in them."""
     state = State("kv", cells=text(4), seq=0)
     found = compared(tmp_path, native(state, [1, 2, 3]), native(state, [1, 2, 4, 5]))
-    told = [(f.name, f.saved, f.current) for f in found.fields]
-    assert told == [("tokens", "3 tokens, 2 in common", "4 tokens, 2 in common")]
+    reported = [(f.name, f.saved, f.current) for f in found.fields]
+    assert reported == [("tokens", "3 tokens, 2 in common", "4 tokens, 2 in common")]
     assert compared(tmp_path, native(state, [1, 2]), slot(state, packed([1, 2]))).equal
     assert compared(tmp_path, native(state, [1, 2]), state.blob()).equal
     whole = native(replace(state, seq=None, arch="llama"))
@@ -243,7 +243,7 @@ def test_tokens_and_kinds(tmp_path: Path) -> None:
 
 
 def test_media(tmp_path: Path) -> None:
-    """Two images that look alike in the token list are told apart by what they are."""
+    """Two images that look alike in the token list are distinguished by their ids."""
     state = State("kv", cells=text(4), seq=0)
     a, b = (slot(state, packed([1, -1], {1: image(1, 1, name)})) for name in ("cat", "dog"))
     assert compared(tmp_path, a, a).equal
@@ -268,7 +268,7 @@ def test_other_models(tmp_path: Path) -> None:
     found = compared(tmp_path, native(PLAIN), native(recurrent))
     assert [difference.name for difference in found.fields] == ["architecture"]
     assert (found.rows, found.equal) == ((), False)
-    assert "no rows of both" in report.text(found)
+    assert "no rows in common" in report.text(found)
 
 
 def test_versions(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def check_png(image: bytes) -> tuple[int, int]:
 
 
 def texts_of(image: bytes) -> str:
-    """The comments of an SVG: matplotlib writes each text as one above its outlines."""
+    """Return an SVG, in which matplotlib writes each text as a comment above its outlines."""
     ElementTree.fromstring(image)  # noqa: S314 - we wrote it
     return image.decode()
 
@@ -68,8 +68,8 @@ def test_what_is_said(tmp_path: Path) -> None:
     """Title, counts, holes and the sequences."""
     cells = (*text(5, 0, 1), *text(3, 0, start=9))
     names = texts_of(render(opened(tmp_path, native(State("kv", cells=cells))), ".svg"))
-    for told in ("a: session file, made-up, kv", "kv: 8 cells", "positions (1 hole)"):
-        assert told in names
+    for title in ("a: session file, made-up, kv", "kv: 8 cells", "positions (1 hole)"):
+        assert title in names
     assert "sequence 0" in names
     assert "sequence 1" in names
 

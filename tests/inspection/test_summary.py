@@ -43,7 +43,7 @@ def states() -> list[Any]:
 
 
 def check_text(about: str) -> None:
-    """It is for a terminal of 80 columns."""
+    """Check that a text fits a terminal of 80 columns."""
     assert about
     assert max(map(len, about.splitlines())) <= 80
 
@@ -145,7 +145,7 @@ def test_damaged_slot_prompts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("state", [WHOLE, SEQUENCE], ids=["whole", "sequence"])
 def test_every_cut(state: State, tmp_path: Path) -> None:
-    """A file that ends early is told where, and shown as far as it goes."""
+    """For a file that ends early, the place is reported and the rest shown."""
     data = native(state, [1, 2, 3])
     for length in chain(range(1, 200), range(200, len(data), 61)):
         path = write(tmp_path, data[:length])
@@ -168,8 +168,8 @@ def test_every_cut(state: State, tmp_path: Path) -> None:
     shown = printed.text(found)
     assert "cut off in V, at byte" in shown
     assert "tensors damaged or cut off" in shown
-    told = summary.describe(found)["leading_cells"]
-    assert {one["id"] for one in told} == {seq for _, ids in state.cells for seq in ids}
+    described = summary.describe(found)["leading_cells"]
+    assert {one["id"] for one in described} == {seq for _, ids in state.cells for seq in ids}
 
 
 def test_offsets_count_from_the_start_of_the_file(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def checkpoint(state: State, **options: Any) -> Checkpoint:
 @pytest.mark.parametrize("compress", [False, True])
 def test_checkpoints(state: State, key: bytes | None, compress: bool, tmp_path: Path) -> None:
     """Everything that is in one is shown, and its digests were compared."""
-    prints = Fingerprint({"architecture": "llama"}, {"streams": "1"}, {"rope": "nobody said"})
+    prints = Fingerprint({"architecture": "llama"}, {"streams": "1"}, {"rope": "not recorded here"})
     made = checkpoint(state, tokens=[4, 5], fingerprint=prints, meta={"name": "x"})
     nbytes = made.save(tmp_path / "c", key=key, compress=compress)
     found = inspect_file(tmp_path / "c", key=key)
@@ -310,7 +310,7 @@ def test_checkpoints(state: State, key: bytes | None, compress: bool, tmp_path: 
     assert about["meta"] == {"name": "x"}
     shown = printed.text(found)
     check_text(shown)
-    for part in ("all sound", "architecture llama", "streams 1", "rope: nobody said"):
+    for part in ("all sound", "architecture llama", "streams 1", "rope: not recorded here"):
         assert part in shown
 
 

@@ -295,7 +295,7 @@ def test_a_file_that_shrinks_while_it_is_read(
 
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
-    """A path that nobody writes to is refused at once."""
+    """A FIFO without a writer is refused at once."""
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(OSError, match="not a regular file"):
         read_file(tmp_path / "fifo")

@@ -81,7 +81,7 @@ def test_a_limit_holds_for_its_thread() -> None:
     with pool.limited(MIB):
         lent_at(pool, MIB)
         with (
-            pytest.raises(MemoryError, match="1048577 bytes, 1048576 are allowed"),
+            pytest.raises(MemoryError, match="1048577 bytes; the limit is 1048576"),
             pool.lend(MIB + 1),
         ):
             pass

@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def is_mapped(view: memoryview) -> bool:
-    """A mapping is read-only, a copy is a buffer of the pool."""
+    """Return whether a view is a mapping, which is read-only, not a buffer of the pool."""
     return view.readonly and isinstance(view.obj, mmap.mmap)
 
 
@@ -46,7 +46,7 @@ def test_a_large_file_is_mapped(path: Path) -> None:
 
 
 def test_a_writer_waits(path: Path) -> None:
-    """Nobody writes to the file or cuts it off while it is looked at; then they do."""
+    """Writing to the file or truncating it waits until the block ends."""
     writing = threading.Thread(target=path.write_bytes, args=(b"new",))
     with opened(path) as view:
         writing.start()
@@ -105,7 +105,7 @@ def test_an_older_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_broken_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be read is an OSError before anybody looks at it."""
+    """A page that cannot be read is an OSError, before it is used."""
     monkeypatch.setattr(pages, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EFAULT))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)), opened(path):
         pass
@@ -147,7 +147,7 @@ def test_a_mapped_sequence_file_does_not_change(
 
 
 def test_a_load_reads_while_somebody_saves(make: Make, tmp_path: Path) -> None:
-    """Saving to the file that is being loaded waits for nobody: it is another file."""
+    """Saving to the file that is being loaded does not wait: it makes another file."""
     a, b = make(), make()
     a.decode(range(100))
     path = tmp_path / "state"

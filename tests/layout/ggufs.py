@@ -69,7 +69,7 @@ def build(
     version: int = 3,
     alignment: int = 32,
 ) -> bytes:
-    """The bytes of a file; a tensor is (shape, type, data)."""
+    """Build the bytes of a file; a tensor is (shape, type, data)."""
     table, data = b"", b""
     for name, (shape, kind, own) in (tensors or {}).items():
         table += text(name) + struct.pack("<I", len(shape))
@@ -91,7 +91,7 @@ def split(
     keys: Mapping[str, Typed],
     parts: Sequence[Mapping[str, tuple[tuple[int, ...], int, bytes]]],
 ) -> list[Path]:
-    """The files of a split model, as llama.cpp's gguf-split makes them."""
+    """Write the files of a split model, as llama.cpp's gguf-split does."""
     total = sum(map(len, parts))
     paths = []
     for index, tensors in enumerate(parts):
@@ -106,7 +106,7 @@ def split(
 
 
 def parts_of(path: Path) -> tuple[dict[str, Typed], dict[str, tuple[tuple[int, ...], int, bytes]]]:
-    """The keys and tensors of a file, to be changed and built again."""
+    """Read the keys and tensors of a file, to be changed and built again."""
     reader = gguf.GGUFReader(path)
     keys = {
         name: Typed(int(field.types[0]), field.contents(), *map(int, field.types[1:]))
@@ -121,7 +121,7 @@ def parts_of(path: Path) -> tuple[dict[str, Typed], dict[str, tuple[tuple[int, .
 
 
 def adapter(path: Path, seed: int = 0, alpha: float = 16.0) -> Path:
-    """A LoRA adapter of the plain model's first query matrix."""
+    """Write a LoRA adapter for the first query matrix of the plain model."""
     values = np.random.default_rng(seed).standard_normal(256, np.float32).tobytes()
     keys = {
         "general.architecture": string("llama"),

@@ -12,7 +12,7 @@ IMAGE, AUDIO = 1, 2
 
 
 def packed(tokens: Sequence[int], media: Mapping[int, bytes] | None = None) -> array[int]:
-    """A token list with *media* chunks by the index at which they start."""
+    """Build a packed token list; *media* has chunks by the index at which they start."""
     media = media or {}
     raw = struct.pack("<iI", -1, 1)
     raw += u32(len(tokens)) + struct.pack(f"<{len(tokens)}i", *tokens)
@@ -24,7 +24,7 @@ def packed(tokens: Sequence[int], media: Mapping[int, bytes] | None = None) -> a
 
 
 def image(columns: int, rows: int, name: str, *, version: int = 2) -> bytes:
-    """The description of an image, with one picture of 1 x 1 pixels."""
+    """Build the description of an image, with one picture of 1 x 1 pixels."""
     head = struct.pack("<QIQB", version, IMAGE, 0, 1)
     settings = struct.pack("<5I", columns, rows, 1, 0, 1)
     picture = struct.pack("<BBii", 0, 0, 1, 1) + bytes(4 * (version == 2))
@@ -32,7 +32,7 @@ def image(columns: int, rows: int, name: str, *, version: int = 2) -> bytes:
 
 
 def audio(n_tokens: int, name: str, *, version: int = 2) -> bytes:
-    """The description of a sound without samples."""
+    """Build the description of a sound without samples."""
     head = struct.pack("<QIQBB", version, AUDIO, 0, 0, 1)
     return head + u32(n_tokens) + text(name) + struct.pack("<BQ", 1, 0)
 

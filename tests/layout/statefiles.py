@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def native(state: State, tokens: Sequence[int] = ()) -> bytes:
-    """The session file of a whole state, the sequence file of a sequence's."""
+    """Build the session file of a whole state, or the sequence file of a sequence state."""
     words = struct.pack(f"<{len(tokens)}i", *tokens)
     if state.seq is None:
         return b"nsgg" + u32(state.version, len(tokens)) + words + state.blob()
@@ -23,7 +23,7 @@ def native(state: State, tokens: Sequence[int] = ()) -> bytes:
 
 
 def slot(state: State, words: array[int]) -> bytes:
-    """The slot file of a sequence's state."""
+    """Build the slot file of a sequence state."""
     return native(state, words)
 
 

@@ -34,7 +34,7 @@ def header_of(path: Path) -> GGUFHeader:
 
 
 def bytes_read() -> int:
-    """What this process has read so far, from files of any kind."""
+    """Return the bytes that this process has read so far, from files of any kind."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
@@ -288,7 +288,7 @@ def test_parts_that_do_not_belong_together(tmp_path: Path) -> None:
         header_of(first)
     second.write_bytes(kept)
     ggufs.split(tmp_path, KEYS, [*PARTS[:2], PARTS[0]])
-    with pytest.raises(FormatError, match=r"'first\.weight' is there twice"):
+    with pytest.raises(FormatError, match=r"'first\.weight' occurs twice"):
         header_of(first)
 
 
@@ -304,5 +304,5 @@ def test_a_part_without_a_tensor_that_was_promised(tmp_path: Path) -> None:
         third,
         {"split.no": Typed(2, 2), "split.count": Typed(2, 3), "split.tensors.count": Typed(5, 2)},
     )
-    with pytest.raises(FormatError, match="2 tensors are promised, 1 are there"):
+    with pytest.raises(FormatError, match="1 tensors instead of 2"):
         header_of(first)

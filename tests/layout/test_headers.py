@@ -80,7 +80,7 @@ def test_other_files() -> None:
         with pytest.raises(VersionError) as caught:
             parse_file_header(magic + u32(version, 0))
         assert (caught.value.found, caught.value.offset) == (version, 4)
-        # Whoever knows which version to expect compares it; a library writes its own.
+        # A caller that knows which version to expect compares it; a library writes its own.
         content = pack_file_header(kind, version)  # type: ignore[arg-type]
         assert parse_file_header(content, any_version=True).version == version
 

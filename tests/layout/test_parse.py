@@ -203,7 +203,7 @@ def test_cells_in_any_order_with_gaps() -> None:
 
 
 def test_cells_needed() -> None:
-    """Capacity is told for each stream; of deepseek4's compressed caches in rows."""
+    """Capacity is given for each stream; for deepseek4's compressed caches in rows."""
     assert parse(State("kv", cells=CHAT, split=4)).cells_needed == {"kv": (8, 7, 4, 0)}
     assert parse(State("hybrid", cells=CHAT)).cells_needed == {"attn": (14,), "recurrent": (3,)}
     needed = parse(State("dsv4", cells=CHAT, split=3)).cells_needed

@@ -52,7 +52,7 @@ def row_head(kind: int, row: int) -> bytes:
     [
         pytest.param(0, u32(0), "name of 0 bytes", 0, id="no architecture"),
         pytest.param(0, u32(65), "name of 65 bytes", 0, id="long architecture"),
-        pytest.param(4, b"ll\0ma", "not a name", 4, id="architecture not text"),
+        pytest.param(4, b"ll\0ma", "name with bytes", 4, id="architecture not text"),
         pytest.param(9, u32(0), "0 streams", 9, id="no stream"),
         pytest.param(9, u32(257), "257 streams", 9, id="many streams"),
         pytest.param(13, u32(HUGE), "4294967295 cells: need", 17, id="many cells"),
@@ -83,9 +83,9 @@ def test_whole(offset: int, new: bytes, reason: str, at: int) -> None:
 def test_a_layer_less_leaves_bytes_over() -> None:
     """What is not consumed is refused: a state ends where its last block ends."""
     error = refuse(WHOLE, (57, u32(1)))
-    assert "left over" in error.reason
+    assert "after the last cache" in error.reason
     longer = WHOLE.blob() + b"\0"
-    with pytest.raises(FormatError, match=r"1 bytes are left over") as caught:
+    with pytest.raises(FormatError, match=r"1 bytes after the last cache") as caught:
         parse_whole(longer, version=11)
     assert caught.value.offset == len(longer) - 1
 
@@ -166,9 +166,9 @@ def test_headless_cells_have_one_owner() -> None:
         pytest.param(RECURRENT, 33, u32(0), "sequence 0 cannot own", id="two cells of one"),
         pytest.param(RECURRENT, 33, u32(256), "sequence 256 cannot own", id="id too large"),
         pytest.param(RECURRENT, 49, u32(1), "S layout 1", id="transposed S"),
-        pytest.param(RECURRENT, 53, u32(2), "no layers that fill", id="fewer layers"),
-        pytest.param(RECURRENT, 53, u32(4), "no layers that fill", id="more layers"),
-        pytest.param(RECURRENT, 57 + 84, row_head(F32, 28), "no layers that fill", id="R rows"),
+        pytest.param(RECURRENT, 53, u32(2), "no number of layers fills", id="fewer layers"),
+        pytest.param(RECURRENT, 53, u32(4), "no number of layers fills", id="more layers"),
+        pytest.param(RECURRENT, 57 + 84, row_head(F32, 28), "no number of layers", id="R rows"),
         pytest.param(RECURRENT.only(0), 8, u32(2), "2 recurrent cells", id="two in a sequence"),
         pytest.param(RECURRENT.only(0), 16, u32(1), "of 1 sequences", id="id in a sequence"),
     ],
@@ -182,7 +182,7 @@ def test_one_s_block_for_each_r_block() -> None:
     """A recurrent layer has both."""
     state = State("recurrent", seq=0)
     short = state.blob()[: -(12 + state.row_s)]
-    with pytest.raises(FormatError, match="no layers that fill"):
+    with pytest.raises(FormatError, match="no number of layers fills"):
         read(state, short)
 
 
@@ -233,7 +233,7 @@ DSV4 = State("dsv4", seq=0, split=2)
     ],
 )
 def test_deepseek4(find: bytes, new: bytes, reason: str) -> None:
-    """Each part of a deepseek4 state is told by its head."""
+    """Each part of a deepseek4 state is recognized by its head."""
     assert reason in str(refuse(DSV4, (DSV4.blob().index(find), new)))
 
 

@@ -1,4 +1,4 @@
-"""Of a state that is cut off or damaged, the first cells are told, and only right ones."""
+"""Of a state that is cut off or damaged, the first cells are read, and only right ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_cuts(state: State, known: bool) -> None:
 
 @pytest.mark.parametrize("state", STATES)
 def test_flips(state: State) -> None:
-    """Whatever a byte is changed to, cells are told or not; nothing else happens."""
+    """Whatever a byte is changed to, cells are returned or not; nothing else happens."""
     random = Random(1)
     kind: Kind = "whole" if state.seq is None else "sequence"
     for at in range(min(300, len(state.blob()))):

@@ -36,7 +36,7 @@ def test_any_text(tokens: list[int]) -> None:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_media(version: int) -> None:
-    """Images and sounds are told apart, with the tokens that stand for them."""
+    """Images and sounds are distinguished, with the tokens that stand for them."""
     media = {1: image(4, 3, "a hash", version=version), 15: audio(7, "another", version=version)}
     words = packed(MIXED, media)
     found = parse_slot_tokens(words)
@@ -113,7 +113,7 @@ def test_every_cut() -> None:
     for length in range(0, end - 4, 1):
         with pytest.raises(FormatError):
             parse_slot_tokens(raw[:length])
-    with pytest.raises(FormatError, match="behind"):
+    with pytest.raises(FormatError, match="bytes after"):
         parse_slot_tokens(raw + bytes(4))
     with pytest.raises(TruncatedError, match="4294967295 tokens"):
         parse_slot_tokens(u32(0xFFFFFFFF, 1, 0xFFFFFFFF, 0))

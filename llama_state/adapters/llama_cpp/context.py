@@ -95,7 +95,7 @@ class LlamaContext(Context):
         return restored
 
     def to_llama_state(self, blob: Buffer, tokens: Iterable[int]) -> Any:
-        """A ``llama_cpp.LlamaState`` that ``Llama.load_state`` takes.
+        """Return a ``llama_cpp.LlamaState`` that ``Llama.load_state`` takes.
 
         Args:
             blob: What :meth:`snapshot` gave.

@@ -28,7 +28,7 @@ _CLOSED = "the Llama was closed"
 
 
 def library_of_llama_cpp() -> Library:
-    """The library that ``llama_cpp`` itself has loaded; its log callback stays."""
+    """Return the library that ``llama_cpp`` itself has loaded; its log callback stays."""
     return load_library(sys.modules["llama_cpp.llama_cpp"]._lib._name)
 
 
@@ -39,7 +39,7 @@ def address_of(llm: Any) -> int:
 
 
 def origin_of(llm: Any) -> Origin:
-    """What a ``Llama`` says about its model and settings."""
+    """Return what a ``Llama`` says about its model and settings."""
     params = llm.context_params
     overrides = llm.kv_overrides or {}
     return Origin(
@@ -51,12 +51,12 @@ def origin_of(llm: Any) -> Origin:
 
 
 def new_llama_state(llm: Any, blob: bytes, tokens: Sequence[int]) -> Any:
-    """A ``llama_cpp.LlamaState`` of *blob*, with nothing in its ``scores``."""
+    """Return a ``llama_cpp.LlamaState`` of *blob*, with nothing in its ``scores``."""
     listed = np.zeros(len(llm.input_ids), np.intc)
     listed[: len(tokens)] = tokens
     return sys.modules["llama_cpp"].LlamaState(
         input_ids=listed,
-        scores=np.zeros((1, 1), np.single),  # of whatever shape is wanted
+        scores=np.zeros((1, 1), np.single),  # its shape does not matter
         n_tokens=len(tokens),
         llama_state=blob,
         llama_state_size=len(blob),

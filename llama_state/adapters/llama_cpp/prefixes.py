@@ -15,12 +15,12 @@ WORD = 4
 
 
 def pack(tokens: Iterable[int]) -> bytes:
-    """The words of *tokens*."""
+    """Return the words of *tokens*."""
     return np.fromiter(tokens, ">u4").tobytes()
 
 
 def unpack(words: bytes) -> tuple[int, ...]:
-    """The tokens of what :func:`pack` gave."""
+    """Return the tokens of what :func:`pack` gave."""
     return tuple(np.frombuffer(words, ">u4").tolist())
 
 

@@ -31,7 +31,7 @@ class BlobStore(Protocol):
     """Where a :class:`PromptCache` keeps the states; it decides itself what stays."""
 
     def get(self, key: bytes) -> Buffer | None:
-        """The state of *key*; None where it is gone."""
+        """Return the state of *key*; None where it is gone."""
 
     def put(self, key: bytes, value: bytes) -> None:
         """Keep *value*; a later one of the same key takes its place."""
@@ -107,7 +107,7 @@ class PromptCache:
 
     Raises:
         ClosedError: The ``Llama`` was closed.
-        UnsupportedError: It reads images: tokens do not tell them apart.
+        UnsupportedError: It reads images: tokens do not distinguish them.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class PromptCache:
         return self._size
 
     def prompts(self) -> list[tuple[int, ...]]:
-        """The token lists that a state is kept for, the least recently used first."""
+        """Return the token lists that a state is kept for, the least recently used first."""
         return [prefixes.unpack(words) for words in self._entries]
 
     def detach(self) -> None:
@@ -176,7 +176,7 @@ class PromptCache:
         return self._find(prefixes.pack(key), 0) is not None
 
     def __getitem__(self, key: Sequence[int]) -> Hit:
-        """The state that spares most of the prompt *key*.
+        """Return the state that spares most of the prompt *key*.
 
         What the ``Llama`` holds but cannot be cut back to where *key* differs is forgotten
         here: a ``Llama`` would begin anew, or cut a sliding window where it may not be cut.
@@ -217,7 +217,7 @@ class PromptCache:
         return llm is self._llm() and llm.cache is self
 
     def _save(self, llm: Any) -> Any:
-        """A ``LlamaState``, which :meth:`__setitem__` will know."""
+        """Return a ``LlamaState``, which :meth:`__setitem__` will know."""
         try:
             with self._ctx._handle.use():
                 tokens, (blob, rewind_min) = self._ctx.tokens, self._take()
@@ -244,7 +244,7 @@ class PromptCache:
     # -- keeping
 
     def _take(self) -> tuple[bytes, int]:
-        """The state of now, for which room is made first, and how far it can be cut back."""
+        """Return the state of now, for which room is made first, and how far it can be cut back."""
         words = prefixes.pack(self._ctx.tokens)
         entry = self._entries.get(words)
         kept = self._store.get(words) if entry else None
@@ -288,7 +288,7 @@ class PromptCache:
     # -- finding
 
     def _find(self, prompt: bytes, least: int) -> bytes | None:
-        """The entry that spares most of *prompt*, and more than *least* tokens."""
+        """Return the entry that spares most of *prompt*, and more than *least* tokens."""
         best = None
         for words, share in self._prefixes.like(prompt):
             spared = _spared(share, prompt, self._entries[words].rewind_min)
