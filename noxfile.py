@@ -80,8 +80,8 @@ def builds(session: nox.Session) -> None:
     with TemporaryDirectory() as folder:
         host = venv(session, Path(folder, "llama_cpp_python"))
         pip(session, host, *map(str, CACHE.glob("llama_cpp_python-*.whl")), "-e", ".[test]")
-        command = ("python", MATRIX, "run", str(CACHE), "--host", host, "--work", f"{folder}/work")
-        session.run(*command, *session.posargs)
+        options = ("--host", host, "--work", f"{folder}/work")
+        session.run("python", MATRIX, "run", *options, str(CACHE), *session.posargs)
 
 
 @nox.session
@@ -133,8 +133,7 @@ def docs(session: nox.Session) -> None:
     with TemporaryDirectory() as folder:
         with session.chdir(folder):
             session.run("python", CHECKS, "doctests", str(ROOT / "README.md"), str(ROOT / "docs"))
-        if Path("mkdocs.yml").exists():
-            session.run("mkdocs", "build", "--strict", "--site-dir", f"{folder}/site")
+        session.run("mkdocs", "build", "--strict", "--site-dir", f"{folder}/site")
 
 
 # -- what they are made of

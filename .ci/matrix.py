@@ -1,7 +1,7 @@
 """The libllama tests on every llama.cpp build that the README names.
 
 ``matrix.py fetch CACHE`` puts the builds into a folder, unless they are there already;
-``matrix.py run CACHE --host PYTHON --work FOLDER`` tests them, one on each core, and prints a
+``matrix.py run --host PYTHON --work FOLDER CACHE`` tests them, one on each core, and prints a
 table. Both take versions to do no others.
 """
 
