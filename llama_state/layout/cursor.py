@@ -46,20 +46,14 @@ class Cursor:
 
     def skip(self, nbytes: int, what: str) -> int:
         """Step over *nbytes* and return the offset at which they start."""
+        self.require(nbytes, what)
         start = self.at
-        if nbytes > self.end - start:
-            self.require(nbytes, what)
-        self.at = start + nbytes
+        self.at += nbytes
         return start
 
     def read(self, form: Struct, what: str) -> tuple[Any, ...]:
         """Read the numbers of *form*."""
-        # Called for every layer, and so without a call of skip().
-        start = self.at
-        if form.size > self.end - start:
-            self.require(form.size, what)
-        self.at = start + form.size
-        return form.unpack_from(self.view, start)
+        return form.unpack_from(self.view, self.skip(form.size, what))
 
     def u32(self, what: str) -> int:
         """Read one unsigned 32-bit number."""
