@@ -1,4 +1,4 @@
-"""Recurrent caches. Their number of blocks is not recorded: it follows from the payload's end."""
+"""Recurrent caches. The number of their blocks is not recorded: the rest of the payload decides."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ SEQUENCE = State("kv", cells=text(5, 3), seq=3)
 WHOLE = State("kv", cells=text(5, 0) + text(2, 1), arch="llama")
 
 
-def made(state: State = SEQUENCE, **options: Any) -> Checkpoint:
+def make_checkpoint(state: State = SEQUENCE, **options: Any) -> Checkpoint:
     kind: layout.Kind = "whole" if state.seq is None else "sequence"
     options = {"tokens": range(5), "fingerprint": PRINT, "meta": {"name": "a"}, **options}
     return Checkpoint(
@@ -73,7 +73,9 @@ def test_round_trip(
 ) -> None:
     """All of it comes back, through bytes and through pickles of every protocol."""
     row = None if logits is None else array("f", logits)
-    one = made(tokens=tokens, logits=row, logits_of=None if row is None else 3, meta=meta)
+    one = make_checkpoint(
+        tokens=tokens, logits=row, logits_of=None if row is None else 3, meta=meta
+    )
     two = Checkpoint.from_bytes(one.to_bytes(key=key, compress=compress), key=key)
     assert two == one
     assert (two.tokens, two.meta, two.fingerprint) == (tuple(tokens), meta, PRINT)
@@ -87,7 +89,7 @@ def test_round_trip(
 
 def test_pickles_out_of_band_do_not_copy() -> None:
     """With protocol 5 the payload travels as the buffer that it is."""
-    one = made()
+    one = make_checkpoint()
     buffers: list[pickle.PickleBuffer] = []
     data = pickle.dumps(one, 5, buffer_callback=buffers.append)
     assert [bytes(buffer) for buffer in buffers] == [SEQUENCE.blob()]
@@ -100,16 +102,16 @@ def test_pickles_out_of_band_do_not_copy() -> None:
 
 def test_equality_and_length() -> None:
     """Every part counts."""
-    one = made(logits=array("f", [1]), logits_of=3)
-    assert one == made(logits=array("f", [1]), logits_of=3)
+    one = make_checkpoint(logits=array("f", [1]), logits_of=3)
+    assert one == make_checkpoint(logits=array("f", [1]), logits_of=3)
     assert len(one) == len(SEQUENCE.blob())
     others = [
-        made(),
-        made(logits=array("f", [2]), logits_of=3),
-        made(tokens=range(4), logits=array("f", [1]), logits_of=3),
-        made(meta={}, logits=array("f", [1]), logits_of=3),
-        made(fingerprint=Fingerprint(), logits=array("f", [1]), logits_of=3),
-        made(State("kv", cells=text(6, 3), seq=3), logits=array("f", [1]), logits_of=3),
+        make_checkpoint(),
+        make_checkpoint(logits=array("f", [2]), logits_of=3),
+        make_checkpoint(tokens=range(4), logits=array("f", [1]), logits_of=3),
+        make_checkpoint(meta={}, logits=array("f", [1]), logits_of=3),
+        make_checkpoint(fingerprint=Fingerprint(), logits=array("f", [1]), logits_of=3),
+        make_checkpoint(State("kv", cells=text(6, 3), seq=3), logits=array("f", [1]), logits_of=3),
     ]
     for other in others:
         assert one != other
@@ -130,15 +132,15 @@ def test_large_payloads_are_compared_in_full() -> None:
 
 def test_buffer_protocol() -> None:
     """A checkpoint is a buffer of its payload, where classes can be buffers."""
-    assert made().__buffer__(0) == SEQUENCE.blob()
+    assert make_checkpoint().__buffer__(0) == SEQUENCE.blob()
     if sys.version_info >= (3, 12):
-        assert bytes(memoryview(made())) == SEQUENCE.blob()
+        assert bytes(memoryview(make_checkpoint())) == SEQUENCE.blob()
 
 
 def test_it_never_changes() -> None:
     """Neither through its views nor through its meta, which is a copy."""
     meta = {"list": [1]}
-    one = made(meta=meta)
+    one = make_checkpoint(meta=meta)
     with pytest.raises(TypeError):
         one.payload[0] = 1
     meta["list"].append(2)
@@ -148,21 +150,23 @@ def test_it_never_changes() -> None:
 
 def test_repr() -> None:
     """Says what it is of, how much, and for what."""
-    assert repr(made()) == (
+    assert repr(make_checkpoint()) == (
         f"<Checkpoint of sequence 3 of llama: 5 tokens, {len(SEQUENCE.blob())} bytes, "
         "session version 11>"
     )
-    shown = repr(made(WHOLE, logits=array("f", [1]), logits_of=0, fingerprint=Fingerprint()))
+    shown = repr(
+        make_checkpoint(WHOLE, logits=array("f", [1]), logits_of=0, fingerprint=Fingerprint())
+    )
     assert "the whole context of an unknown model" in shown
     assert "logits" in shown
 
 
 def test_layout() -> None:
     """The payload is described as one of the model in the fingerprint."""
-    assert made().layout.spans == {3: (0, 4)}
-    assert made(WHOLE).layout.sequences == (0, 1)
-    assert made().source == 3
-    assert made(WHOLE).source is None
+    assert make_checkpoint().layout.spans == {3: (0, 4)}
+    assert make_checkpoint(WHOLE).layout.sequences == (0, 1)
+    assert make_checkpoint().source == 3
+    assert make_checkpoint(WHOLE).source is None
 
 
 @pytest.mark.parametrize(
@@ -178,13 +182,13 @@ def test_layout() -> None:
 def test_refused_parts(options: dict[str, Any], error: type[StateError]) -> None:
     """What cannot be kept is refused when it is made, not when it is saved."""
     with pytest.raises(error):
-        made(**options) if "session_version" not in options else Checkpoint(
+        make_checkpoint(**options) if "session_version" not in options else Checkpoint(
             b"", kind="whole", **options
         )
 
 
 def as_metadata(**changes: Any) -> bytes:
-    fields = json.loads(made()._metadata)
+    fields = json.loads(make_checkpoint()._metadata)
     return json.dumps({**fields, **changes}).encode()
 
 
@@ -226,7 +230,7 @@ def test_metadata_of_strangers(metadata: bytes) -> None:
 def test_files(tmp_path: Path, mapped: bool, key: bytes | None) -> None:
     """Saved, replaced while it is mapped, loaded."""
     path = tmp_path / "a.llst"
-    one, two = made(), made(meta={"name": "b"})
+    one, two = make_checkpoint(), make_checkpoint(meta={"name": "b"})
     assert one.save(path, key=key) == path.stat().st_size
     loaded = Checkpoint.load(path, key=key, mapped=mapped)
     two.save(os.fspath(path), key=key, durable=False)
@@ -241,7 +245,7 @@ def test_files(tmp_path: Path, mapped: bool, key: bytes | None) -> None:
 def test_a_mapped_file_that_is_written_to(tmp_path: Path) -> None:
     """It was verified before it changed."""
     path = tmp_path / "a.llst"
-    made().save(path)
+    make_checkpoint().save(path)
     mapped, read = Checkpoint.load(path), Checkpoint.load(path, mapped=False)
     with path.open("r+b") as file:
         file.seek(4096 + 100)
@@ -254,7 +258,7 @@ def test_a_mapped_file_that_is_written_to(tmp_path: Path) -> None:
         Checkpoint.load(path)
 
 
-def large(fill: int = 0) -> Checkpoint:
+def make_large(fill: int = 0) -> Checkpoint:
     """One of several chunks."""
     payload = bytes([fill]) * (9 << 20)
     return Checkpoint(payload, kind="whole", session_version=11, fingerprint=PRINT)
@@ -282,7 +286,7 @@ def reports(
 def test_progress(tmp_path: Path) -> None:
     """Reported in steps from nothing to all; an exception at any of them changes nothing."""
     path = tmp_path / "a.llst"
-    for call in (large().save, Checkpoint.load):
+    for call in (make_large().save, Checkpoint.load):
         steps = reports(call, path)
         done, totals = [step[0] for step in steps], {step[1] for step in steps}
         assert done == sorted(done)
@@ -290,7 +294,7 @@ def test_progress(tmp_path: Path) -> None:
         assert len(steps) > 3
         before = path.read_bytes()
         for stop_at in range(len(steps)):
-            reports(large(1).save if call != Checkpoint.load else call, path, stop_at)
+            reports(make_large(1).save if call != Checkpoint.load else call, path, stop_at)
             assert path.read_bytes() == before
             assert [p.name for p in tmp_path.iterdir()] == ["a.llst"]
 
@@ -298,12 +302,12 @@ def test_progress(tmp_path: Path) -> None:
 def test_nothing_is_lost_when_saving_fails(tmp_path: Path) -> None:
     """The old file stays, nothing lies about."""
     path = tmp_path / "a.llst"
-    made().save(path)
+    make_checkpoint().save(path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="16 bytes"):
-        made(meta={}).save(path, key=b"short")
+        make_checkpoint(meta={}).save(path, key=b"short")
     with pytest.raises(SaveError):
-        made().save(tmp_path / "none" / "a.llst")
+        make_checkpoint().save(tmp_path / "none" / "a.llst")
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.llst"]
 
@@ -355,7 +359,7 @@ def test_packed_tokens_of_a_server_are_no_tokens(tmp_path: Path) -> None:
     two = Checkpoint.from_bytes(one.to_bytes())
     assert (two.tokens, two.packed_tokens) == ((), (-1, 1, 2, 77, 88))
     assert two == one
-    assert two != made(tokens=(-1, 1, 2, 77, 88), fingerprint=Fingerprint(), meta={})
+    assert two != make_checkpoint(tokens=(-1, 1, 2, 77, 88), fingerprint=Fingerprint(), meta={})
     two.to_native(again)
     assert again.read_bytes() == path.read_bytes()
 
@@ -372,7 +376,7 @@ def test_native_files_that_are_none(tmp_path: Path) -> None:
         path.write_bytes(wrong)
         with pytest.raises(FormatError):
             Checkpoint.from_native(path, fingerprint=PRINT)
-    made().save(path)
+    make_checkpoint().save(path)
     with pytest.raises(FormatError):
         Checkpoint.from_native(path)
     at = 12 + 4 * 2 + 4  # the cell count

@@ -70,13 +70,13 @@ def test_a_model(tmp_path: Path) -> None:
     model = write_model(tmp_path / "m.gguf")
     source = write(tmp_path, native(replace(SEQUENCE, arch="llama")), "native")
     convert_file(source, tmp_path / "c", model=model)
-    made = Checkpoint.load(tmp_path / "c")
-    assert made.fingerprint.model == model_fields(model)
-    assert made.fingerprint.context["type_k"] == "f16"
-    assert set(made.fingerprint.unknown) == {"adapters", "rope"}
+    loaded = Checkpoint.load(tmp_path / "c")
+    assert loaded.fingerprint.model == model_fields(model)
+    assert loaded.fingerprint.context["type_k"] == "f16"
+    assert set(loaded.fingerprint.unknown) == {"adapters", "rope"}
     convert_file(source, tmp_path / "bare")
     convert_file(tmp_path / "bare", tmp_path / "named", to="checkpoint", model=model)
-    assert Checkpoint.load(tmp_path / "named") == made
+    assert Checkpoint.load(tmp_path / "named") == loaded
     with pytest.raises(UnsupportedError, match="already has a fingerprint"):
         convert_file(tmp_path / "c", tmp_path / "d", to="checkpoint", model=model)
     with pytest.raises(FormatError, match="belongs to a llama model, the one given is mamba2"):

@@ -289,14 +289,14 @@ def checkpoint(state: State, **options: Any) -> Checkpoint:
 def test_checkpoints(state: State, key: bytes | None, compress: bool, tmp_path: Path) -> None:
     """Everything that is in one is shown, and its digests were compared."""
     prints = Fingerprint({"architecture": "llama"}, {"streams": "1"}, {"rope": "not recorded here"})
-    made = checkpoint(state, tokens=[4, 5], fingerprint=prints, meta={"name": "x"})
-    nbytes = made.save(tmp_path / "c", key=key, compress=compress)
+    saved = checkpoint(state, tokens=[4, 5], fingerprint=prints, meta={"name": "x"})
+    nbytes = saved.save(tmp_path / "c", key=key, compress=compress)
     found = inspect_file(tmp_path / "c", key=key)
     assert (found.kind, found.version, found.problem) == ("checkpoint", 1, None)
-    assert found.checkpoint == made
+    assert found.checkpoint == saved
     assert bytes(found.state) == state.blob()
     assert (found.state_offset is None) == compress
-    assert found.layout == made.layout
+    assert found.layout == saved.layout
     about = json.loads(json.dumps(summary.describe(found)))
     assert sum(about["bytes"].values()) == nbytes
     assert about["digests"] == {
@@ -318,8 +318,8 @@ def test_checkpoints_with_logits_and_packed_tokens(tmp_path: Path) -> None:
     """As they are in a file of llama-server."""
     words = packed([5, -1, -1], {1: image(2, 1, "hash")})
     logits = memoryview(bytes(40)).cast("f")
-    made = checkpoint(SEQUENCE, packed_tokens=words, logits=logits, logits_of=3)
-    made.save(tmp_path / "c")
+    saved = checkpoint(SEQUENCE, packed_tokens=words, logits=logits, logits_of=3)
+    saved.save(tmp_path / "c")
     found = inspect_file(tmp_path / "c")
     assert list(found.tokens) == [5, -1, -1]
     shown = printed.text(found)

@@ -89,7 +89,7 @@ def parse(state: State, **options: Any) -> Layout:
     return parse_sequence(state.blob(), partial=state.partial, **options)
 
 
-def made(module: str, form: str, version: int = 11) -> State:
+def make_state(module: str, form: str, version: int = 11) -> State:
     state = State(module, version=version, **FORMS[form])
     return replace(state, split=state.split or 3) if module == "dsv4" else state
 
@@ -105,7 +105,7 @@ class TestEveryForm:
 
     def test_whole(self, module: str, form: str, version: int) -> None:
         """A whole state is one reading of all its bytes."""
-        state = made(module, form, version)
+        state = make_state(module, form, version)
         layout = parse(state)
         assert names(layout) == CACHES[module]
         assert (layout.kind, layout.arch, layout.source) == ("whole", "made-up", None)
@@ -120,7 +120,7 @@ class TestEveryForm:
     def test_sequence(self, module: str, form: str, version: int) -> None:
         """So is the state of a sequence, with its head and without."""
         for seq in (0, 1):
-            state = made(module, form, version).only(seq)
+            state = make_state(module, form, version).only(seq)
             layout = parse(state)
             assert (names(layout), layout.source, layout.kind) == (CACHES[module], seq, "sequence")
             bare = parse_sequence(
@@ -132,13 +132,13 @@ class TestEveryForm:
 
     def test_partial(self, module: str, form: str, version: int) -> None:
         """A partial state has the parts that llama.cpp keeps in it."""
-        state = replace(made(module, form, version).only(0), partial=True)
+        state = replace(make_state(module, form, version).only(0), partial=True)
         layout = parse(state)
         assert names(layout) == IN_PARTIAL.get(module, CACHES[module])
 
     def test_without_traits(self, module: str, form: str, version: int) -> None:
         """What reads with the right traits reads without any, if not always in one way."""
-        state = made(module, form, version)
+        state = make_state(module, form, version)
         for one in (state, state.only(0)):
             known, layout = parse(one), parse(one, traits=None)
             readings = (layout.traits, *layout.alternatives)
