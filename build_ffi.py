@@ -49,7 +49,7 @@ class Prototype(NamedTuple):
 
 
 def prototypes(header: str) -> list[Prototype]:
-    """The functions that *header* declares, in its order."""
+    """Return the functions that *header* declares, in its order."""
     return [
         Prototype(m["result"].strip(), m["name"], m["args"]) for m in PROTOTYPE.finditer(header)
     ]
@@ -62,19 +62,19 @@ def types(header: str) -> str:
 
 
 def table(functions: list[Prototype]) -> str:
-    """The function table: one pointer a function."""
+    """Return the function table: one pointer a function."""
     members = (f"    {f.result} (*{f.name})({f.args});" for f in functions)
     return "\n".join(["struct llama_api {", *members, "};"])
 
 
 def signature(function: Prototype) -> str:
-    """The wrapper's C signature: the table first, then the function's own parameters."""
+    """Return the wrapper's C signature: the table first, then the function's own parameters."""
     args = TABLE if function.args == "void" else f"{TABLE}, {function.args}"
     return f"{function.result} {function.name}({args})"
 
 
 def wrapper(function: Prototype) -> str:
-    """The wrapper's C definition."""
+    """Return the wrapper's C definition."""
     call = f"api->{function.name}({', '.join(name for _, name in function.parameters)});"
     body = call if function.result == "void" else f"return {call}"
     return f"static {signature(function)} {{ {body} }}"
@@ -89,7 +89,7 @@ def cdef(header: str, sink: str) -> str:
 
 
 def source(header: str) -> str:
-    """The C text in front of cffi's own."""
+    """Return the C text in front of cffi's own."""
     functions = prototypes(header)
     return "\n".join(
         [
@@ -115,7 +115,7 @@ SCALARS = {
 
 
 def python_type(c_type: str) -> str:
-    """The stub's name for a C type: distinct for every pointer, so that mixing them is an error."""
+    """Return the stub's name for a C type: distinct for every pointer."""
     if c_type in SCALARS:
         return SCALARS[c_type]
     if c_type == "const char *":
@@ -125,7 +125,7 @@ def python_type(c_type: str) -> str:
 
 
 def stub(header: str, helpers: str, origin: str) -> str:
-    """The type stub of the module with the functions of *header* and *helpers*.
+    """Return the type stub of the module with the functions of *header* and *helpers*.
 
     Args:
         header: Prototypes of llama.cpp; those functions take the table first.
@@ -189,7 +189,7 @@ def stub(header: str, helpers: str, origin: str) -> str:
 
 
 def builder(module: str, declarations: str, code: str, *headers: str) -> FFI:
-    """What compiles *module*, which is made anew when one of *headers* has changed."""
+    """Return what compiles *module*, which is made anew when one of *headers* has changed."""
     ffi = FFI()
     ffi.cdef(declarations)
     ffi.set_source(

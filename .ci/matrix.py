@@ -156,12 +156,12 @@ def folder(build: Build, cache: Path) -> Path:
 
 
 def host_wheels(build: Build, cache: Path) -> list[Path]:
-    """The wheel that was built, if it was."""
+    """Return the wheel that was built, if it was."""
     return sorted(cache.glob(f"{build.package.replace('-', '_')}-{build.version}-*.whl"))
 
 
 def library(build: Build, cache: Path, host: str) -> Path:
-    """The shared object of a build."""
+    """Return the shared object of a build."""
     if not build.is_host:
         return next((folder(build, cache) / "xllamacpp").glob("xllamacpp*.so"))
     code = "import importlib.util as u; print(u.find_spec('llama_cpp').origin)"
@@ -255,7 +255,7 @@ class Matrix:
         ]
 
     def pytest(self, outcome: Outcome, mark: str, work: Path, log: Path, *tests: str) -> None:
-        """The tests with a marker, which prints their closing line."""
+        """Run the tests with a marker, which prints their closing line."""
         xml = work / f"{mark}.xml"
         options = ["-q", "-p", "no:cacheprovider", f"--junitxml={xml}", "-m", mark]
         self.call(
@@ -300,7 +300,7 @@ class Matrix:
 
 
 def clipped(log: Path) -> list[str]:
-    """The lines of a log; where pytest compares large states, its beginning and its end."""
+    """Return the lines of a log; where pytest compares large states, its beginning and its end."""
     with log.open(encoding="utf-8", errors="replace") as file:
         lines = [line.rstrip("\n")[:LINE_LENGTH] for line in file]
     if len(lines) <= 2 * LINES:
@@ -342,7 +342,7 @@ LINE = "{:<26} {:<10} {:>9} {:>11} {:>7} {:>7} {:>8} {:>8}"
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """The builds, as the README names them."""
+    """Return the builds, as the README names them."""
     rows = [
         LINE.format(
             outcome.build.name,

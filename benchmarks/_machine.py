@@ -12,7 +12,7 @@ import llama_state as ls
 
 
 def facts(library: ls.Library, host: str | None, folder: Path) -> dict[str, str]:
-    """What a reader of the figures must know.
+    """Return what a reader of the figures must know.
 
     Args:
         library: The libllama that was measured.
@@ -74,7 +74,7 @@ def _huge_pages() -> str:
 
 
 def _file_system(folder: Path) -> str:
-    """The type of the file system that *folder* is on: the one mounted nearest above it."""
+    """Return the type of the file system that *folder* is on: the one mounted nearest above it."""
     mounts = Path("/proc/self/mounts")
     if not mounts.exists():
         return "?"

@@ -48,7 +48,7 @@ class Table:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """What ``json.dump`` takes: facts, rounds, timings and findings with all their fields."""
+    """Return what ``json.dump`` takes: facts, rounds, timings and findings all fields."""
     return {
         "facts": dict(report.facts),
         "rounds": report.rounds,
@@ -61,7 +61,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Report:
-    """The report that :func:`as_json` was given; the findings are made anew."""
+    """Return the report that :func:`as_json` was given; the findings are made anew."""
     names = [one.name for one in fields(Timing)]
     timings = [
         Timing(**{**{name: one[name] for name in names}, "seconds": tuple(one["seconds"])})
@@ -71,13 +71,13 @@ def from_json(data: Mapping[str, Any]) -> Report:
 
 
 def as_text(report: Report) -> str:
-    """The tables for a terminal."""
+    """Return the tables for a terminal."""
     facts = "\n".join(f"{name + ':':<13}{value}" for name, value in report.facts.items())
     return "\n\n".join([facts, *map(_plain, _tables(report)), _notes(report)])
 
 
 def as_markdown(report: Report) -> str:
-    """The same for a page."""
+    """Return the same for a page."""
     facts = "\n".join(f"* {name}: {value}" for name, value in report.facts.items())
     return "\n\n".join([facts, *map(_markdown, _tables(report)), _notes(report)])
 

@@ -70,7 +70,7 @@ def tiny(library: ls.Library, folder: Path, rounds: int) -> list[Timing]:
 
 
 def thread_ways(work: Work) -> Iterator[Way]:
-    """A fixed count in pure Python: alone, and while another thread saves or restores."""
+    """Time a fixed count in pure Python: alone, and while another thread saves or restores."""
     ctx = work.it.ctx
     saved, loaded = work.folder / "saved", work.folder / "loaded"
     work.save(loaded, durable=True)
@@ -91,7 +91,7 @@ def thread_ways(work: Work) -> Iterator[Way]:
 def _beside(
     alone: Way, name: str, other: Callable[[], object], clean_up: Callable[[], None] = nothing
 ) -> Way:
-    """The same while a thread does *other* again and again."""
+    """Time the same while a thread does *other* again and again."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
 

@@ -89,7 +89,7 @@ class Subject:
         self.ctx.restore(blob, **self.arguments(n_tokens))
 
     def arguments(self, n_tokens: int) -> dict[str, Any]:
-        """What a restore of *n_tokens* needs beside the blob: a ``Llama`` wants its tokens."""
+        """Return what a restore needs beside the blob: a ``Llama`` wants its tokens."""
         return {} if self.llm is None else {"tokens": some_tokens(n_tokens)}
 
 
@@ -99,13 +99,13 @@ def some_tokens(n: int, seed: int = 0) -> list[int]:
 
 
 def write_model(folder: Path) -> str:
-    """The model of 128 KiB of f16 state for a token; its path."""
+    """Write a model of 128 KiB of f16 state for a token and return its path."""
     measures = {"n_layer": N_LAYER, "n_head_kv": N_HEAD_KV, "head_dim": HEAD_DIM, "n_ctx": 1 << 17}
     return str(write_benchmark_model(folder / "large.gguf", text=True, **measures))
 
 
 def open_llama(path: str, n_ctx: int, configuration: Configuration) -> Any:
-    """A ``llama_cpp.Llama`` on the model at *path*."""
+    """Return a ``llama_cpp.Llama`` on the model at *path*."""
     types = {kind.name: number for number, kind in layout.TYPES.items()}
     kind = types[configuration.cache_type]
     return llama_cpp.Llama(
@@ -123,7 +123,7 @@ def open_llama(path: str, n_ctx: int, configuration: Configuration) -> Any:
 def subject(
     path: str, n_tokens: int, configuration: Configuration, *, in_llama: bool
 ) -> Iterator[Subject]:
-    """A context with room for *n_tokens*.
+    """Return a context with room for *n_tokens*.
 
     Args:
         path: The model.
@@ -165,7 +165,7 @@ def fill(it: Subject, n_tokens: int) -> bytes:
 
 
 def _lengthened(blob: bytes, parsed: layout.Layout, n: int) -> bytearray:
-    """The whole state of one sequence, made *n* cells long by repeating its rows."""
+    """Return the whole state of one sequence, made *n* cells long by repeating its rows."""
     (cache,) = parsed.caches
     assert isinstance(cache, layout.KVCache)
     (stream,) = cache.streams
@@ -191,7 +191,7 @@ def _cells(blob: bytes, stream: Stream, n: int) -> bytes:
 
 
 def _repeated(blob: bytes, block: Block, n_cell: int | None, times: int) -> bytes:
-    """A block with all its rows *times* over; of a transposed one *n_cell* is given."""
+    """Return a block with all its rows *times* over; of a transposed one *n_cell* is given."""
     end = block.offset + block.nbytes
     if n_cell is None:
         return blob[block.offset : end] * times

@@ -34,7 +34,7 @@ _FLAT_WAYS: Mapping[str, float | None] = {
 
 
 def _both(bound: float) -> Bounds:
-    """A bound with flash attention and without; quantized caches are measured, not judged."""
+    """Return bounds with flash attention and without; quantized caches are only measured."""
     return {_FLASH: bound, _PLAIN: bound}
 
 
@@ -134,7 +134,7 @@ def _ratios(timings: Sequence[Timing]) -> Iterator[Finding]:
 
 
 def _flatness(timings: Sequence[Timing]) -> Iterator[Finding]:
-    """The largest time for a byte over the smallest, from the smallest state to the largest."""
+    """Return the largest time for a byte over the smallest, over all sizes of states."""
     for name, bound in _FLAT_WAYS.items():
         grown: defaultdict[str, list[Timing]] = defaultdict(list)
         for timing in timings:
@@ -167,7 +167,7 @@ def _calls(timings: Sequence[Timing]) -> Iterator[Finding]:
 
 
 def _threads(timings: Sequence[Timing]) -> Iterator[Finding]:
-    """The share of its speed that a counting thread keeps."""
+    """Return the share of its speed that a counting thread keeps."""
     for configuration, by_way in _by_configuration(timings, "threads"):
         for name, timing in by_way.items():
             if name != _small.COUNTING:

@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 def nothing() -> None:
-    """What most ways need before and after."""
+    """Do nothing: what most methods need before and after."""
 
 
 @dataclass(frozen=True)

@@ -101,17 +101,17 @@ class Work:
 
 
 def copying(work: Work) -> Way:
-    """The state from one place in memory to another."""
+    """Copy the state from one place in memory to another."""
     return Way(MEMCPY, "memory", lambda: ffi.memmove(work.out, work.blob, len(work.blob)))
 
 
 def memory_ways(work: Work) -> Iterator[Way]:
-    """Saving all to memory."""
+    """Save all to memory."""
     ctx, out, bare = work.it.ctx, work.out, work.bare
     size = len(work.blob)
 
     def ion7() -> bytes:
-        """A zeroed buffer, then a string made of it."""
+        """Fill a zeroed buffer, then copy it to a string."""
         buffer = bytearray(size)
         bare.get(buffer)
         return bytes(buffer)
@@ -133,7 +133,7 @@ def restore_ways(work: Work) -> Iterator[Way]:
     _flush(file)
 
     def ion7() -> None:
-        """A zeroed buffer, the string copied to it, then restored."""
+        """Copy the string to a zeroed buffer, then restore that."""
         buffer = bytearray(len(blob))
         buffer[:] = blob
         bare.set(buffer)
@@ -162,7 +162,7 @@ def _cache_hit(work: Work) -> Callable[[], object]:
 
 
 def sequence_ways(work: Work) -> Iterator[Way]:
-    """The only sequence, in memory and in files."""
+    """Save and restore the only sequence, in memory and in files."""
     ctx, out, bare = work.it.ctx, work.out, work.bare
     arguments = work.it.arguments(work.n_tokens)
     blob = ctx.seq_snapshot(0)

@@ -65,7 +65,7 @@ def peak_memory() -> float:
 
 
 def ascii_only() -> Any:
-    """A Llama goes on beyond max_tokens after half a character."""
+    """Return a grammar of ASCII only: after half a character a Llama goes on beyond max_tokens."""
     return llama_cpp.LlamaGrammar.from_string("root ::= [ -~]*", verbose=False)
 
 

@@ -221,14 +221,14 @@ class Bench:
 
     @contextlib.contextmanager
     def _work(self, it: Subject, n_tokens: int) -> Iterator[_ways.Work]:
-        """A filled context, and a folder for its files that is gone afterwards."""
+        """Return a filled context, and a folder for its files that is gone afterwards."""
         blob = _states.fill(it, n_tokens)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             yield _ways.Work(it, blob, n_tokens, Path(folder))
 
 
 def _package_of(library: ls.Library) -> str | None:
-    """The package that *library* was found in."""
+    """Return the package that *library* was found in."""
     return {"xllamacpp": "xllamacpp", "llama_cpp": "llama_cpp_python"}.get(library.source)
 
 
