@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llama_state.errors import SequenceIdError
 from llama_state.layout import parse_sequence, sequence_from_whole
 from tests.layout.blobs import Cell, State, text
-from tests.layout.test_parse import CHAT, PAIRS, VERSIONS, made, parse, traits_of
+from tests.layout.test_parse import CHAT, PAIRS, VERSIONS, make_state, parse, traits_of
 
 
 def cut(whole: State, seq: int) -> bytes:
@@ -22,7 +22,7 @@ def cut(whole: State, seq: int) -> bytes:
 @pytest.mark.parametrize(("module", "form"), [pair for pair in PAIRS if "windowed" not in pair])
 def test_every_form(module: str, form: str, version: int) -> None:
     """Byte for byte, of every kind of memory; of a sequence without cells too."""
-    whole = made(module, form, version)
+    whole = make_state(module, form, version)
     for seq in (0, 1, 2):
         assert cut(whole, seq) == whole.only(seq).payload()
 

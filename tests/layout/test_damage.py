@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from llama_state.errors import FormatError, StateError, UnsupportedError
 from llama_state.layout import Traits, differences, parse_sequence, parse_whole
 from tests.layout.blobs import State, u32
-from tests.layout.test_parse import CACHES, made, names, parse, traits_of
+from tests.layout.test_parse import CACHES, make_state, names, parse, traits_of
 from tests.layout.test_reject import HUGE, SEQUENCE, WHOLE, read
 
 SMALL = {"n_layer": 1, "row_k": 8, "row_v": 4, "row_r": 4, "row_s": 8, "n_recurrent": 2}
 SAMPLES = [
-    replace(made(module, form), **SMALL, seq=seq)  # type: ignore[arg-type]
+    replace(make_state(module, form), **SMALL, seq=seq)  # type: ignore[arg-type]
     for module in CACHES
     for form in ("plain", "shared", "M-RoPE", "V transposed")
     for seq in (None, 0)

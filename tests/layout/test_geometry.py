@@ -9,7 +9,7 @@ import pytest
 
 from llama_state.layout import Geometry, Layout, Traits, Window, differences, merge
 from tests.layout.blobs import F32, Q8_0, State, text
-from tests.layout.test_parse import CHAT, PAIRS, made, parse
+from tests.layout.test_parse import CHAT, PAIRS, make_state, parse
 
 KV = State("kv", cells=CHAT)
 THINNER, WIDER = ("32 values", "16 values"), ("16 values", "32 values")
@@ -71,7 +71,7 @@ def test_the_cache_that_differs_is_named() -> None:
 
 def test_deepseek4_differences() -> None:
     """Of its compressed parts too."""
-    state = made("dsv4", "shared")
+    state = make_state("dsv4", "shared")
     geometry = parse(state).geometry
     caches = {cache.name: cache for cache in geometry.caches}
     for name, change, expected in (
@@ -86,7 +86,7 @@ def test_deepseek4_differences() -> None:
 @pytest.mark.parametrize(("module", "form"), PAIRS)
 def test_whole_and_sequence_agree(module: str, form: str) -> None:
     """Whole, sequence, partial and empty states of one context do not differ."""
-    whole = made(module, form)
+    whole = make_state(module, form)
     states = [whole, whole.only(0), replace(whole.only(0), partial=True), replace(whole, cells=())]
     layouts: list[Layout] = [parse(state) for state in states]
     for a in layouts:
