@@ -16,9 +16,10 @@ from .._llama.handles import Call
 from ..layout import Span
 
 ChangeKind: TypeAlias = Literal["decode", "remove", "copy", "replace", "undo"]
+ChangeState: TypeAlias = Literal["untouched", "touched", "done", "undone", "emptied"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Change:
     """A change of the sequences of a context.
 
@@ -29,12 +30,25 @@ class Change:
         spans: The positions that come in, or that go, by their sequence; None where only
             llama.cpp can read the state that comes in.
         tokens: The tokens at these positions, of sequence 0 where all change; None: not known.
+        state: How far it is. Any line can be the last before an exception, so this, and not
+            where the exception came from, says what the target holds: what was there before
+            ("untouched", "undone"), what came in ("done"), nothing ("emptied"), or something
+            between ("touched").
     """
 
     kind: ChangeKind
     target: Target
     spans: Mapping[int, Span] | None
     tokens: Sequence[int] | None = None
+    state: ChangeState = "untouched"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add *note* to what is printed of an exception, as ``add_note`` of Python 3.11 does."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:
+        vars(error).setdefault("__notes__", []).append(note)
 
 
 class Keeper:
@@ -62,20 +76,18 @@ class Keeper:
     def check(self, call: Call, change: Change) -> None:
         """Refuse, by an error, a state that only llama.cpp could read, now that it is there."""
 
-    def after(self, call: Call, change: Change, *, done: bool) -> None:
-        """Count what the context holds now.
-
-        Args:
-            done: False where an exception ended the change.
-        """
+    def after(self, call: Call, change: Change) -> None:
+        """Count what the context holds now, by the change's state. It may be called twice."""
 
     @contextmanager
     def changing(self, call: Call, change: Change) -> Iterator[None]:
         """Call :meth:`before` and :meth:`after` around a change."""
         self.before(call, change)
-        done = False
         try:
-            yield
-            done = True
-        finally:
-            self.after(call, change, done=done)
+            try:
+                yield
+            finally:
+                self.after(call, change)
+        except BaseException:
+            self.after(call, change)  # the first may be what was interrupted
+            raise

@@ -125,8 +125,8 @@ class Context(Owner):
         """Append *tokens* to a sequence, at position ``n_past(seq_id)``.
 
         Runs longer than ``n_batch`` are decoded in pieces. :meth:`logits` then gives those of
-        the last token. After an error the sequence is what it was; only recurrent and hybrid
-        memory, which cannot be cut, keeps the pieces that were decoded before.
+        the last token. After an error, or an interruption such as Ctrl-C, the sequence is what
+        it was. (Of memory that cannot be cut a copy is kept while several pieces are decoded.)
 
         Args:
             tokens: Token ids; none at all changes nothing.

@@ -11,10 +11,10 @@ from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..errors import RestoreError, StaleError, UnsupportedError
 from ..layout import Span
-from .changes import Change, Keeper
+from .changes import Change, Keeper, add_note
 from .fit import Fit
 from .form import LOSES_STREAMS
-from .restore import Restorer
+from .restore import Restorer, called
 from .state import Restored, restored_spans
 
 
@@ -81,14 +81,28 @@ class DeviceMemory:
         with self._handle.use() as call:
             if not self.has(kept):
                 raise StaleError(f"a later snapshot of sequence {kept.seq_id} replaced this one")
-            with self._keeper.changing(call, Change("replace", dest, spans, kept.tokens)):
-                held = self._put(call, dest, kept)
+            change = Change("replace", dest, spans, kept.tokens)
+            with self._keeper.changing(call, change):
+                held = self._put(call, change, dest, kept)
         return Restored(len(kept.head), (), restored_spans(self._facts, held))
 
-    def _put(self, call: Call, dest: int, kept: OnDevice) -> dict[int, Span]:
+    def _put(self, call: Call, change: Change, dest: int, kept: OnDevice) -> dict[int, Span]:
         # llama.cpp aborts when it finds no room, so it is asked only where there is some.
         before = calls.occupied(call, self._facts.n_seq_max)
         self._fit.check_room(call, dest, kept.span.last + 1, before)
+        change.state = "touched"
+        try:
+            held = self._write(call, dest, kept)
+            change.state = "done"
+        except BaseException as error:
+            if change.state == "touched":
+                self._restorer.empty(call, dest)
+                change.state = "emptied"
+                add_note(error, f"{called(dest)} was emptied")
+            raise
+        return held
+
+    def _write(self, call: Call, dest: int, kept: OnDevice) -> dict[int, Span]:
         self._handle.shared.last_logits = None
         self._restorer.empty(call, dest)
         if kept.span.last < 0:
@@ -96,9 +110,7 @@ class DeviceMemory:
         consumed = calls.write(call, dest, kept.head, calls.ON_DEVICE)
         after = calls.positions(call, dest)
         if consumed != len(kept.head) or after.last != kept.span.last:
-            log = call.log()
-            self._restorer.empty(call, dest)
-            raise RestoreError("the snapshot on the device was refused", log=log)
+            raise RestoreError("the snapshot on the device was refused", log=call.log())
         return {dest: after}
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .._llama import calls
 from .._llama._llama_cffi import ffi, lib
 from .._llama.handles import Call, Handle, model_handle
 from .._llama.library import Library
@@ -112,34 +111,29 @@ def checked_tokens(tokens: Iterable[int], n_vocab: int) -> list[int]:
     return ids
 
 
-def decode(call: Call, tokens: Sequence[int], seq_id: int, n_batch: int) -> None:
-    """Append *tokens* to a sequence, in pieces of *n_batch*; logits for the last one.
+def decode(call: Call, tokens: Sequence[int], seq_id: int, start: int, n_batch: int) -> None:
+    """Append *tokens* at position *start*, in pieces of *n_batch*; logits for the last one.
 
     Raises:
         CapacityError: No room for them.
         DecodeError: llama.cpp refused them otherwise.
-        After either the sequence is what it was, where its memory can be cut; recurrent
-        memory keeps the pieces that were decoded before.
+        After either the pieces that were decoded before are there.
     """
-    start = calls.positions(call, seq_id).last + 1
     for at in range(0, len(tokens), n_batch):
         piece = tokens[at : at + n_batch]
         code = _decode_piece(call, piece, seq_id, start + at, last=at + n_batch >= len(tokens))
+        if code == _NO_SLOT:
+            raise CapacityError(
+                f"cells for {len(tokens)} tokens from position {start} of sequence {seq_id}",
+                need=start + len(tokens),
+                have=lib.llama_n_ctx_seq(call.api, call.ptr),
+                hint="remove sequences, or make a context with a larger n_ctx",
+            )
         if code != 0:
-            log = call.log()
-            if at > 0:
-                calls.remove(call, seq_id, start)
-            if code == _NO_SLOT:
-                raise CapacityError(
-                    f"cells for {len(tokens)} tokens from position {start} of sequence {seq_id}",
-                    need=start + len(tokens),
-                    have=lib.llama_n_ctx_seq(call.api, call.ptr),
-                    hint="remove sequences, or make a context with a larger n_ctx",
-                )
             raise DecodeError(
                 f"{len(piece)} tokens at position {start + at} of sequence {seq_id}",
                 code=code,
-                log=log,
+                log=call.log(),
             )
 
 

@@ -17,8 +17,16 @@ from .._llama import calls
 from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
-from ..errors import Difference, MismatchError, RestoreError, StateError, UnsupportedError
+from ..errors import (
+    Difference,
+    FormatError,
+    MismatchError,
+    RestoreError,
+    StateError,
+    UnsupportedError,
+)
 from . import refusals
+from .changes import Change, add_note
 from .fit import Fit, Held
 from .form import StateForm
 
@@ -88,12 +96,14 @@ class Restorer:
         self._fit = fit
 
     def restore(
-        self, call: Call, target: Target, incoming: Incoming, check: Callable[[], None]
+        self, call: Call, change: Change, incoming: Incoming, check: Callable[[], None]
     ) -> Held:
-        """Put a state in place of what *target* holds.
+        """Put a state in place of what the target of *change* holds.
+
+        Whatever ends it, the state of *change* says what is there.
 
         Args:
-            target: A valid sequence id, or None for the whole context.
+            change: The target: a valid sequence id, or None for the whole context.
             incoming: The state.
             check: Called when a state that was not validated is there; what it raises undoes it.
 
@@ -104,34 +114,26 @@ class Restorer:
             MismatchError, CapacityError: It does not fit; nothing was changed.
             RestoreError: llama.cpp refused it; ``rolled_back`` says what is left.
         """
-        plan = self._plan(call, target, incoming)
+        plan = self._plan(call, change.target, incoming)
         with calls.lent(call, plan.kept) if plan.keeps else nullcontext() as copy:
-            self._shared.last_logits = None
-            consumed = self._execute(call, plan, incoming)
-            after = calls.occupied(call, self._facts.n_seq_max)
-            if not consumed or not _agrees(plan, incoming.parsed, after):
-                raise self._undo(call, plan, incoming.parsed, copy, consumed=consumed)
-            if incoming.parsed is None:
-                try:
-                    check()
-                except BaseException:
-                    self._undo(call, plan, None, copy, consumed=True)
-                    raise
+            try:
+                after = self._attempt(call, change, plan, incoming, copy, check)
+            except BaseException as error:
+                if change.state == "touched":
+                    self._settle(call, change, plan, incoming, copy, error)
+                raise
         if incoming.parsed is not None:
             self._fit.learn(incoming.parsed)
-        return {seq_id: span for seq_id, span in after.items() if target in (None, seq_id)}
+        return {seq_id: span for seq_id, span in after.items() if plan.target in (None, seq_id)}
 
-    def put_back(self, call: Call, target: Target, copy: Buffer) -> bool:
-        """Put a copy of this context's own back; False where the target could only be emptied."""
-        try:
-            parsed = self._form.parse_own(target, copy)
-        except UnsupportedError:  # a format that was restored without validation
-            parsed = None
-        self.empty(call, target)
-        if self._put(call, target, memoryview(copy), parsed):
-            return True
-        self.empty(call, target)
-        return False
+    def put_back(self, call: Call, change: Change, copy: Buffer) -> None:
+        """Put a copy of this context's own back, over whatever the target holds.
+
+        The state of *change* is "done" then, or "emptied" where llama.cpp refused it.
+        """
+        change.state = "touched"
+        self._shared.last_logits = None
+        change.state = "done" if self._replace(call, change.target, copy) else "emptied"
 
     def empty(self, call: Call, target: Target) -> None:
         """Remove what *target* holds."""
@@ -173,6 +175,29 @@ class Restorer:
 
     # -- its execution
 
+    def _attempt(
+        self,
+        call: Call,
+        change: Change,
+        plan: Plan,
+        incoming: Incoming,
+        copy: Buffer | None,
+        check: Callable[[], None],
+    ) -> Held:
+        """Do what is planned, and undo it where the outcome is not what it must be."""
+        change.state = "touched"
+        self._shared.last_logits = None
+        consumed = self._execute(call, plan, incoming)
+        after = calls.occupied(call, self._facts.n_seq_max)
+        if not consumed or not _agrees(plan, incoming.parsed, after):
+            log = call.log()
+            change.state = "undone" if self._undo(call, plan, copy) else "emptied"
+            raise self._refusal(incoming.parsed, log, change, consumed=consumed)
+        if incoming.parsed is None:
+            check()
+        change.state = "done"
+        return after
+
     def _execute(self, call: Call, plan: Plan, incoming: Incoming) -> bool:
         """Give the state to llama.cpp; False where it was not consumed whole."""
         if plan.rewinds and incoming.parsed is not None and plan.target is not None:
@@ -202,29 +227,53 @@ class Restorer:
 
     # -- where it fails
 
-    def _undo(
+    def _settle(
         self,
         call: Call,
+        change: Change,
         plan: Plan,
-        parsed: layout.Layout | None,
+        incoming: Incoming,
         copy: Buffer | None,
-        *,
-        consumed: bool,
-    ) -> StateError:
-        """Put the copy back, and return the error for what llama.cpp did."""
-        log = call.log()
+        error: BaseException,
+    ) -> None:
+        """Bring a restore that *error* interrupted to an end: undone, done, or empty and said."""
+        if copy is not None or not plan.filled:
+            change.state = "undone" if self._undo(call, plan, copy) else "emptied"
+        elif self._execute(call, plan, incoming):
+            # No copy was kept, since the state was sure to fit.
+            change.state = "done"
+        else:
+            self.empty(call, plan.target)
+            change.state = "emptied"
+        if change.state == "emptied":
+            add_note(error, f"{called(plan.target)} could not be put back and was emptied")
+
+    def _undo(self, call: Call, plan: Plan, copy: Buffer | None) -> bool:
+        """Bring back what was there before; False where the target could only be emptied."""
         self.empty(call, plan.target)
-        rolled_back = not plan.filled if copy is None else self.put_back(call, plan.kept, copy)
-        return self._refusal(parsed, log, consumed=consumed, rolled_back=rolled_back)
+        return not plan.filled if copy is None else self._replace(call, plan.kept, copy)
+
+    def _replace(self, call: Call, target: Target, copy: Buffer) -> bool:
+        """Put a copy back; False where the target could only be emptied."""
+        try:
+            parsed = self._form.parse_own(target, copy)
+        except (FormatError, UnsupportedError):  # a format that was restored without validation
+            parsed = None
+        self.empty(call, target)
+        if self._put(call, target, memoryview(copy), parsed):
+            return True
+        self.empty(call, target)
+        return False
 
     def _refusal(
         self,
         parsed: layout.Layout | None,
         log: Sequence[str],
+        change: Change,
         *,
         consumed: bool,
-        rolled_back: bool,
     ) -> StateError:
+        rolled_back = change.state == "undone"
         if rolled_back and parsed is not None:
             known = refusals.explain(
                 log, parsed, types=self._facts.options.types, cells=self._facts.n_ctx_seq
@@ -233,6 +282,11 @@ class Restorer:
                 return known
         what = "the positions are not those of the state" if consumed else "llama.cpp refused it"
         return RestoreError(f"the state was not restored: {what}", log=log, rolled_back=rolled_back)
+
+
+def called(target: Target) -> str:
+    """Return what an error calls a target."""
+    return "the context" if target is None else f"sequence {target}"
 
 
 def _is_split(parsed: layout.Layout) -> bool:

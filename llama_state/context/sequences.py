@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from .._llama import calls
 from .._llama.facts import Facts
@@ -10,9 +12,12 @@ from .._llama.handles import Call, Handle, LastLogits
 from ..errors import RestoreError, StateError, UnsupportedError
 from ..layout import Span
 from . import cuts, engine
-from .changes import Change, Keeper
+from .changes import Change, Keeper, add_note
 from .fit import Fit
-from .restore import Restorer
+from .restore import Restorer, called
+
+if TYPE_CHECKING:
+    from .._io import Buffer
 
 
 class Sequences:
@@ -40,11 +45,9 @@ class Sequences:
         with self._handle.use() as call:
             start = calls.positions(call, seq_id).last + 1
             n_past = start + len(ids)
-            decoded = Change("decode", seq_id, {seq_id: Span(start, n_past - 1)}, ids)
-            with self._keeper.changing(call, decoded):
-                self._handle.shared.last_logits = None
-                engine.decode(call, ids, seq_id, self._facts.n_batch)
-                self._handle.shared.last_logits = LastLogits(seq_id, n_past)
+            change = Change("decode", seq_id, {seq_id: Span(start, n_past - 1)}, ids)
+            with self._keeper.changing(call, change):
+                self._decode(call, change, seq_id, ids, start)
 
     def logits(self) -> memoryview[float]:
         """Return the logits of the last token decoded, or of the checkpoint that was resumed."""
@@ -74,8 +77,9 @@ class Sequences:
             whole = first <= cuts.begin(self._facts, span) and last > span.last
             if not whole:
                 cuts.check_cut(self._facts, seq_id, span, first, last)
-            removed = Change("remove", seq_id, {seq_id: Span(first, last - 1)})
-            with self._keeper.changing(call, removed):
+            change = Change("remove", seq_id, {seq_id: Span(first, last - 1)})
+            with self._keeper.changing(call, change):
+                change.state = "touched"  # by one call, so what is there is before or after
                 if not calls.remove(call, seq_id, *((-1, -1) if whole else (first, last))):
                     raise cuts.cannot_cut(self._facts, seq_id, first, last)
 
@@ -97,38 +101,102 @@ class Sequences:
                 left_out, last = [], first  # nothing is there to copy
             for cut in left_out:
                 cuts.check_cut(self._facts, src, span, *cut)
-            with self._keeper.changing(
-                call, Change("copy", dest, {dest: Span(first, last - 1)}, listed)
-            ):
-                self._copy(call, src, dest, first, last, part=bool(left_out))
+            change = Change("copy", dest, {dest: Span(first, last - 1)}, listed)
+            with self._keeper.changing(call, change):
+                self._copy(call, change, src, dest, part=bool(left_out))
 
     def clear(self) -> None:
         """Empty every sequence."""
-        with self._handle.use() as call, self._keeper.changing(call, Change("remove", None, {})):
+        change = Change("remove", None, {})
+        with self._handle.use() as call, self._keeper.changing(call, change):
+            change.state = "touched"
             self._handle.shared.last_logits = None
             calls.clear(call, data=False)
 
-    def _copy(self, call: Call, src: int, dest: int, first: int, last: int, *, part: bool) -> None:
-        """Copy ``first <= position < last``: all that there is, unless *part*.
+    # -- decoding
 
-        llama.cpp copies between streams only at the next decode, and a state saved before that
-        holds stale data. So a copy between streams goes through the state functions.
-        """
+    def _decode(
+        self, call: Call, change: Change, seq_id: int, ids: Sequence[int], start: int
+    ) -> None:
+        """Append tokens, or leave the sequence as it was."""
+        n_past = start + len(ids)
+        # What was written over, in a window or in a recurrent state, no cut brings back.
+        written_over = self._facts.recurrent or self._facts.n_swa
+        keeps = written_over and start > 0 and len(ids) > self._facts.n_batch
+        with calls.lent(call, seq_id) if keeps else nullcontext() as copy:
+            change.state = "touched"
+            self._handle.shared.last_logits = None
+            try:
+                engine.decode(call, ids, seq_id, start, self._facts.n_batch)
+                self._handle.shared.last_logits = LastLogits(seq_id, n_past)
+                change.state = "done"
+            except BaseException as error:
+                if change.state == "touched":
+                    self._take_back(call, change, seq_id, start, copy, error)
+                raise
+
+    def _take_back(
+        self,
+        call: Call,
+        change: Change,
+        seq_id: int,
+        start: int,
+        copy: Buffer | None,
+        error: BaseException,
+    ) -> None:
+        """Leave a sequence as it was before the pieces that were decoded."""
+        span = calls.positions(call, seq_id)
+        if span.last < start:
+            change.state = "undone"
+        elif start == 0 or start >= cuts.rewind_min(self._facts, span):
+            calls.remove(call, seq_id, start)
+            change.state = "undone"
+        elif copy is not None:
+            undo = Change("undo", seq_id, None)
+            self._restorer.put_back(call, undo, copy)
+            change.state = "undone" if undo.state == "done" else "emptied"
+        else:
+            self._restorer.empty(call, seq_id)
+            change.state = "emptied"
+        if change.state == "emptied":
+            add_note(error, f"{called(seq_id)} could not be cut back and was emptied")
+
+    # -- copying
+
+    def _copy(self, call: Call, change: Change, src: int, dest: int, *, part: bool) -> None:
+        """Copy the span of *change*: all that there is, unless *part*."""
         one_stream = self._fit.one_stream(call)
         if part and not one_stream:
             raise UnsupportedError(
                 "a split context can copy only whole sequences: use kv_unified=True"
             )
-        logits = self._handle.shared.last_logits
-        if logits is not None and logits.seq_id == dest:
-            self._handle.shared.last_logits = None
-        if one_stream or first >= last:
-            self._restorer.empty(call, dest)
-            if first < last:
-                calls.share(call, src, dest, *((first, last) if part else (-1, -1)))
-            return
+        change.state = "touched"
+        try:
+            logits = self._handle.shared.last_logits
+            if logits is not None and logits.seq_id == dest:
+                self._handle.shared.last_logits = None
+            first, last = change.spans[dest] if change.spans else (0, -1)
+            if one_stream or first > last:
+                self._restorer.empty(call, dest)
+                if first <= last:
+                    calls.share(call, src, dest, *((first, last + 1) if part else (-1, -1)))
+            else:
+                self._copy_between_streams(call, src, dest)
+            change.state = "done"
+        except BaseException as error:
+            if change.state == "touched":
+                self._restorer.empty(call, dest)
+                change.state = "emptied"
+                add_note(error, f"{called(dest)} was emptied")
+            raise
+
+    def _copy_between_streams(self, call: Call, src: int, dest: int) -> None:
+        """Copy a whole sequence through the state functions.
+
+        llama.cpp copies between streams only at the next decode, and a state saved before that
+        holds stale data.
+        """
         with calls.lent(call, src) as blob:
             self._restorer.empty(call, dest)
             if calls.write(call, dest, blob) != len(blob):
-                self._restorer.empty(call, dest)
                 raise RestoreError("the copy was refused", log=call.log(), rolled_back=False)

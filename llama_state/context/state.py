@@ -8,8 +8,8 @@ the context by a plan; see ``restore.py``.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial as bound
 from typing import TYPE_CHECKING
@@ -23,12 +23,13 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
-from ..errors import FormatError, RestoreError, UnsupportedError, VersionError
+from ..errors import FormatError, UnsupportedError, VersionError
 from .changes import Change, Keeper
 from .cuts import rewind_min
 from .fit import Fit, Held
 from .form import StateForm
 from .restore import Incoming, Restorer
+from .savepoint import Savepoint
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -207,20 +208,9 @@ class ContextState:
         native = self._form.native(target, data, headed)
         return self._put(target, Incoming(native, parsed, len(data), partial=partial), given)
 
-    @contextmanager
-    def savepoint(self, targets: Sequence[Target]) -> Iterator[None]:
-        """Put *targets* back as they were when the block raises."""
-        with self._handle.use():
-            kept = [(each, self.snapshot(each), self._keeper.tokens(each)) for each in targets]
-        try:
-            yield
-        except BaseException:
-            # A context that the block has closed has nothing to be put back into.
-            if not self._handle.closed:
-                with self._handle.use() as call:
-                    for target, copy, tokens in kept:
-                        self._put_back(call, target, copy, tokens)
-            raise
+    def savepoint(self, targets: Sequence[Target]) -> Savepoint:
+        """Return what puts *targets* back as they were when its block raises."""
+        return Savepoint(self._handle, self._restorer, self._keeper, self.snapshot, targets)
 
     # -- shared by the above
 
@@ -234,21 +224,8 @@ class ContextState:
             change = Change("replace", target, spans, tokens)
             with self._keeper.changing(call, change):
                 check = bound(self._keeper.check, call, change)
-                held = self._restorer.restore(call, target, incoming, check)
+                held = self._restorer.restore(call, change, incoming, check)
             return Restored(incoming.nbytes, incoming.tokens, restored_spans(self._facts, held))
-
-    def _put_back(
-        self, call: Call, target: Target, copy: Buffer, tokens: tuple[int, ...] | None
-    ) -> None:
-        """Put back what :meth:`snapshot` gave, over whatever is there now.
-
-        Raises:
-            RestoreError: llama.cpp refused it; the target was emptied.
-        """
-        with self._keeper.changing(call, Change("undo", target, None, tokens)):
-            self._handle.shared.last_logits = None
-            if not self._restorer.put_back(call, target, copy):
-                raise RestoreError("what was there could not be put back", log=call.log())
 
     def _parse_file(
         self, target: Target, data: memoryview, place: layout.FileLayout

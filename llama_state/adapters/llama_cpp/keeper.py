@@ -83,20 +83,24 @@ class LlamaKeeper(Keeper):
         if change.target in (None, 0):
             self._check_tokens(change.tokens, calls.positions(call, 0).last + 1)
 
-    def after(self, call: Call, change: Change, *, done: bool) -> None:
+    def after(self, call: Call, change: Change) -> None:
         """List the tokens that sequence 0 holds now; logits are there only after a decode."""
+        if change.state == "untouched":
+            return
+        listed = self._handle.llm.n_tokens
         if change.target not in (None, 0):
-            self._write((), start=self._handle.llm.n_tokens)
+            self._write((), start=listed)
             return
         n_past = calls.positions(call, 0).last + 1
         tokens = change.tokens or ()
         if change.kind == "decode" and change.spans is not None:
             start = change.spans[0].first
-            self._write(tokens[: n_past - start], start=start, logits=done)
-        elif change.kind == "undo" or (done and change.kind != "remove"):
+            held = tokens[: n_past - start] if n_past > start else ()
+            self._write(held, start=min(start, n_past), logits=change.state == "done")
+        elif change.kind != "remove" and change.state == "done":
             self._write(tokens[:n_past])
         else:
-            self._write((), start=min(n_past, self._handle.llm.n_tokens))
+            self._write((), start=min(n_past, listed))
 
     # -- shared by the above
 
