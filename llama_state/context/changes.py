@@ -6,7 +6,7 @@ context a :class:`Keeper`, which is called before a sequence changes and after i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -49,6 +49,25 @@ def add_note(error: BaseException, note: str) -> None:
         error.add_note(note)
     else:
         vars(error).setdefault("__notes__", []).append(note)
+
+
+@contextmanager
+def settling(change: Change, settle: Callable[[BaseException], None]) -> Iterator[None]:
+    """Call *settle* with the exception that leaves a change half made.
+
+    Twice, if that is interrupted too: it may be called again.
+    """
+    try:
+        try:
+            yield
+        except BaseException as error:
+            if change.state == "touched":
+                settle(error)
+            raise
+    except BaseException as error:
+        if change.state == "touched":
+            settle(error)
+        raise
 
 
 class Keeper:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial as bound
 from typing import Any
 
 from .._llama import calls
@@ -11,10 +12,10 @@ from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..errors import RestoreError, StaleError, UnsupportedError
 from ..layout import Span
-from .changes import Change, Keeper, add_note
+from .changes import Change, Keeper, settling
 from .fit import Fit
 from .form import LOSES_STREAMS
-from .restore import Restorer, called
+from .restore import Restorer
 from .state import Restored, restored_spans
 
 
@@ -90,16 +91,10 @@ class DeviceMemory:
         # llama.cpp aborts when it finds no room, so it is asked only where there is some.
         before = calls.occupied(call, self._facts.n_seq_max)
         self._fit.check_room(call, dest, kept.span.last + 1, before)
-        change.state = "touched"
-        try:
+        with settling(change, bound(self._restorer.give_up, call, change)):
+            change.state = "touched"
             held = self._write(call, dest, kept)
             change.state = "done"
-        except BaseException as error:
-            if change.state == "touched":
-                self._restorer.empty(call, dest)
-                change.state = "emptied"
-                add_note(error, f"{called(dest)} was emptied")
-            raise
         return held
 
     def _write(self, call: Call, dest: int, kept: OnDevice) -> dict[int, Span]:

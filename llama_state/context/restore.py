@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial as bound
 from typing import TYPE_CHECKING
 
 from .. import layout
@@ -26,7 +27,7 @@ from ..errors import (
     UnsupportedError,
 )
 from . import refusals
-from .changes import Change, add_note
+from .changes import Change, add_note, settling
 from .fit import Fit, Held
 from .form import StateForm
 
@@ -115,13 +116,11 @@ class Restorer:
             RestoreError: llama.cpp refused it; ``rolled_back`` says what is left.
         """
         plan = self._plan(call, change.target, incoming)
-        with calls.lent(call, plan.kept) if plan.keeps else nullcontext() as copy:
-            try:
-                after = self._attempt(call, change, plan, incoming, copy, check)
-            except BaseException as error:
-                if change.state == "touched":
-                    self._settle(call, change, plan, incoming, copy, error)
-                raise
+        with (
+            calls.lent(call, plan.kept) if plan.keeps else nullcontext() as copy,
+            settling(change, bound(self._settle, call, change, plan, incoming, copy)),
+        ):
+            after = self._attempt(call, change, plan, incoming, copy, check)
         if incoming.parsed is not None:
             self._fit.learn(incoming.parsed)
         return {seq_id: span for seq_id, span in after.items() if plan.target in (None, seq_id)}
@@ -134,6 +133,12 @@ class Restorer:
         change.state = "touched"
         self._shared.last_logits = None
         change.state = "done" if self._replace(call, change.target, copy) else "emptied"
+
+    def give_up(self, call: Call, change: Change, error: BaseException) -> None:
+        """Empty what *error* left half changed, and say so in a note of it."""
+        self.empty(call, change.target)
+        change.state = "emptied"
+        add_note(error, f"{called(change.target)} was emptied")
 
     def empty(self, call: Call, target: Target) -> None:
         """Remove what *target* holds."""
@@ -238,15 +243,13 @@ class Restorer:
     ) -> None:
         """Bring a restore that *error* interrupted to an end: undone, done, or empty and said."""
         if copy is not None or not plan.filled:
-            change.state = "undone" if self._undo(call, plan, copy) else "emptied"
+            if self._undo(call, plan, copy):
+                change.state = "undone"
         elif self._execute(call, plan, incoming):
             # No copy was kept, since the state was sure to fit.
             change.state = "done"
-        else:
-            self.empty(call, plan.target)
-            change.state = "emptied"
-        if change.state == "emptied":
-            add_note(error, f"{called(plan.target)} could not be put back and was emptied")
+        if change.state not in ("undone", "done"):
+            self.give_up(call, change, error)
 
     def _undo(self, call: Call, plan: Plan, copy: Buffer | None) -> bool:
         """Bring back what was there before; False where the target could only be emptied."""

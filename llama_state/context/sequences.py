@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial as bound
 from typing import TYPE_CHECKING
 
 from .._llama import calls
@@ -12,9 +13,9 @@ from .._llama.handles import Call, Handle, LastLogits
 from ..errors import RestoreError, StateError, UnsupportedError
 from ..layout import Span
 from . import cuts, engine
-from .changes import Change, Keeper, add_note
+from .changes import Change, Keeper, settling
 from .fit import Fit
-from .restore import Restorer, called
+from .restore import Restorer
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -124,16 +125,13 @@ class Sequences:
         written_over = self._facts.recurrent or self._facts.n_swa
         keeps = written_over and start > 0 and len(ids) > self._facts.n_batch
         with calls.lent(call, seq_id) if keeps else nullcontext() as copy:
-            change.state = "touched"
-            self._handle.shared.last_logits = None
-            try:
+            take_back = bound(self._take_back, call, change, seq_id, start, copy)
+            with settling(change, take_back):
+                change.state = "touched"
+                self._handle.shared.last_logits = None
                 engine.decode(call, ids, seq_id, start, self._facts.n_batch)
                 self._handle.shared.last_logits = LastLogits(seq_id, n_past)
                 change.state = "done"
-            except BaseException as error:
-                if change.state == "touched":
-                    self._take_back(call, change, seq_id, start, copy, error)
-                raise
 
     def _take_back(
         self,
@@ -154,12 +152,10 @@ class Sequences:
         elif copy is not None:
             undo = Change("undo", seq_id, None)
             self._restorer.put_back(call, undo, copy)
-            change.state = "undone" if undo.state == "done" else "emptied"
-        else:
-            self._restorer.empty(call, seq_id)
-            change.state = "emptied"
-        if change.state == "emptied":
-            add_note(error, f"{called(seq_id)} could not be cut back and was emptied")
+            if undo.state == "done":
+                change.state = "undone"
+        if change.state != "undone":
+            self._restorer.give_up(call, change, error)
 
     # -- copying
 
@@ -170,8 +166,8 @@ class Sequences:
             raise UnsupportedError(
                 "a split context can copy only whole sequences: use kv_unified=True"
             )
-        change.state = "touched"
-        try:
+        with settling(change, bound(self._restorer.give_up, call, change)):
+            change.state = "touched"
             logits = self._handle.shared.last_logits
             if logits is not None and logits.seq_id == dest:
                 self._handle.shared.last_logits = None
@@ -183,12 +179,6 @@ class Sequences:
             else:
                 self._copy_between_streams(call, src, dest)
             change.state = "done"
-        except BaseException as error:
-            if change.state == "touched":
-                self._restorer.empty(call, dest)
-                change.state = "emptied"
-                add_note(error, f"{called(dest)} was emptied")
-            raise
 
     def _copy_between_streams(self, call: Call, src: int, dest: int) -> None:
         """Copy a whole sequence through the state functions.
