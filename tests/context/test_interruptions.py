@@ -1,0 +1,239 @@
+"""Interruptions: wherever a call ends, what is there is as before, as after, or empty and said.
+
+Each call is made once for every place where an exception can end it; ``HYPOTHESIS_PROFILE=soak``
+takes all places, the other profiles a part of them, another one for each call and kind.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import llama_state as ls
+from tests.interruptions import Interruption, Place, interrupted, places
+from tests.libllama import MODELS
+
+pytestmark = [
+    pytest.mark.libllama,
+    pytest.mark.skipif(sys.version_info < (3, 11), reason="the places are those of CPython 3.11"),
+]
+
+STRIDE = {"quick": 11, "ci": 5, "soak": 1}[os.environ.get("HYPOTHESIS_PROFILE", "quick")]
+LONG = list(range(1, 20))  # three pieces
+Content = tuple[bytes, ...]
+
+
+class Bench:
+    """A context in state A, and state B in all its forms.
+
+    Args:
+        model: Of which kind the context is.
+        unified: Of one stream.
+        folder: For files.
+    """
+
+    def __init__(self, model: ls.Model, folder: Path, *, unified: bool) -> None:
+        self.folder = folder
+        self.ctx = ctx = model.context(
+            n_ctx=128, n_batch=8, n_seq_max=3, kv_unified=unified, n_threads=1
+        )
+        with suppress(ls.UnsupportedError):
+            ctx.declare(adapters=[], rope={})
+        ctx.decode([9, 8, 7, 6, 5], 0)
+        ctx.decode([3, 2, 1], 1)
+        self.b, self.seq_b = ctx.snapshot(), ctx.seq_snapshot(0)
+        ctx.save_state(folder / "b")
+        ctx.seq_save_state(folder / "seq_b", 0)
+        self.checkpoint_b = ctx.checkpoint(0, tokens=[9, 8, 7, 6, 5], logits=False)
+        self.checkpoint_b.save(folder / "b.lls")
+        ctx.clear()
+        ctx.decode([1, 2, 3, 4], 0)
+        self.partial_a = _or_none(lambda: ctx.seq_snapshot(0, partial=True))
+        ctx.decode([5, 6], 0)
+        ctx.decode([7, 7, 7], 1)
+        self.a = ctx.snapshot()
+        self.fresh()
+
+    def fresh(self) -> None:
+        """Bring state A back, and what the calls need."""
+        self.ctx.restore(self.a)
+        self.on_device = _or_none(lambda: self.ctx.seq_device_snapshot(1))
+        for name in ("saved", "seq_saved", "c.lls", "native"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def content(self) -> Content:
+        """What each sequence holds."""
+        return tuple(self.ctx.seq_snapshot(i) for i in range(self.ctx.n_seq_max))
+
+
+def _or_none(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except ls.StateError:
+        return None
+
+
+def _undone(bench: Bench) -> None:
+    """A block that changes a sequence and raises: the call is the undoing of it."""
+    try:
+        with bench.ctx.savepoint(0):
+            bench.ctx.decode([2, 2], 0)
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+
+
+CALLS: dict[str, Callable[[Bench], object]] = {
+    "decode": lambda b: b.ctx.decode(LONG),
+    "decode into an empty one": lambda b: b.ctx.decode(LONG, 2),
+    "logits": lambda b: _or_none(b.ctx.logits),
+    "n_past": lambda b: b.ctx.n_past(1),
+    "seq_rm": lambda b: b.ctx.seq_rm(1),
+    "seq_cp": lambda b: b.ctx.seq_cp(0, 1),
+    "seq_cp into an empty one": lambda b: b.ctx.seq_cp(0, 2),
+    "clear": lambda b: b.ctx.clear(),
+    "state_size": lambda b: b.ctx.state_size(),
+    "snapshot": lambda b: b.ctx.snapshot(),
+    "restore": lambda b: b.ctx.restore(b.b),
+    "restore unread": lambda b: _or_none(lambda: b.ctx.restore(b.b, validate=False)),
+    "restore refused": lambda b: _or_none(lambda: b.ctx.restore(b.b[:-4], validate=False)),
+    "save_state": lambda b: b.ctx.save_state(b.folder / "saved"),
+    "load_state": lambda b: b.ctx.load_state(b.folder / "b"),
+    "seq_state_size": lambda b: b.ctx.seq_state_size(1),
+    "seq_snapshot": lambda b: b.ctx.seq_snapshot(1, out=bytearray(b.ctx.seq_state_size(1))),
+    "seq_restore": lambda b: b.ctx.seq_restore(b.seq_b, 1),
+    "seq_restore over it": lambda b: b.ctx.seq_restore(b.seq_b, 0),
+    "seq_restore into an empty one": lambda b: b.ctx.seq_restore(b.seq_b, 2),
+    "seq_restore unread": lambda b: b.ctx.seq_restore(b.seq_b, 0, validate=False),
+    "seq_restore partial": lambda b: b.partial_a and b.ctx.seq_restore(b.partial_a, partial=True),
+    "seq_save_state": lambda b: b.ctx.seq_save_state(b.folder / "seq_saved", 1),
+    "seq_load_state": lambda b: b.ctx.seq_load_state(b.folder / "seq_b", 1),
+    "seq_device_snapshot": lambda b: _or_none(lambda: b.ctx.seq_device_snapshot(0)),
+    "DeviceSnapshot.restore": lambda b: b.on_device and b.on_device.restore(0),
+    "checkpoint": lambda b: b.ctx.checkpoint(0),
+    "resume": lambda b: b.ctx.resume(b.checkpoint_b),
+    "savepoint": _undone,
+    "fingerprint": lambda b: b.ctx.fingerprint,
+    "declare": lambda b: b.ctx.declare(rope={}),
+    "Checkpoint.save": lambda b: b.checkpoint_b.save(b.folder / "c.lls"),
+    "Checkpoint.load": lambda b: ls.Checkpoint.load(b.folder / "b.lls"),
+    "Checkpoint.from_native": lambda b: ls.Checkpoint.from_native(b.folder / "seq_b"),
+    "Checkpoint.to_native": lambda b: b.checkpoint_b.to_native(b.folder / "native"),
+}
+# Named by an attribute, or closed for good: what these are interrupted in is tried elsewhere.
+ELSEWHERE = {"close", "pointer"}
+
+
+class Kind(NamedTuple):
+    """A model and a layout of its cells."""
+
+    name: str
+    unified: bool
+
+
+KINDS = [
+    Kind("llama-dense", True),
+    Kind("llama-dense", False),
+    Kind("gemma3-dense", True),
+    Kind("jamba-dense", False),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda k: f"{k.name}-{'u' * k.unified or 's'}")
+def bench(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bench]:
+    if request.param.name not in MODELS:
+        pytest.skip("this libllama cannot load it")
+    bench = Bench(
+        MODELS[request.param.name], tmp_path_factory.mktemp("files"), unified=request.param.unified
+    )
+    yield bench
+    bench.ctx.close()
+
+
+def test_every_call_is_in_the_table() -> None:
+    public = {name for name in vars(ls.Context) if not name.startswith("_")}
+    assert public - ELSEWHERE <= {name.split(" ")[0] for name in CALLS}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", CALLS)
+def test_interrupted_anywhere(bench: Bench, name: str) -> None:
+    """As before, as after, or emptied and said so; nothing stays locked, open or half made."""
+    call = CALLS[name]
+    bench.fresh()
+    before = bench.content()
+    call(bench)
+    after = bench.content()
+    bench.fresh()
+    found = places(lambda: call(bench))
+    bench.fresh()
+    open_files = _open_files()
+    for place in found[sum(map(ord, name)) % STRIDE :: STRIDE]:
+        bench.fresh()
+        error = interrupted(lambda: call(bench), place)
+        said = " ".join(_notes(error))
+        del error  # its frames hold what they had open
+        _is_sound(bench, place, before, after, said)
+        assert _open_files() == open_files, place
+        bench.fresh()
+        call(bench)
+        assert bench.content() == after, place
+
+
+def _is_sound(bench: Bench, place: Place, before: Content, after: Content, said: str) -> None:
+    assert _is_free(bench.ctx), place
+    held = bench.content()
+    if held not in (before, after):
+        for seq_id, content in enumerate(held):
+            if content not in (before[seq_id], after[seq_id]):
+                assert content == _emptied(bench, seq_id), place
+                assert "emptied" in said, (place, said)
+    parts = [each.name for each in bench.folder.iterdir() if ".part" in each.name]
+    assert not parts, (place, parts)
+
+
+def _emptied(bench: Bench, seq_id: int) -> bytes:
+    """What a snapshot of a sequence is that holds nothing; the sequence must hold nothing."""
+    assert bench.ctx.n_past(seq_id) == 0
+    return bench.ctx.seq_snapshot(seq_id)
+
+
+def _is_free(ctx: ls.Context) -> bool:
+    """Whether another thread can use the context."""
+    thread = threading.Thread(target=ctx.n_past, daemon=True)
+    thread.start()
+    thread.join(20)
+    return not thread.is_alive()
+
+
+def _open_files() -> list[str]:
+    found = []
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.append(str(fd.readlink()))
+    return sorted(name for name in found if not name.startswith("/proc/"))
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    """The notes of an exception and of those that it came after."""
+    notes: list[str] = []
+    while error is not None:
+        notes += [str(error), *getattr(error, "__notes__", [])]
+        error = error.__context__
+    return notes
+
+
+def test_the_harness_raises(bench: Bench) -> None:
+    """An exception comes out, and it comes from the place that was asked for."""
+    found = places(bench.ctx.snapshot)
+    assert len(found) > 20
+    assert isinstance(interrupted(bench.ctx.snapshot, found[len(found) // 2]), Interruption)

@@ -1,0 +1,128 @@
+"""Ends a call by an exception at every place where one can end it.
+
+A place is a line, or the return of a call, in a function of this library or of ``contextlib``
+under it, together with the lines that led there. :func:`places` finds those of a call, and
+:func:`interrupted` makes the call again and raises at one.
+
+Left out is what no signal can end: CPython looks for signals where a function begins, where a
+loop goes back and after a call, so neither between ``__enter__`` and the block of a ``with``, nor
+between the block and ``__exit__``, nor where a generator yields, nor between an exception and the
+block that handles it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+import llama_state
+
+_PACKAGE = str(Path(llama_state.__file__).parent) + os.sep
+# Python itself reports and drops what a finalizer raises.
+_FINALIZERS = ("__del__", "_free", "finalize")
+_LOAD_CONST = dis.opmap["LOAD_CONST"]
+
+
+class Interruption(KeyboardInterrupt):
+    """What is raised."""
+
+
+class Place(NamedTuple):
+    """Where a call can end.
+
+    Attributes:
+        event: "line" or "return".
+        stack: (function, line) of the frames of this library, the innermost last.
+    """
+
+    event: str
+    stack: tuple[tuple[str, int], ...]
+
+
+def places(call: Callable[[], object]) -> list[Place]:
+    """Make a call and return the places that it went by, each once."""
+    seen: dict[Place, None] = {}
+    _traced(call, lambda place: bool(seen.setdefault(place)))
+    return list(seen)
+
+
+def interrupted(call: Callable[[], object], at: Place) -> BaseException | None:
+    """Make a call, raise an :class:`Interruption` at a place, and return what came out of it."""
+    pending = [at]
+
+    def reached(place: Place) -> bool:
+        return place in pending and not pending.clear()
+
+    try:
+        _traced(call, reached)
+    except BaseException as error:
+        if pending:
+            raise
+        return error
+    return None
+
+
+def _traced(call: Callable[[], object], reached: Callable[[Place], bool]) -> None:
+    """Make a call; raise where *reached* says so."""
+    caller = sys._getframe()
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if not _is_ours(frame):
+            return None
+        if event in ("line", "return") and _can_end(frame, event):
+            stack = _stack(frame, caller)
+            if stack and reached(Place(event, stack)):
+                sys.settrace(None)
+                raise Interruption
+        return trace
+
+    before = sys.gettrace()
+    threading.settrace(trace)
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+        threading.settrace(before)  # type: ignore[arg-type]
+
+
+def _is_ours(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    if file == contextlib.__file__:
+        return frame.f_back is not None and frame.f_back.f_code.co_filename.startswith(_PACKAGE)
+    return file.startswith(_PACKAGE) and frame.f_code.co_name not in _FINALIZERS
+
+
+def _stack(frame: FrameType | None, caller: FrameType) -> tuple[tuple[str, int], ...]:
+    """Return the frames of the library up to *caller*; nothing below a finalizer."""
+    found: list[tuple[str, int]] = []
+    while frame is not None and frame is not caller:
+        if frame.f_code.co_name in _FINALIZERS:
+            return ()
+        file = frame.f_code.co_filename
+        if file.startswith(_PACKAGE) or file == contextlib.__file__:
+            found.append((frame.f_code.co_qualname, frame.f_lineno))
+        frame = frame.f_back
+    return tuple(reversed(found))
+
+
+def _can_end(frame: FrameType, event: str) -> bool:
+    code, at = frame.f_code, frame.f_lasti
+    if event == "return":
+        own_enter = code.co_name == "__enter__" and code.co_filename.startswith(_PACKAGE)
+        return not own_enter and dis.opname[code.co_code[at]] not in ("YIELD_VALUE", "RESUME")
+    # An exception on its way to its handler meets no signal either.
+    return dis.opname[code.co_code[at]] != "PUSH_EXC_INFO" and not _leaves_with(code, at)
+
+
+def _leaves_with(code: CodeType, at: int) -> bool:
+    """Tell whether a line event is that before ``__exit__(None, None, None)``."""
+    opcodes = list(code.co_code[at : at + 10 : 2])
+    return any(opcodes[i : i + 3] == [_LOAD_CONST] * 3 for i in (0, 1, 2))
