@@ -96,8 +96,10 @@ class AsyncContext:
     async def close(self) -> None:
         """Close the context once no call runs on it. Safe to call again."""
         # Not behind what waits in the thread: that fails with ClosedError then.
-        await asyncio.to_thread(self.context.close)
-        self._worker.shutdown(wait=False)
+        try:
+            await asyncio.to_thread(self.context.close)
+        finally:
+            self._worker.shutdown(wait=False)
 
     async def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call any function in the context's thread, such as :meth:`DeviceSnapshot.restore`."""
@@ -154,13 +156,24 @@ class AsyncContext:
         await self.run(point.__enter__)
         try:
             yield
+        except GeneratorExit:
+            raise  # nobody waits any more, and others may have gone on from there
         except BaseException as error:
-            await self.run(point.__exit__, type(error), error, error.__traceback__)
+            undo = functools.partial(point.__exit__, type(error), error, error.__traceback__)
+            with suppress(ClosedError):  # there is nothing left to be undone
+                await self._finish(undo, droppable=False)
             raise
-        await self.run(point.__exit__, None, None, None)
 
-    async def _finish(self, work: Callable[[], R], stop: threading.Event | None = None) -> R:
-        """Do *work* in the thread, and leave only when it is over, also when cancelled."""
+    async def _finish(
+        self, work: Callable[[], R], stop: threading.Event | None = None, *, droppable: bool = True
+    ) -> R:
+        """Do *work* in the thread, and leave only when it is over, also when cancelled.
+
+        Args:
+            work: What to do.
+            stop: Set when the task is cancelled.
+            droppable: A task that is cancelled before its turn has come leaves the work undone.
+        """
         try:
             running = self._worker.submit(work)
         except RuntimeError:
@@ -172,7 +185,8 @@ class AsyncContext:
             if stop is not None:
                 stop.set()
             # One that waits in the queue is taken out; one that runs cannot be, and ends.
-            running.cancel()
+            if droppable:
+                running.cancel()
             while not done.done():
                 # Cancelled again: it makes no difference.
                 with suppress(asyncio.CancelledError):

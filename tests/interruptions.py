@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -66,6 +67,29 @@ def interrupted(call: Callable[[], object], at: Place) -> BaseException | None:
         if pending:
             raise
         return error
+    return None
+
+
+def signalled(call: Callable[[], object], after: float) -> BaseException | None:
+    """Make a call in the main thread and end it by a signal, *after* so many seconds.
+
+    Returns:
+        What came out of the call; None where the signal came too late.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interruption
+
+    handler = signal.signal(signal.SIGALRM, end)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, after)
+        call()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except BaseException as error:
+        return error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
     return None
 
 

@@ -490,8 +490,8 @@ class Context(Owner):
         Args:
             seq_ids: The sequences; none named: all of them, as one whole state.
 
-        Raises:
-            CapacityError: The block filled the cells that putting back needs.
+        What the block raised goes on. Where a sequence could not be put back, say since the
+        block filled its cells, a note of that exception says so.
         """
         targets: list[Target] = [self._facts.check_sequence(i) for i in seq_ids] or [None]
         return self._state.savepoint(targets)

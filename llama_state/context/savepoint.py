@@ -63,19 +63,17 @@ class Savepoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A context that the block has closed has nothing to be put back into.
-        if error is None or self._handle.closed:
-            self._kept = []
-            return
         try:
             self._undo(error)
         except BaseException:
             self._undo(error)  # it was interrupted, and the copies are still at hand
             raise
-        self._kept = []
 
-    def _undo(self, error: BaseException) -> None:
+    def _undo(self, error: BaseException | None) -> None:
         """Put everything back; what fails is a note of the block's *error*, which goes on."""
+        # A context that the block has closed has nothing to be put back into.
+        if error is None or self._handle.closed:
+            return
         with self._handle.use() as call:
             for target, copy, tokens in self._kept:
                 change = Change("undo", target, None, tokens)

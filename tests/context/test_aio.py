@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -274,6 +275,110 @@ def test_a_savepoint(ctx: ls.Context) -> None:
         assert await actx.n_past() == 101
 
     asyncio.run(main())
+
+
+def test_cancelled_while_it_enters(ctx: ls.Context) -> None:
+    """A block that never began undoes nothing, whatever is collected when."""
+
+    async def main() -> None:
+        actx = AsyncContext(ctx)
+
+        async def block() -> None:
+            async with actx.savepoint():
+                raise AssertionError
+
+        with busy(ctx):
+            task = asyncio.create_task(block())
+            await asyncio.sleep(0.02)
+            task.cancel()
+            await asyncio.sleep(0.02)
+        assert await cancelled(task)
+        del task
+        await actx.decode([1])
+        gc.collect()
+        assert await actx.n_past() == 101
+
+    asyncio.run(main())
+
+
+def test_cancelled_again_before_the_undo(ctx: ls.Context) -> None:
+    """The undo of a block waits for its turn and cannot be cancelled away."""
+
+    async def main() -> None:
+        actx = AsyncContext(ctx)
+        inside = asyncio.Event()
+
+        async def block() -> None:
+            async with actx.savepoint():
+                await actx.decode([1, 2])
+                inside.set()
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(block())
+        await inside.wait()
+        with busy(ctx):
+            other = asyncio.create_task(actx.n_past())
+            await asyncio.sleep(0.02)
+            for _ in range(3):
+                task.cancel()
+                await asyncio.sleep(0.02)
+        assert await cancelled(task)
+        assert await other == 102
+        assert await actx.n_past() == 100
+
+    asyncio.run(main())
+
+
+def test_cancelled_at_any_step(ctx: ls.Context) -> None:
+    """Whichever step of the loop it ends at: all of the block is there, or nothing of it."""
+
+    async def main(steps: int) -> bool:
+        actx = AsyncContext(ctx)
+        blob = await actx.snapshot()
+
+        async def block() -> None:
+            async with actx.savepoint():
+                await actx.decode([1])
+                await actx.seq_cp(0, 1)
+                await actx.decode([2])
+
+        task = asyncio.create_task(block())
+        for _ in range(steps):
+            await asyncio.sleep(0 if steps % 2 else 0.0002)
+        task.cancel()
+        ended = not await cancelled(task)
+        assert await actx.n_past() == (102 if ended else 100)
+        assert await actx.n_past(1) == (101 if ended else 0)
+        await actx.restore(blob)
+        return ended
+
+    ends = [asyncio.run(main(steps)) for steps in range(60)]
+    assert True in ends
+    assert False in ends
+
+
+def test_a_cancelled_close(ctx: ls.Context) -> None:
+    """The context is closed and its thread ends all the same."""
+    threads = set(threading.enumerate())
+
+    async def main() -> None:
+        actx = AsyncContext(ctx)
+        await actx.n_past()
+        with busy(ctx):
+            closing = asyncio.create_task(actx.close())
+            await asyncio.sleep(0.02)
+            closing.cancel()
+            assert await cancelled(closing)
+
+    asyncio.run(main())
+    for _ in range(200):
+        left = set(threading.enumerate()) - threads
+        if not any("llama_state-aio" in thread.name for thread in left):
+            break
+        time.sleep(0.02)
+    else:
+        raise AssertionError("the thread is still there")
+    assert "closed" in repr(ctx)
 
 
 def test_closing(ctx: ls.Context) -> None:

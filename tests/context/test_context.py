@@ -183,6 +183,20 @@ def test_savepoint(model: ls.Model, seq_ids: tuple[int, ...]) -> None:
         assert ctx.n_past(0) == 21
 
 
+def test_an_undo_that_fails(make: Make) -> None:
+    """The exception of the block stays; that its sequence could only be emptied is its note."""
+    ctx = make(n_ctx=256, n_seq_max=2, kv_unified=True)
+    ctx.decode([1] * 100, 0)
+    with pytest.raises(ZeroDivisionError) as caught, ctx.savepoint(0):
+        ctx.clear()
+        ctx.decode([2] * 200, 1)
+        raise ZeroDivisionError
+    notes = " ".join(getattr(caught.value, "__notes__", []))
+    assert "sequence 0 was emptied, not undone" in notes
+    assert ctx.n_past(0) == 0
+    assert ctx.n_past(1) == 200
+
+
 def test_savepoint_around_a_close(make: Make) -> None:
     """The block's own error comes out even when it closed the context."""
     ctx = make()

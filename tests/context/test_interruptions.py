@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import llama_state as ls
-from tests.interruptions import Interruption, Place, interrupted, places
+from llama_state.context.savepoint import Savepoint
+from tests.interruptions import Interruption, Place, interrupted, places, signalled
 from tests.libllama import MODELS
 
 pytestmark = [
@@ -26,7 +28,9 @@ pytestmark = [
 ]
 
 STRIDE = {"quick": 11, "ci": 5, "soak": 1}[os.environ.get("HYPOTHESIS_PROFILE", "quick")]
+SIGNALS = {"quick": 10, "ci": 30, "soak": 700}[os.environ.get("HYPOTHESIS_PROFILE", "quick")]
 LONG = list(range(1, 20))  # three pieces
+BLOCK = [2, 2]
 Content = tuple[bytes, ...]
 
 
@@ -84,7 +88,7 @@ def _undone(bench: Bench) -> None:
     """A block that changes a sequence and raises: the call is the undoing of it."""
     try:
         with bench.ctx.savepoint(0):
-            bench.ctx.decode([2, 2], 0)
+            bench.ctx.decode(BLOCK)
             raise ZeroDivisionError
     except ZeroDivisionError:
         pass
@@ -131,6 +135,10 @@ CALLS: dict[str, Callable[[Bench], object]] = {
 ELSEWHERE = {"close", "pointer"}
 
 
+# After the line of the head.
+_FIRST_OF_EXIT = [line for *_, line in Savepoint.__exit__.__code__.co_lines()][1]
+
+
 class Kind(NamedTuple):
     """A model and a layout of its cells."""
 
@@ -174,6 +182,9 @@ def test_interrupted_anywhere(bench: Bench, name: str) -> None:
     call(bench)
     after = bench.content()
     bench.fresh()
+    bench.ctx.decode(BLOCK)
+    block = bench.content()
+    bench.fresh()
     found = places(lambda: call(bench))
     bench.fresh()
     open_files = _open_files()
@@ -182,11 +193,30 @@ def test_interrupted_anywhere(bench: Bench, name: str) -> None:
         error = interrupted(lambda: call(bench), place)
         said = " ".join(_notes(error))
         del error  # its frames hold what they had open
-        _is_sound(bench, place, before, after, said)
+        _is_sound(bench, place, before, block if _left(place) else after, said)
         assert _open_files() == open_files, place
         bench.fresh()
         call(bench)
         assert bench.content() == after, place
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", CALLS)
+def test_signals(bench: Bench, name: str) -> None:
+    """The same for signals, swept over the call."""
+    call = CALLS[name]
+    bench.fresh()
+    before = bench.content()
+    start = time.perf_counter()
+    call(bench)
+    took = time.perf_counter() - start
+    after = bench.content()
+    for i in range(SIGNALS):
+        bench.fresh()
+        error = signalled(lambda: call(bench), took * (i + 1) / SIGNALS)
+        said = " ".join(_notes(error))
+        del error
+        _is_sound(bench, Place(f"signal {i}", ()), before, after, said)
 
 
 def _is_sound(bench: Bench, place: Place, before: Content, after: Content, said: str) -> None:
@@ -199,6 +229,12 @@ def _is_sound(bench: Bench, place: Place, before: Content, after: Content, said:
                 assert "emptied" in said, (place, said)
     parts = [each.name for each in bench.folder.iterdir() if ".part" in each.name]
     assert not parts, (place, parts)
+
+
+def _left(place: Place) -> bool:
+    """Whether a savepoint ends before its ``__exit__`` has begun: nothing can be undone there."""
+    function, line = place.stack[-1]
+    return function == "Savepoint.__exit__" and line == _FIRST_OF_EXIT
 
 
 def _emptied(bench: Bench, seq_id: int) -> bytes:
