@@ -31,6 +31,13 @@ _FINALIZERS = ("__del__", "_free", "finalize")
 _LOAD_CONST = dis.opmap["LOAD_CONST"]
 
 
+_PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+STRIDE = {"quick": 11, "ci": 5, "soak": 1}[_PROFILE]
+"""Of how many places one is tried."""
+SIGNALS = {"quick": 10, "ci": 30, "soak": 700}[_PROFILE]
+"""Signals over one call."""
+
+
 class Interruption(KeyboardInterrupt):
     """What is raised."""
 
@@ -150,3 +157,29 @@ def _leaves_with(code: CodeType, at: int) -> bool:
     """Tell whether a line event is that before ``__exit__(None, None, None)``."""
     opcodes = list(code.co_code[at : at + 10 : 2])
     return any(opcodes[i : i + 3] == [_LOAD_CONST] * 3 for i in (0, 1, 2))
+
+
+def is_free(ctx: llama_state.Context) -> bool:
+    """Whether another thread can use the context."""
+    thread = threading.Thread(target=ctx.n_past, daemon=True)
+    thread.start()
+    thread.join(20)
+    return not thread.is_alive()
+
+
+def open_files() -> list[str]:
+    """The files and sockets that this process has open."""
+    found = []
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(str(fd.readlink()))
+    return sorted(name for name in found if not name.startswith("/proc/"))
+
+
+def notes(error: BaseException | None) -> list[str]:
+    """The texts and the notes of an exception and of those that it came after."""
+    found: list[str] = []
+    while error is not None:
+        found += [str(error), *getattr(error, "__notes__", [])]
+        error = error.__context__
+    return found

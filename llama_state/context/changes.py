@@ -6,15 +6,15 @@ context a :class:`Keeper`, which is called before a sequence changes and after i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from .._llama.calls import Target
 from .._llama.handles import Call
 from ..layout import Span
 
+T = TypeVar("T")
 ChangeKind: TypeAlias = Literal["decode", "remove", "copy", "replace", "undo"]
 ChangeState: TypeAlias = Literal["untouched", "touched", "done", "undone", "emptied"]
 
@@ -51,15 +51,15 @@ def add_note(error: BaseException, note: str) -> None:
         vars(error).setdefault("__notes__", []).append(note)
 
 
-@contextmanager
-def settling(change: Change, settle: Callable[[BaseException], None]) -> Iterator[None]:
-    """Call *settle* with the exception that leaves a change half made.
+def attempt(change: Change, act: Callable[[], T], settle: Callable[[BaseException], None]) -> T:
+    """Act, and call *settle* with an exception that leaves the change half made.
 
-    Twice, if that is interrupted too: it may be called again.
+    Twice, if that is interrupted too: it may be called again. This is no context manager, since
+    one whose ``__exit__`` is interrupted ends when the exception is forgotten, and not before.
     """
     try:
         try:
-            yield
+            return act()
         except BaseException as error:
             if change.state == "touched":
                 settle(error)
@@ -98,13 +98,12 @@ class Keeper:
     def after(self, call: Call, change: Change) -> None:
         """Count what the context holds now, by the change's state. It may be called twice."""
 
-    @contextmanager
-    def changing(self, call: Call, change: Change) -> Iterator[None]:
-        """Call :meth:`before` and :meth:`after` around a change."""
+    def count(self, call: Call, change: Change, act: Callable[[], T]) -> T:
+        """Act between :meth:`before` and :meth:`after`; no context manager, as :func:`attempt`."""
         self.before(call, change)
         try:
             try:
-                yield
+                return act()
             finally:
                 self.after(call, change)
         except BaseException:

@@ -12,7 +12,7 @@ from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..errors import RestoreError, StaleError, UnsupportedError
 from ..layout import Span
-from .changes import Change, Keeper, settling
+from .changes import Change, Keeper, attempt
 from .fit import Fit
 from .form import LOSES_STREAMS
 from .restore import Restorer
@@ -83,30 +83,29 @@ class DeviceMemory:
             if not self.has(kept):
                 raise StaleError(f"a later snapshot of sequence {kept.seq_id} replaced this one")
             change = Change("replace", dest, spans, kept.tokens)
-            with self._keeper.changing(call, change):
-                held = self._put(call, change, dest, kept)
+            put = bound(self._put, call, change, dest, kept)
+            held = self._keeper.count(call, change, put)
         return Restored(len(kept.head), (), restored_spans(self._facts, held))
 
     def _put(self, call: Call, change: Change, dest: int, kept: OnDevice) -> dict[int, Span]:
         # llama.cpp aborts when it finds no room, so it is asked only where there is some.
         before = calls.occupied(call, self._facts.n_seq_max)
         self._fit.check_room(call, dest, kept.span.last + 1, before)
-        with settling(change, bound(self._restorer.give_up, call, change)):
-            change.state = "touched"
-            held = self._write(call, dest, kept)
-            change.state = "done"
-        return held
+        write = bound(self._write, call, change, dest, kept)
+        return attempt(change, write, bound(self._restorer.give_up, call, change))
 
-    def _write(self, call: Call, dest: int, kept: OnDevice) -> dict[int, Span]:
+    def _write(self, call: Call, change: Change, dest: int, kept: OnDevice) -> dict[int, Span]:
+        change.state = "touched"
         self._handle.shared.last_logits = None
         self._restorer.empty(call, dest)
-        if kept.span.last < 0:
-            return {}
-        consumed = calls.write(call, dest, kept.head, calls.ON_DEVICE)
-        after = calls.positions(call, dest)
-        if consumed != len(kept.head) or after.last != kept.span.last:
-            raise RestoreError("the snapshot on the device was refused", log=call.log())
-        return {dest: after}
+        held = {}
+        if kept.span.last >= 0:
+            consumed = calls.write(call, dest, kept.head, calls.ON_DEVICE)
+            held[dest] = calls.positions(call, dest)
+            if consumed != len(kept.head) or held[dest].last != kept.span.last:
+                raise RestoreError("the snapshot on the device was refused", log=call.log())
+        change.state = "done"
+        return held
 
 
 class DeviceSnapshot:

@@ -27,7 +27,7 @@ from ..errors import (
     UnsupportedError,
 )
 from . import refusals
-from .changes import Change, add_note, settling
+from .changes import Change, add_note, attempt
 from .fit import Fit, Held
 from .form import StateForm
 
@@ -116,11 +116,12 @@ class Restorer:
             RestoreError: llama.cpp refused it; ``rolled_back`` says what is left.
         """
         plan = self._plan(call, change.target, incoming)
-        with (
-            calls.lent(call, plan.kept) if plan.keeps else nullcontext() as copy,
-            settling(change, bound(self._settle, call, change, plan, incoming, copy)),
-        ):
-            after = self._attempt(call, change, plan, incoming, copy, check)
+        with calls.lent(call, plan.kept) if plan.keeps else nullcontext() as copy:
+            after = attempt(
+                change,
+                bound(self._attempt, call, change, plan, incoming, copy, check),
+                bound(self._settle, call, change, plan, incoming, copy),
+            )
         if incoming.parsed is not None:
             self._fit.learn(incoming.parsed)
         return {seq_id: span for seq_id, span in after.items() if plan.target in (None, seq_id)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial as bound
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,8 +79,8 @@ class Savepoint:
             for target, copy, tokens in self._kept:
                 change = Change("undo", target, None, tokens)
                 try:
-                    with self._keeper.changing(call, change):
-                        self._restorer.put_back(call, change, copy)
+                    put_back = bound(self._restorer.put_back, call, change, copy)
+                    self._keeper.count(call, change, put_back)
                 except StateError as refused:
                     add_note(error, f"{called(target)} was not undone: {refused}")
                 if change.state == "emptied":

@@ -13,7 +13,7 @@ from .._llama.handles import Call, Handle, LastLogits
 from ..errors import RestoreError, StateError, UnsupportedError
 from ..layout import Span
 from . import cuts, engine
-from .changes import Change, Keeper, settling
+from .changes import Change, Keeper, attempt
 from .fit import Fit
 from .restore import Restorer
 
@@ -47,8 +47,7 @@ class Sequences:
             start = calls.positions(call, seq_id).last + 1
             n_past = start + len(ids)
             change = Change("decode", seq_id, {seq_id: Span(start, n_past - 1)}, ids)
-            with self._keeper.changing(call, change):
-                self._decode(call, change, seq_id, ids, start)
+            self._keeper.count(call, change, bound(self._decode, call, change, ids))
 
     def logits(self) -> memoryview[float]:
         """Return the logits of the last token decoded, or of the checkpoint that was resumed."""
@@ -79,10 +78,9 @@ class Sequences:
             if not whole:
                 cuts.check_cut(self._facts, seq_id, span, first, last)
             change = Change("remove", seq_id, {seq_id: Span(first, last - 1)})
-            with self._keeper.changing(call, change):
-                change.state = "touched"  # by one call, so what is there is before or after
-                if not calls.remove(call, seq_id, *((-1, -1) if whole else (first, last))):
-                    raise cuts.cannot_cut(self._facts, seq_id, first, last)
+            cut = (-1, -1) if whole else (first, last)
+            if not self._keeper.count(call, change, bound(_remove, call, change, cut)):
+                raise cuts.cannot_cut(self._facts, seq_id, first, last)
 
     def copy(
         self, src: int, dest: int, start: int, end: int | None, tokens: Iterable[int] | None
@@ -103,35 +101,43 @@ class Sequences:
             for cut in left_out:
                 cuts.check_cut(self._facts, src, span, *cut)
             change = Change("copy", dest, {dest: Span(first, last - 1)}, listed)
-            with self._keeper.changing(call, change):
-                self._copy(call, change, src, dest, part=bool(left_out))
+            copy = bound(self._copy, call, change, src, dest, part=bool(left_out))
+            self._keeper.count(call, change, copy)
 
     def clear(self) -> None:
         """Empty every sequence."""
         change = Change("remove", None, {})
-        with self._handle.use() as call, self._keeper.changing(call, change):
-            change.state = "touched"
-            self._handle.shared.last_logits = None
-            calls.clear(call, data=False)
+        with self._handle.use() as call:
+            self._keeper.count(call, change, bound(self._clear, call, change))
+
+    def _clear(self, call: Call, change: Change) -> None:
+        change.state = "touched"
+        self._handle.shared.last_logits = None
+        calls.clear(call, data=False)
 
     # -- decoding
 
-    def _decode(
-        self, call: Call, change: Change, seq_id: int, ids: Sequence[int], start: int
-    ) -> None:
-        """Append tokens, or leave the sequence as it was."""
-        n_past = start + len(ids)
+    def _decode(self, call: Call, change: Change, ids: Sequence[int]) -> None:
+        """Append the tokens of *change*, or leave the sequence as it was."""
+        [(seq_id, span)] = (change.spans or {}).items()
         # What was written over, in a window or in a recurrent state, no cut brings back.
         written_over = self._facts.recurrent or self._facts.n_swa
-        keeps = written_over and start > 0 and len(ids) > self._facts.n_batch
+        keeps = written_over and span.first > 0 and len(ids) > self._facts.n_batch
         with calls.lent(call, seq_id) if keeps else nullcontext() as copy:
-            take_back = bound(self._take_back, call, change, seq_id, start, copy)
-            with settling(change, take_back):
-                change.state = "touched"
-                self._handle.shared.last_logits = None
-                engine.decode(call, ids, seq_id, start, self._facts.n_batch)
-                self._handle.shared.last_logits = LastLogits(seq_id, n_past)
-                change.state = "done"
+            attempt(
+                change,
+                bound(self._decode_pieces, call, change, ids, seq_id, span),
+                bound(self._take_back, call, change, seq_id, span.first, copy),
+            )
+
+    def _decode_pieces(
+        self, call: Call, change: Change, ids: Sequence[int], seq_id: int, span: Span
+    ) -> None:
+        change.state = "touched"
+        self._handle.shared.last_logits = None
+        engine.decode(call, ids, seq_id, span.first, self._facts.n_batch)
+        self._handle.shared.last_logits = LastLogits(seq_id, span.last + 1)
+        change.state = "done"
 
     def _take_back(
         self,
@@ -166,19 +172,24 @@ class Sequences:
             raise UnsupportedError(
                 "a split context can copy only whole sequences: use kv_unified=True"
             )
-        with settling(change, bound(self._restorer.give_up, call, change)):
-            change.state = "touched"
-            logits = self._handle.shared.last_logits
-            if logits is not None and logits.seq_id == dest:
-                self._handle.shared.last_logits = None
-            first, last = change.spans[dest] if change.spans else (0, -1)
-            if one_stream or first > last:
-                self._restorer.empty(call, dest)
-                if first <= last:
-                    calls.share(call, src, dest, *((first, last + 1) if part else (-1, -1)))
-            else:
-                self._copy_between_streams(call, src, dest)
-            change.state = "done"
+        put = bound(self._put_copy, call, change, src, dest, part=part, one_stream=one_stream)
+        attempt(change, put, bound(self._restorer.give_up, call, change))
+
+    def _put_copy(
+        self, call: Call, change: Change, src: int, dest: int, *, part: bool, one_stream: bool
+    ) -> None:
+        change.state = "touched"
+        logits = self._handle.shared.last_logits
+        if logits is not None and logits.seq_id == dest:
+            self._handle.shared.last_logits = None
+        first, last = change.spans[dest] if change.spans else (0, -1)
+        if one_stream or first > last:
+            self._restorer.empty(call, dest)
+            if first <= last:
+                calls.share(call, src, dest, *((first, last + 1) if part else (-1, -1)))
+        else:
+            self._copy_between_streams(call, src, dest)
+        change.state = "done"
 
     def _copy_between_streams(self, call: Call, src: int, dest: int) -> None:
         """Copy a whole sequence through the state functions.
@@ -190,3 +201,9 @@ class Sequences:
             self._restorer.empty(call, dest)
             if calls.write(call, dest, blob) != len(blob):
                 raise RestoreError("the copy was refused", log=call.log(), rolled_back=False)
+
+
+def _remove(call: Call, change: Change, cut: tuple[int, int]) -> bool:
+    """Cut the target of *change*; False where its memory cannot be cut there."""
+    change.state = "touched"  # by one call: what is there is as before or as after
+    return calls.remove(call, change.target or 0, *cut)

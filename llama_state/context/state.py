@@ -222,9 +222,9 @@ class ContextState:
                 listed = self._keeper.tokens(target)
                 tokens = listed and listed[: spans[target].last + 1]
             change = Change("replace", target, spans, tokens)
-            with self._keeper.changing(call, change):
-                check = bound(self._keeper.check, call, change)
-                held = self._restorer.restore(call, change, incoming, check)
+            check = bound(self._keeper.check, call, change)
+            restore = bound(self._restorer.restore, call, change, incoming, check)
+            held = self._keeper.count(call, change, restore)
             return Restored(incoming.nbytes, incoming.tokens, restored_spans(self._facts, held))
 
     def _parse_file(

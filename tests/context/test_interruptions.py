@@ -6,9 +6,7 @@ takes all places, the other profiles a part of them, another one for each call a
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,7 +17,18 @@ import pytest
 
 import llama_state as ls
 from llama_state.context.savepoint import Savepoint
-from tests.interruptions import Interruption, Place, interrupted, places, signalled
+from tests.interruptions import (
+    SIGNALS,
+    STRIDE,
+    Interruption,
+    Place,
+    interrupted,
+    is_free,
+    notes,
+    open_files,
+    places,
+    signalled,
+)
 from tests.libllama import MODELS
 
 pytestmark = [
@@ -27,8 +36,6 @@ pytestmark = [
     pytest.mark.skipif(sys.version_info < (3, 11), reason="the places are those of CPython 3.11"),
 ]
 
-STRIDE = {"quick": 11, "ci": 5, "soak": 1}[os.environ.get("HYPOTHESIS_PROFILE", "quick")]
-SIGNALS = {"quick": 10, "ci": 30, "soak": 700}[os.environ.get("HYPOTHESIS_PROFILE", "quick")]
 LONG = list(range(1, 20))  # three pieces
 BLOCK = [2, 2]
 Content = tuple[bytes, ...]
@@ -187,20 +194,22 @@ def test_interrupted_anywhere(bench: Bench, name: str) -> None:
     bench.fresh()
     found = places(lambda: call(bench))
     bench.fresh()
-    open_files = _open_files()
+    opened = open_files()
     for place in found[sum(map(ord, name)) % STRIDE :: STRIDE]:
         bench.fresh()
         error = interrupted(lambda: call(bench), place)
-        said = " ".join(_notes(error))
+        said = " ".join(notes(error))
         del error  # its frames hold what they had open
         _is_sound(bench, place, before, block if _left(place) else after, said)
-        assert _open_files() == open_files, place
+        assert open_files() == opened, place
         bench.fresh()
         call(bench)
         assert bench.content() == after, place
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+# A signal in a callback of ctypes, or in a finalizer, is dropped by Python.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", CALLS)
 def test_signals(bench: Bench, name: str) -> None:
     """The same for signals, swept over the call."""
@@ -214,13 +223,13 @@ def test_signals(bench: Bench, name: str) -> None:
     for i in range(SIGNALS):
         bench.fresh()
         error = signalled(lambda: call(bench), took * (i + 1) / SIGNALS)
-        said = " ".join(_notes(error))
+        said = " ".join(notes(error))
         del error
         _is_sound(bench, Place(f"signal {i}", ()), before, after, said)
 
 
 def _is_sound(bench: Bench, place: Place, before: Content, after: Content, said: str) -> None:
-    assert _is_free(bench.ctx), place
+    assert is_free(bench.ctx), place
     held = bench.content()
     if held not in (before, after):
         for seq_id, content in enumerate(held):
@@ -241,31 +250,6 @@ def _emptied(bench: Bench, seq_id: int) -> bytes:
     """What a snapshot of a sequence is that holds nothing; the sequence must hold nothing."""
     assert bench.ctx.n_past(seq_id) == 0
     return bench.ctx.seq_snapshot(seq_id)
-
-
-def _is_free(ctx: ls.Context) -> bool:
-    """Whether another thread can use the context."""
-    thread = threading.Thread(target=ctx.n_past, daemon=True)
-    thread.start()
-    thread.join(20)
-    return not thread.is_alive()
-
-
-def _open_files() -> list[str]:
-    found = []
-    for fd in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            found.append(str(fd.readlink()))
-    return sorted(name for name in found if not name.startswith("/proc/"))
-
-
-def _notes(error: BaseException | None) -> list[str]:
-    """The notes of an exception and of those that it came after."""
-    notes: list[str] = []
-    while error is not None:
-        notes += [str(error), *getattr(error, "__notes__", [])]
-        error = error.__context__
-    return notes
 
 
 def test_the_harness_raises(bench: Bench) -> None:

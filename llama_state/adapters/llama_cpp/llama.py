@@ -125,13 +125,14 @@ class LlamaHandle(Handle):
     def use(self) -> Iterator[Call]:
         """As :meth:`Handle.use`, with what the ``Llama`` has cut lazily cut at once."""
         with super().use() as call:
-            self._depth += 1
+            depth = self._depth
             try:
-                if self._depth == 1:
+                self._depth = depth + 1
+                if depth == 0:
                     self._settle(call)
                 yield call
             finally:
-                self._depth -= 1
+                self._depth = depth  # right wherever the block was interrupted
 
     def close(self) -> None:
         """Let go of the ``Llama`` once no call runs on it. Safe to call again."""

@@ -39,13 +39,19 @@ class Prefixes:
     def __init__(self) -> None:
         self._sorted: list[bytes] = []
 
+    def __contains__(self, words: bytes) -> bool:
+        at = bisect_right(self._sorted, words)
+        return at > 0 and self._sorted[at - 1] == words
+
     def add(self, words: bytes) -> None:
-        """Take *words* in, which are not there yet."""
-        insort(self._sorted, words)
+        """Take *words* in."""
+        if words not in self:
+            insort(self._sorted, words)
 
     def remove(self, words: bytes) -> None:
-        """Take *words* out, which are there."""
-        del self._sorted[bisect_right(self._sorted, words) - 1]
+        """Take *words* out."""
+        if words in self:
+            del self._sorted[bisect_right(self._sorted, words) - 1]
 
     def like(self, prompt: bytes) -> Iterator[tuple[bytes, int]]:
         """Those that share most with *prompt*, and how many tokens; the longest share first.

@@ -121,7 +121,6 @@ class PromptCache:
         self._store: BlobStore = Memory() if store is None else store
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._prefixes = prefixes.Prefixes()
-        self._size = 0
         # The states that save_state() made, with what an entry needs to know.
         self._made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         sys.modules["llama_cpp.llama_cache"].BaseLlamaCache.register(type(self))
@@ -129,14 +128,14 @@ class PromptCache:
 
     def __repr__(self) -> str:
         return (
-            f"<PromptCache of {len(self._entries)} prompts, {self._size} of "
+            f"<PromptCache of {len(self._entries)} prompts, {self.cache_size} of "
             f"{self.capacity_bytes} bytes>"
         )
 
     @property
     def cache_size(self) -> int:
         """Bytes that are kept now, everything counted."""
-        return self._size
+        return sum(entry.nbytes for entry in self._entries.values())
 
     def prompts(self) -> list[tuple[int, ...]]:
         """Return the token lists that a state is kept for, the least recently used first."""
@@ -261,10 +260,13 @@ class PromptCache:
         if not self._make_room(nbytes):
             LOGGER.warning("a prompt of %d bytes is over capacity_bytes: not cached", nbytes)
             return False
-        self._store.put(words, blob)
-        self._entries[words] = Entry(nbytes, rewind_min)
-        self._prefixes.add(words)
-        self._size += nbytes
+        try:
+            self._store.put(words, blob)
+            self._entries[words] = Entry(nbytes, rewind_min)
+            self._prefixes.add(words)
+        except BaseException:
+            self._drop(words)
+            raise
         return True
 
     def _cost(self, n_blob: int, n_words: int) -> int:
@@ -274,16 +276,21 @@ class PromptCache:
         """Let go of the least recently used until *nbytes* fit; False where they never will."""
         if nbytes > self.capacity_bytes:
             return False
-        while self._size + nbytes > self.capacity_bytes:
+        while self.cache_size + nbytes > self.capacity_bytes:
             self._drop(next(iter(self._entries)))
         return True
 
     def _drop(self, words: bytes) -> None:
-        entry = self._entries.pop(words, None)
-        if entry is not None:
-            self._prefixes.remove(words)
-            self._store.delete(words)
-            self._size -= entry.nbytes
+        try:
+            self._forget(words)
+        except BaseException:
+            self._forget(words)  # it was interrupted: one table of three may still have it
+            raise
+
+    def _forget(self, words: bytes) -> None:
+        self._prefixes.remove(words)
+        self._store.delete(words)
+        self._entries.pop(words, None)
 
     # -- finding
 

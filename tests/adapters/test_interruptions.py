@@ -1,0 +1,192 @@
+"""Interruptions of what a ``Llama`` shares: its list of tokens is what its cache holds.
+
+That is known by content: for each list of tokens that may be there, the state that belongs to it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_state import MismatchWarning, StateError, attach
+from llama_state.adapters.llama_cpp import PromptCache
+from tests.interruptions import (
+    SIGNALS,
+    STRIDE,
+    interrupted,
+    is_free,
+    notes,
+    open_files,
+    places,
+    signalled,
+)
+
+from .llamas import models
+
+pytestmark = [
+    pytest.mark.llama_cpp,
+    pytest.mark.skipif(sys.version_info < (3, 11), reason="the places are those of CPython 3.11"),
+]
+
+A, B = list(b"The password of chat A"), list(b"Hello, I am chat B and longer")
+MORE = list(b" goes on for more than one piece of sixteen tokens")
+
+
+class Bench:
+    """A ``Llama`` in state A with a cache, and state B in all its forms."""
+
+    def __init__(self, make: Callable[..., Any], kind: str, folder: Path) -> None:
+        self.folder = folder
+        self.llm = make(kind, n_batch=16)
+        self.ctx = attach(self.llm)
+        self.cache = PromptCache(self.llm)
+        self.llm.set_cache(self.cache)
+        # The state of each list of tokens.
+        self.truth = {(): self._evaluated([])}
+        self.truth[tuple(B)] = self._evaluated(B)
+        self.b = self.ctx.snapshot()
+        self.seq_b = self.ctx.seq_snapshot(0)
+        self.llama_b = self.ctx.to_llama_state(self.b, B)
+        self.checkpoint_b = self.ctx.checkpoint(0)
+        self.ctx.save_state(folder / "b")
+        self.truth[tuple(A)] = self._evaluated(A)
+        self.a = self.ctx.snapshot()
+
+    def _evaluated(self, tokens: list[int]) -> bytes:
+        self.ctx.clear()
+        if tokens:
+            self.ctx.decode(tokens)
+        return self.ctx.seq_snapshot(0)
+
+    def fresh(self) -> None:
+        """Bring state A back, with A in the cache."""
+        self.ctx.restore(self.a, tokens=A)
+        for words in list(self.cache._entries):
+            self.cache._drop(words)
+        self.cache.remember()
+
+    def held(self) -> tuple[tuple[int, ...], bytes]:
+        """What the ``Llama`` lists, and what its cache holds."""
+        return self.ctx.tokens, self.ctx.seq_snapshot(0)
+
+    def is_true(self) -> None:
+        """What is listed is there, by content, here and for each cached prompt."""
+        tokens, content = self.held()
+        if tokens not in self.truth:
+            self.truth[tokens] = self._evaluated(list(tokens))
+        assert self.truth[tokens] == content, tokens
+        cache = self.cache
+        assert list(cache._prefixes._sorted) == sorted(cache._entries) == sorted(cache._store)
+        for prompt in cache.prompts():
+            self.ctx.clear()  # what the Llama holds itself is no hit
+            hit = cache[[*prompt, 1]]
+            assert tuple(hit.input_ids.tolist()) == prompt
+            self.ctx.restore(hit.llama_state, tokens=prompt)
+            assert self.ctx.seq_snapshot(0) == self.truth[prompt]
+
+
+def _undone(bench: Bench) -> None:
+    try:
+        with bench.ctx.savepoint():
+            bench.ctx.restore(bench.b, tokens=B)
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+
+
+def _found(bench: Bench) -> None:
+    """A lookup that hits, and the restore of it, as ``create_completion`` does them."""
+    bench.ctx.restore(bench.b, tokens=B)
+    bench.llm.load_state(bench.cache[[*A, *MORE]])
+
+
+def _kept(bench: Bench) -> None:
+    bench.ctx.restore(bench.b, tokens=B)
+    bench.cache[B] = bench.llm.save_state()
+
+
+CALLS: dict[str, Callable[[Bench], object]] = {
+    "restore": lambda b: b.ctx.restore(b.b, tokens=B),
+    "restore unread": lambda b: b.ctx.restore(b.b, tokens=B, validate=False),
+    "restore refused": lambda b: _refused(lambda: b.ctx.restore(b.b, tokens=A, validate=False)),
+    "seq_restore": lambda b: b.ctx.seq_restore(b.seq_b, 0, tokens=B),
+    "load_state": lambda b: b.ctx.load_state(b.folder / "b"),
+    "resume": lambda b: b.ctx.resume(b.checkpoint_b, check="warn"),
+    "restore_llama_state": lambda b: b.ctx.restore_llama_state(b.llama_b),
+    "decode": lambda b: b.ctx.decode(MORE),
+    "seq_rm": lambda b: b.ctx.seq_rm(0),
+    "clear": lambda b: b.ctx.clear(),
+    "savepoint": _undone,
+    "tokens": lambda b: b.ctx.tokens,
+    "remember": lambda b: (b.ctx.restore(b.b, tokens=B), b.cache.remember()),
+    "a hit": _found,
+    "a new prompt": _kept,
+}
+
+
+def _refused(call: Callable[[], object]) -> None:
+    with pytest.raises(StateError):
+        call()
+
+
+@pytest.fixture(scope="module", params=["llama-dense", "gemma3-dense", "jamba-dense"])
+def bench(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bench]:
+    with models(tmp_path_factory.mktemp("models")) as make:
+        yield Bench(make, request.param, tmp_path_factory.mktemp("files"))
+
+
+ignored = pytest.mark.filterwarnings(f"ignore::{MismatchWarning.__module__}.MismatchWarning")
+
+
+@ignored
+@pytest.mark.parametrize("name", CALLS)
+def test_interrupted_anywhere(bench: Bench, name: str) -> None:
+    """What is listed is there, or nothing is, which was said; the next call works."""
+    call = CALLS[name]
+    bench.fresh()
+    call(bench)
+    after = bench.held()
+    bench.fresh()
+    found = places(lambda: call(bench))
+    bench.fresh()
+    opened = open_files()
+    for place in found[sum(map(ord, name)) % STRIDE :: STRIDE]:
+        bench.fresh()
+        error = interrupted(lambda: call(bench), place)
+        said = " ".join(notes(error))
+        del error
+        assert is_free(bench.ctx), place
+        tokens, _ = bench.held()
+        # A lookup forgets what the prompt does not begin with.
+        forgotten = name == "a hit" and not tokens
+        known = (tuple(A), tuple(B), after[0])
+        assert tokens in known or forgotten or "emptied" in said, (place, tokens)
+        bench.is_true()
+        assert open_files() == opened, place
+        bench.fresh()
+        call(bench)
+        assert bench.held() == after, place
+
+
+@ignored
+# A signal in a callback of ctypes, or in a finalizer, is dropped by Python.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", CALLS)
+def test_signals(bench: Bench, name: str) -> None:
+    """The same for signals, swept over the call."""
+    call = CALLS[name]
+    bench.fresh()
+    start = time.perf_counter()
+    call(bench)
+    took = time.perf_counter() - start
+    for i in range(SIGNALS):
+        bench.fresh()
+        signalled(lambda: call(bench), took * (i + 1) / SIGNALS)
+        bench.is_true()
