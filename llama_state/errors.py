@@ -14,16 +14,23 @@ Each class also derives from a built-in exception, so ``except ValueError`` arou
     |- RestoreError (RuntimeError)
     |- DecodeError (RuntimeError)
     |- ModelLoadError (RuntimeError)
+    |  `- ModelNotFoundError (FileNotFoundError)
     |- ClosedError (RuntimeError)
     |- StaleError (RuntimeError)
     |- LibraryNotFoundError (ImportError)
     `- UnsupportedError (NotImplementedError)
+
+A file that is not there is a built-in ``FileNotFoundError``, whatever it was to hold. An argument
+of the wrong type is a ``TypeError``, one with a value that can never be right a ``ValueError``;
+both name it. All errors can be copied and pickled.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 __all__ = [
     "CapacityError",
@@ -36,6 +43,7 @@ __all__ = [
     "MismatchError",
     "MismatchWarning",
     "ModelLoadError",
+    "ModelNotFoundError",
     "RestoreError",
     "SaveError",
     "SequenceIdError",
@@ -45,6 +53,10 @@ __all__ = [
     "UnsupportedError",
     "VersionError",
 ]
+
+
+# What built-in errors keep outside of their ``__dict__``.
+_SLOTS: Final = ("msg", "name", "path", "errno", "strerror", "filename", "filename2")
 
 
 class Difference(NamedTuple):
@@ -60,6 +72,11 @@ class Difference(NamedTuple):
 
 class StateError(Exception):
     """Base of every error raised by llama_state."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default calls the class with the text alone. This one calls no constructor.
+        kept = {name: value for name in _SLOTS if (value := getattr(self, name, None)) is not None}
+        return _blank, (type(self), self.args), {**vars(self), **kept}
 
 
 class FormatError(StateError, ValueError):
@@ -81,6 +98,13 @@ class FormatError(StateError, ValueError):
     def moved(self, by: int) -> FormatError:
         """Add *by* to the offset: the data begins *by* bytes earlier. Return the error itself."""
         self.offset = None if self.offset is None else self.offset + by
+        return self
+
+    def of_file(self, path: str | os.PathLike[str]) -> FormatError:
+        """Name the file that holds the data, unless it is named. Return the error itself."""
+        name = os.fspath(path)
+        if name not in self.reason:
+            self.reason = f"{name}: {self.reason}"
         return self
 
 
@@ -106,6 +130,14 @@ class TruncatedError(FormatError):
         self.need += by
         self.have += by
         return super().moved(by)
+
+    def of_file(self, path: str | os.PathLike[str]) -> FormatError:
+        """Name the file, and what shows the rest of it, unless it is named. Return the error."""
+        name = os.fspath(path)
+        if name not in self.reason:
+            hint = "inspect_file() shows what is there"
+            self.reason = f"{name} is cut off or damaged ({hint}): {self.reason}"
+        return self
 
 
 class ChecksumError(FormatError):
@@ -224,6 +256,22 @@ class ModelLoadError(StateError, RuntimeError):
         self.log = tuple(log)
 
 
+class ModelNotFoundError(ModelLoadError, FileNotFoundError):
+    """The model's file is not there."""
+
+    # Of the two built-in bases only this one knows the fields of an OSError.
+    __new__ = FileNotFoundError.__new__  # type: ignore[assignment]
+
+    def __init__(self, path: str) -> None:
+        super().__init__("there is no such file", path=path)
+        self.errno = errno.ENOENT
+        self.strerror = os.strerror(errno.ENOENT)
+        self.filename = path
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class ClosedError(StateError, RuntimeError):
     """The model or context was closed."""
 
@@ -246,6 +294,13 @@ class StaleError(StateError, RuntimeError):
 
 class UnsupportedError(StateError, NotImplementedError):
     """Not possible with this llama.cpp, this kind of memory or this format."""
+
+
+def _blank(kind: type[StateError], args: tuple[object, ...]) -> StateError:
+    """Return an error for a copy to be made of: its fields are set afterwards."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 def _with_log(message: str, log: Sequence[str]) -> str:

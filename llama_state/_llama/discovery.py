@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._io import StrPath
+from .._io.arguments import checked
 from ..errors import LibraryNotFoundError
 from .library import Library
 
@@ -45,6 +46,7 @@ class Verdict(NamedTuple):
     why: str
 
 
+@checked
 def load_library(path: StrPath | None = None) -> Library:
     """Find a libllama and bind it. The same file gives the same :class:`Library` every time.
 

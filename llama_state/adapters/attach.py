@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._io import StrPath
+from .._io.arguments import checked
 from .._llama._llama_cffi import ffi
 from .._llama.handles import context_handle
 from .._llama.library import Library
@@ -16,6 +17,7 @@ from ..context.identity import Origin
 from ..errors import ClosedError, StateError
 
 
+@checked
 def attach(
     obj: Any, library: Library | None = None, *, model_path: StrPath | None = None
 ) -> Context:

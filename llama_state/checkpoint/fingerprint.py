@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from .. import layout
 from .._io import StrPath
+from .._io.arguments import checked
 from .._io.reading import open_regular
 from ..errors import Difference, FormatError, TruncatedError
 from ..layout import gguf
@@ -53,6 +54,7 @@ Stamp: TypeAlias = "tuple[tuple[str, int, int, int], ...]"
 """(real path, inode, size, mtime_ns) of each file of a model."""
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What must be equal for a state to mean the same in another context.
@@ -107,6 +109,7 @@ class Fingerprint:
         return frozenset((*self.model, *current.model)) - _COMPARED_IF_BOTH
 
 
+@checked
 def model_fields(path: StrPath) -> dict[str, str]:
     """Return the model fields of a fingerprint, from the model's file.
 

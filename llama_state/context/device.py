@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .._io.arguments import checked
 from .._llama import calls
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
@@ -102,6 +103,7 @@ class DeviceMemory:
         return {dest: after}
 
 
+@checked
 class DeviceSnapshot:
     """The state of one sequence, kept by llama.cpp on the device.
 

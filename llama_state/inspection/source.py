@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .._io import Progress, StrPath
+from .._io.arguments import checked
 from .._io.reading import map_file
 from ..checkpoint.container import is_container
 from ..checkpoint.fingerprint import model_fields
@@ -40,6 +41,7 @@ _OTHERS = {
 }
 
 
+@checked
 def inspect_file(
     path: StrPath,
     *,

@@ -38,6 +38,7 @@ from .headers import (
     unpack_tokens,
 )
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
+from .recognize import Recognized, expect, naming, recognize
 from .salvage import leading_cells
 from .slots import MediaChunk, SlotTokens, is_packed, parse_slot_tokens
 from .spans import Span
@@ -65,6 +66,7 @@ __all__ = [
     "Layout",
     "MediaChunk",
     "Module",
+    "Recognized",
     "RecurrentCache",
     "SlotTokens",
     "Span",
@@ -73,6 +75,7 @@ __all__ = [
     "Traits",
     "Window",
     "differences",
+    "expect",
     "has_partial",
     "has_sequence_head",
     "is_known",
@@ -80,12 +83,14 @@ __all__ = [
     "leading_cells",
     "merge",
     "model_traits",
+    "naming",
     "pack_file_header",
     "parse_file_header",
     "parse_sequence",
     "parse_slot_tokens",
     "parse_state",
     "parse_whole",
+    "recognize",
     "sequence_from_whole",
     "sequence_head",
     "token_array",

@@ -7,6 +7,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
+from .._io.arguments import checked
 from ..errors import SequenceIdError
 from .blocks import Block, Cache, Compressed, Compressor, KVCache, RecurrentCache, Stream
 from .cursor import U32, open_view
@@ -22,6 +23,7 @@ Pieces: TypeAlias = "Iterator[memoryview | bytes]"
 Runs: TypeAlias = "Sequence[tuple[int, int]]"
 
 
+@checked
 def sequence_from_whole(data: Buffer, layout: Layout, seq_id: int) -> bytes:
     """Return the payload of *seq_id*, without head, as a sequence save would have written it.
 

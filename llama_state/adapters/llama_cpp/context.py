@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..._io.arguments import checked
 from ..._llama import calls
 from ..._llama.facts import context_facts
 from ..._llama.library import Library
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..._io import Buffer
 
 
+@checked
 class LlamaContext(Context):
     """The context of a ``llama_cpp.Llama``, with the whole API of :class:`llama_state.Context`.
 

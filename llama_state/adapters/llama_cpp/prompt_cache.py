@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..._io.arguments import checked
 from ...errors import CapacityError, ClosedError, StateError, UnsupportedError
 from . import prefixes
 from .context import LlamaContext
@@ -83,6 +84,7 @@ class Hit:
         self.llama_state_size = memoryview(blob).nbytes
 
 
+@checked
 class PromptCache:
     """Prompts that were evaluated, in memory: ``llm.set_cache(PromptCache(llm))``.
 
