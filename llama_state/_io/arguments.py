@@ -15,6 +15,7 @@ import os
 import reprlib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
 __all__ = ["RANGES", "check_positions", "checked"]
@@ -138,17 +139,19 @@ def _rule(annotation: str, names: Mapping[str, Any]) -> Rule:
     parts = [part for part in _split(annotation) if part != "None"]
     optional = len(parts) < len(_split(annotation))
 
+    @functools.cache
+    def checkers() -> list[Rule]:  # at the first call: the module has all its names then
+        return [_checker(part, names) for part in parts]
+
     def rule(name: str, value: Any) -> Any:
         if value is None and optional:
             return None
-        errors = []
-        for part in parts:
-            try:
-                return _checker(part, names)(name, value)
-            except TypeError as error:
-                errors.append(error)
-        if len(errors) == 1:
-            raise errors[0]
+        if len(parts) == 1:
+            return checkers()[0](name, value)
+        for checker in checkers():
+            # An error that is kept would keep the frames, and with them what the caller passed.
+            with suppress(TypeError):
+                return checker(name, value)
         raise _wrong(name, value, " or ".join(parts), parts[-1])
 
     return rule

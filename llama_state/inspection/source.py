@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,26 +18,19 @@ from ..layout import (
     SEQUENCE_VERSION,
     Kind,
     Traits,
-    has_sequence_head,
     is_packed,
     model_traits,
     parse_file_header,
+    recognize,
     unpack_tokens,
 )
 from .checkpoints import open_checkpoint
 from .statefile import FileKind, Reading, StateFile, with_packed_tokens, with_problem, with_state
 
-_FILE_MAGICS = (b"nsgg", b"qsgg")
 _NEWEST_FIRST = tuple(sorted(SEQUENCE_VERSION, reverse=True))
 _HEADLESS_VERSION = 9
-_ARCH_START = re.compile(rb"[\x02-\x40]\0\0\0[A-Za-z0-9_.-]{2}")
 _TOKENS_AT = 12
-_OTHERS = {
-    b"GGUF": "a GGUF file (a model)",
-    b"PK\x03\x04": "a ZIP file",
-    b"\x1f\x8b": "a gzip file: unpack it first",
-    b"\x28\xb5\x2f\xfd": "a Zstandard file: unpack it first",
-}
+_FILES = ("session file", "sequence file", "slot file")
 
 
 @checked
@@ -102,20 +94,22 @@ def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
 
 def _open_native(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a file that is not a checkpoint; *state* of *file* is the whole file."""
-    start = bytes(file.state[:8])
-    if start[:4] in _FILE_MAGICS:
+    found = recognize(file.state)
+    if found.kind in _FILES:
         return _open_file(file, traits)
-    if has_sequence_head(start):
+    if found.kind == "sequence blob":
         return _open_blob(file, traits)
-    if _ARCH_START.match(start):
+    if found.kind == "whole blob":
         return _open_blob(replace(file, kind="whole blob"), traits)
+    if found.kind in ("model", "packed"):
+        raise FormatError(f"not a state but {found.what}: {found.use}")
     return _open_headless(file, traits)
 
 
 def _open_file(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a session file, a sequence file or a slot file."""
     data = file.state
-    kind: FileKind = "session file" if bytes(data[:4]) == _FILE_MAGICS[0] else "sequence file"
+    kind: FileKind = "session file" if recognize(data).kind == _FILES[0] else "sequence file"
     file = replace(file, kind=kind, state=data[:0])
     try:
         header = parse_file_header(data, any_version=True)
@@ -146,9 +140,6 @@ def _open_blob(file: StateFile, traits: Sequence[Traits]) -> StateFile:
 def _open_headless(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a sequence blob of an early build of version 9, or raise FormatError."""
     start = bytes(file.state[:8])
-    for magic, what in _OTHERS.items():
-        if start.startswith(magic):
-            raise FormatError(f"not a state but {what}")
     file = with_state(file, [Reading(_HEADLESS_VERSION, headed=False)], traits)
     if file.problem:
         raise FormatError(f"not a state (it begins with the bytes {start.hex(' ')})")

@@ -145,8 +145,6 @@ def naming(path: StrPath) -> Iterator[None]:
 
 
 def _of_tokens(start: bytes) -> Recognized:
-    if len(start) < _NATIVE_HEAD:
-        return _CUT
     if len(start) < _NATIVE.size:
         return _SEQUENCE
     _, _, n_tokens, first = _NATIVE.unpack(start)
