@@ -83,17 +83,24 @@ class FormatError(StateError, ValueError):
     """The bytes are not a llama.cpp state, or are damaged.
 
     Attributes:
-        reason: What is wrong, without the offset.
+        reason: What is wrong, without path and offset.
         offset: Byte offset of the fault; None if it has no single place.
+        path: The file that holds the data; None for bytes in memory.
     """
 
     def __init__(self, reason: str, *, offset: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.offset = offset
+        self.path: str | None = None
 
     def __str__(self) -> str:
-        return self.reason if self.offset is None else f"{self.reason} (at byte {self.offset})"
+        return self._in_place(self.reason)
+
+    def _in_place(self, text: str) -> str:
+        """Add path and offset to a text, as far as they are known."""
+        path = "" if self.path is None else f"{self.path}: "
+        return f"{path}{text}" + ("" if self.offset is None else f" (at byte {self.offset})")
 
     def moved(self, by: int) -> FormatError:
         """Add *by* to the offset: the data begins *by* bytes earlier. Return the error itself."""
@@ -101,10 +108,8 @@ class FormatError(StateError, ValueError):
         return self
 
     def of_file(self, path: str | os.PathLike[str]) -> FormatError:
-        """Name the file that holds the data, unless it is named. Return the error itself."""
-        name = os.fspath(path)
-        if name not in self.reason:
-            self.reason = f"{name}: {self.reason}"
+        """Name the file that holds the data. Return the error itself."""
+        self.path = os.fspath(path)
         return self
 
 
@@ -122,22 +127,14 @@ class TruncatedError(FormatError):
         self.have = have
 
     def __str__(self) -> str:
-        where = "" if self.offset is None else f" (at byte {self.offset})"
-        return f"{self.reason}: need {self.need} bytes, have {self.have}{where}"
+        hint = "" if self.path is None else "; inspect_file() shows what is there"
+        return self._in_place(f"{self.reason}: need {self.need} bytes, have {self.have}{hint}")
 
     def moved(self, by: int) -> FormatError:
         """Add *by* to the offset, and to *need* and *have*. Return the error itself."""
         self.need += by
         self.have += by
         return super().moved(by)
-
-    def of_file(self, path: str | os.PathLike[str]) -> FormatError:
-        """Name the file, and what shows the rest of it, unless it is named. Return the error."""
-        name = os.fspath(path)
-        if name not in self.reason:
-            hint = "inspect_file() shows what is there"
-            self.reason = f"{name} is cut off or damaged ({hint}): {self.reason}"
-        return self
 
 
 class ChecksumError(FormatError):

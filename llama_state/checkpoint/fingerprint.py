@@ -127,9 +127,11 @@ def model_fields(path: StrPath) -> dict[str, str]:
         FormatError: Not a GGUF file, or damaged.
         UnsupportedError: It is big-endian.
     """
-    return dict(read_model(file_stamp(path)).fields)
+    with layout.naming(path):
+        return dict(read_model(file_stamp(path)).fields)
 
 
+@checked
 def adapter_digest(path: StrPath) -> str:
     """Return the digest of the settings and weights of a LoRA adapter or control vector.
 
@@ -144,7 +146,8 @@ def adapter_digest(path: StrPath) -> str:
         FormatError: Not a GGUF file, or damaged.
         UnsupportedError: It is big-endian.
     """
-    return _adapter_digest(file_stamp(path))
+    with layout.naming(path):
+        return _adapter_digest(file_stamp(path))
 
 
 def state_fields(parsed: layout.Layout) -> dict[str, str]:

@@ -191,7 +191,7 @@ class ContextState:
             layout.expect(path, data, *_FILE_KINDS[kind])
             header = layout.parse_file_header(data, any_version=True)
             if header.version != version:
-                raise VersionError(f"{path}", found=header.version, expected=version, offset=4)
+                raise VersionError("state file", found=header.version, expected=version, offset=4)
             listed = tuple(layout.unpack_tokens(data, header))
             place = self._form.file_layout(target, header.payload_offset)
             parsed = self._parse_file(target, data, place) if validate else None

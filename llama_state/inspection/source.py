@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from .._io import Progress, StrPath
 from .._io.arguments import checked
@@ -20,6 +18,7 @@ from ..layout import (
     Traits,
     is_packed,
     model_traits,
+    naming,
     parse_file_header,
     recognize,
     unpack_tokens,
@@ -59,15 +58,19 @@ def inspect_file(
         FormatError: The file holds no state, or *model* is not a GGUF file.
         UnsupportedError: It is a checkpoint, and xxhash or zstandard is not installed.
     """
-    name = os.fspath(path)
-    if Path(path).is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     traits = () if model is None else traits_of_model(model)
-    data = map_file(path)
+    with naming(path):
+        return _describe(os.fspath(path), traits, key, progress)
+
+
+def _describe(
+    name: str, traits: tuple[Traits, ...], key: bytes | None, progress: Progress | None
+) -> StateFile:
+    data = map_file(name)
     if not data:
         raise FormatError("the file is empty")
     kind: FileKind = "checkpoint" if is_container(data[:8]) else "sequence blob"
-    file = StateFile(str(name), len(data), kind, state=data)
+    file = StateFile(name, len(data), kind, state=data)
     if kind == "checkpoint":
         file = open_checkpoint(file, traits, key, progress)
     else:
@@ -88,7 +91,7 @@ def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
     try:
         fields = model_fields(path)
     except FormatError as error:
-        raise FormatError(f"the model {os.fspath(path)}: {error}") from None
+        raise FormatError(f"the model {os.fspath(path)}: {error.reason}") from None
     return model_traits(fields["architecture"], fields.get)
 
 

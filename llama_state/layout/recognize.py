@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,13 +123,15 @@ def expect(path: StrPath, data: Buffer, *kinds: str) -> None:
         TruncatedError: It is empty, or too short to say.
         FormatError: It is something else.
     """
-    found, name = recognize(data), os.fspath(path)
+    found = recognize(data)
     if found.kind in kinds:
         return
-    reason = f"{name} is {found.what}, not {_WANTED[kinds[0]]}: {found.use}"
+    wanted = _WANTED[kinds[0]]
     if found.kind in ("empty", "cut"):
-        raise TruncatedError(reason, need=_NATIVE_HEAD, have=len(open_view(data)))
-    raise FormatError(reason, offset=0)
+        reason = f"the file is {found.what}, not {wanted}: {found.use}"
+        have = len(open_view(data))
+        raise TruncatedError(reason, need=_NATIVE_HEAD, have=have).of_file(path)
+    raise FormatError(f"this is {found.what}, not {wanted}: {found.use}").of_file(path)
 
 
 @checked
