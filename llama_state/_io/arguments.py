@@ -14,6 +14,7 @@ import operator
 import os
 import reprlib
 import typing
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeAlias, TypeVar
@@ -26,6 +27,7 @@ Rule: TypeAlias = "Callable[[str, Any], Any]"
 
 # The largest number of a position, and of a sequence id, in llama.cpp.
 _INT32: Final = 2**31 - 1
+_INTEGER_CODES: Final = "bBhHiIlLqQ"
 _FROM_THE_END: Final = "positions count from 0; to mean the end of a sequence leave end out"
 
 RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
@@ -262,6 +264,8 @@ def _buffer(name: str, value: Any) -> Any:
 
 def _integers(name: str, value: Any) -> Any:
     """Take an iterable of integers: it is read once, here."""
+    if isinstance(value, array) and value.typecode in _INTEGER_CODES:
+        return value
     text = isinstance(value, (str, bytes, bytearray, Mapping, frozenset, set))
     if text or not isinstance(value, Iterable):
         raise _wrong(name, value, "token ids", "Iterable[int]")

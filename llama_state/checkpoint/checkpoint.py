@@ -14,6 +14,7 @@ from .._io import Progress, StrPath, atomic, reading
 from .._io.arguments import checked
 from .._io.buffers import flat
 from ..errors import ChecksumError, FormatError, VersionError
+from ..layout.recognize import expect, naming
 from . import container
 from .fingerprint import Fingerprint
 
@@ -249,7 +250,7 @@ class Checkpoint:
                 VersionError.
             UnsupportedError: xxhash, or zstandard, is not installed.
         """
-        with layout.naming(path):
+        with naming(path):
             return cls._load(path, key, progress, mapped=mapped)
 
     @classmethod
@@ -258,7 +259,7 @@ class Checkpoint:
     ) -> Checkpoint:
         unchanged = reading.watch(path) if mapped else _never_mapped
         data = reading.map_file(path) if mapped else reading.read_file(path)
-        layout.expect(path, data, "checkpoint")
+        expect(path, data, "checkpoint")
         checkpoint = cls.from_bytes(data, key=key, progress=progress)
         checkpoint._unchanged = unchanged
         return checkpoint
@@ -337,7 +338,7 @@ class Checkpoint:
             VersionError: Its version is not known.
             UnsupportedError: Its format is not known.
         """
-        with layout.naming(path):
+        with naming(path):
             return cls._of_native(path, fingerprint, meta, source)
 
     @classmethod
@@ -349,7 +350,7 @@ class Checkpoint:
         source: int,
     ) -> Checkpoint:
         data = reading.map_file(path, writable=True)
-        layout.expect(path, data, "session file", "sequence file", "slot file")
+        expect(path, data, "session file", "sequence file", "slot file")
         header = layout.parse_file_header(data)
         words = layout.unpack_tokens(data, header)
         start, version = header.payload_offset, header.session_version

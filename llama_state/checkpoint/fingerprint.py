@@ -24,6 +24,7 @@ from .._io.reading import open_regular
 from ..errors import Difference, FormatError, TruncatedError
 from ..layout import gguf
 from ..layout.cursor import U32, U64
+from ..layout.recognize import naming
 
 __all__ = ["Fingerprint", "adapter_digest", "model_fields", "state_fields"]
 
@@ -127,7 +128,7 @@ def model_fields(path: StrPath) -> dict[str, str]:
         FormatError: Not a GGUF file, or damaged.
         UnsupportedError: It is big-endian.
     """
-    with layout.naming(path):
+    with naming(path):
         return dict(read_model(file_stamp(path)).fields)
 
 
@@ -146,7 +147,7 @@ def adapter_digest(path: StrPath) -> str:
         FormatError: Not a GGUF file, or damaged.
         UnsupportedError: It is big-endian.
     """
-    with layout.naming(path):
+    with naming(path):
         return _adapter_digest(file_stamp(path))
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .. import layout
 from .._llama import calls
 from .._llama._llama_cffi import ffi, lib
 from .._llama.handles import Call, Handle, model_handle
@@ -27,6 +26,7 @@ from ..errors import (
     ModelNotFoundError,
     UnsupportedError,
 )
+from ..layout.recognize import expect
 
 # llama_decode's return value for "no slot for this batch".
 _NO_SLOT: Final = 1
@@ -74,7 +74,7 @@ def _expect_model(path: str) -> None:
         raise ModelNotFoundError(path)
     try:
         with file.open("rb") as opened:
-            layout.expect(path, opened.read(_HEAD), "model")
+            expect(path, opened.read(_HEAD), "model")
     except FormatError as error:
         raise ModelLoadError(error.reason, path=path) from None
     except OSError as error:

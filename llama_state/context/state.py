@@ -24,6 +24,7 @@ from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
 from ..errors import FormatError, RestoreError, UnsupportedError, VersionError
+from ..layout.recognize import expect, naming
 from .changes import Change, Keeper
 from .cuts import rewind_min
 from .fit import Fit, Held
@@ -184,11 +185,11 @@ class ContextState:
         given = _listed(tokens)
         with (
             POOL.limited(memory_limit),
-            layout.naming(path),
+            naming(path),
             opened(path, progress=progress) as data,
         ):
             kind, version = self._form.file_kind(target)
-            layout.expect(path, data, *_FILE_KINDS[kind])
+            expect(path, data, *_FILE_KINDS[kind])
             header = layout.parse_file_header(data, any_version=True)
             if header.version != version:
                 raise VersionError("state file", found=header.version, expected=version, offset=4)

@@ -18,11 +18,10 @@ from ..layout import (
     Traits,
     is_packed,
     model_traits,
-    naming,
     parse_file_header,
-    recognize,
     unpack_tokens,
 )
+from ..layout.recognize import naming, recognize
 from .checkpoints import open_checkpoint
 from .statefile import FileKind, Reading, StateFile, with_packed_tokens, with_problem, with_state
 

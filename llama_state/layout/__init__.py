@@ -38,7 +38,7 @@ from .headers import (
     unpack_tokens,
 )
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
-from .recognize import Recognized, expect, naming, recognize
+from .recognize import Recognized, recognize
 from .salvage import leading_cells
 from .slots import MediaChunk, SlotTokens, is_packed, parse_slot_tokens
 from .spans import Span
@@ -75,7 +75,6 @@ __all__ = [
     "Traits",
     "Window",
     "differences",
-    "expect",
     "has_partial",
     "has_sequence_head",
     "is_known",
@@ -83,7 +82,6 @@ __all__ = [
     "leading_cells",
     "merge",
     "model_traits",
-    "naming",
     "pack_file_header",
     "parse_file_header",
     "parse_sequence",

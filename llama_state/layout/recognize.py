@@ -110,7 +110,6 @@ def recognize(data: Buffer) -> Recognized:
     )
 
 
-@checked
 def expect(path: StrPath, data: Buffer, *kinds: str) -> None:
     """Raise an error, with the way to read it, unless the file is of one of *kinds*.
 
@@ -134,7 +133,6 @@ def expect(path: StrPath, data: Buffer, *kinds: str) -> None:
     raise FormatError(f"this is {found.what}, not {wanted}: {found.use}").of_file(path)
 
 
-@checked
 @contextmanager
 def naming(path: StrPath) -> Iterator[None]:
     """Put the name of the file into every :class:`FormatError` of the block."""

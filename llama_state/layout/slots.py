@@ -72,6 +72,7 @@ class SlotTokens:
     media: tuple[MediaChunk, ...]
 
 
+@checked
 def is_packed(tokens: Sequence[int]) -> bool:
     """Return whether the token list of a sequence file is a packed one."""
     return len(tokens) > 0 and tokens[0] == NULL_TOKEN
