@@ -189,6 +189,7 @@ class _Stopped(Exception):
     """The task that waits for a call was cancelled."""
 
 
+@checked
 def _until(stop: threading.Event, progress: Progress | None) -> Progress:
     """Return a progress that stops the call when *stop* is set."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from .._io.arguments import checked
-from ..errors import FormatError, TruncatedError
+from ..errors import FormatError, TruncatedError, UnsupportedError
 from .cursor import open_view
 from .formats import SEQUENCE_FILE_MAGIC, SEQUENCE_MAGIC, WHOLE_FILE_MAGIC
 from .slots import NULL_TOKEN
@@ -135,12 +136,14 @@ def expect(path: StrPath, data: Buffer, *kinds: str) -> None:
 
 @contextmanager
 def naming(path: StrPath) -> Iterator[None]:
-    """Put the name of the file into every :class:`FormatError` of the block."""
+    """Put the name of the file into what the block says of its bytes."""
     try:
         yield
     except FormatError as error:
         error.of_file(path)
         raise
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{os.fspath(path)}: {error}") from error
 
 
 def _of_tokens(start: bytes) -> Recognized:

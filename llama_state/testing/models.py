@@ -116,7 +116,12 @@ def write_benchmark_model(
 
     Returns:
         *path*.
+
+    Raises:
+        ValueError: A number is out of range.
     """
+    if not 0 < n_ctx < 2**31:
+        raise ValueError(f"n_ctx must be 1 to {2**31 - 1}, not {n_ctx}")
     spec = _llama(
         "benchmark", n_layer, n_head_kv, head_dim, n_embd=n_embd, n_vocab=128, n_ctx=n_ctx
     )
