@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import llama_state as ls
 
 from .argument_cases import ALL, DANGEROUS, World, rows, wrongs
 
@@ -45,3 +47,61 @@ def test_bad_values_do_not_kill(name: str) -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr[-500:]
+
+
+def test_positions_say_how_to_write_them(make: Callable[..., ls.Context]) -> None:
+    """llama.cpp's -1, a count from the end, and a start behind the end."""
+    ctx = make(n_seq_max=2)
+    ctx.decode([1, 2, 3, 4])
+    for start, end, words in ((0, -1, "leave end out"), (-3, None, "from 0"), (3, 2, "behind end")):
+        with pytest.raises(ValueError, match=words):
+            ctx.seq_rm(0, start, end)
+        with pytest.raises(ValueError, match=words):
+            ctx.seq_cp(0, 1, start, end)
+    assert (ctx.n_past(0), ctx.n_past(1)) == (4, 0)
+
+
+def test_mistakes_are_told_what_to_do(world: World) -> None:
+    """Text to decode, a path to resume, tokens first in checkpoint, a model as a context."""
+    ctx = world.ctx
+    for call, words in (
+        (lambda: ctx.decode("text"), "tokenize"),
+        (lambda: ctx.resume("file"), "Checkpoint.load"),
+        (lambda: ctx.resume(b"data"), "Checkpoint.from_bytes"),
+        (lambda: ctx.restore("file"), "load_state"),
+        (lambda: ctx.checkpoint([1, 2]), "tokens="),
+        (lambda: ls.Context(world.model), "Model.context"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            call()
+    with pytest.raises(TypeError, match="positional"):
+        ctx.checkpoint(0, [1, 2])  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "enum"),
+    [("on", 1), ("off", 0), ("auto", -1), (True, 1), (False, 0), (None, -1), (1, 1), (-1, -1)],
+)
+def test_flash_attention_is_what_was_said(given: object, enum: int, world: World) -> None:
+    """States record the transposed V of a context without it."""
+    with world.model.context(n_ctx=256, n_threads=1, flash_attn=given) as ctx:  # type: ignore[arg-type]
+        ctx.decode([1, 2])
+        caches = ls.layout.parse_whole(
+            ctx.snapshot(), version=ctx.library.session_version
+        ).geometry.caches
+    assert caches[0].v_trans is (enum == 0)
+
+
+def test_positions_end_before_int32(make: Callable[..., ls.Context]) -> None:
+    """The last position is one that llama.cpp can remove again."""
+    ctx = make()
+    ctx.decode([1])
+    blob = bytearray(ctx.snapshot())
+    at = blob.index(b"\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00")  # position, owners, id
+    blob[at : at + 4] = (2**31 - 3).to_bytes(4, "little")
+    ctx.restore(blob)
+    ctx.decode([1])
+    before = ctx.snapshot()
+    with pytest.raises(ls.CapacityError, match="positions"):
+        ctx.decode([1])
+    assert ctx.snapshot() == before
