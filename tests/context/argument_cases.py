@@ -27,21 +27,8 @@ COUNT = [*INTEGER, -1, 2**64]
 SOME = [*COUNT, 0]
 POSITION = [*INTEGER, -1, -3, 2**31, 2**64]
 FLAG = ["yes", b"", 2, -1, 1.5, NAN, [], PATH, None]
-TOKENS = [
-    "text",
-    b"text",
-    bytearray(2),
-    5,
-    1.5,
-    True,
-    ["1"],
-    [1.5],
-    [NAN],
-    [True],
-    [None],
-    PATH,
-    {},
-]
+NO_LIST = ["text", b"text", bytearray(2), 5, 1.5, True, PATH, {}]
+TOKENS = [*NO_LIST, ["1"], [1.5], [NAN], [True], [None]]
 TOKENS_32 = [*TOKENS, [2**31], [-(2**31) - 1]]
 VOCABULARY = [*TOKENS, [-1], [2**31], [10**6]]
 FILE = [5, 1.5, True, b"path", [], object()]
