@@ -105,3 +105,26 @@ def test_positions_end_before_int32(make: Callable[..., ls.Context]) -> None:
     with pytest.raises(ls.CapacityError, match="positions"):
         ctx.decode([1])
     assert ctx.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"n_batch": 2, "n_seq_max": 4},
+        {"n_batch": 3, "n_seq_max": 4, "kv_unified": True},
+        {"n_ctx": 100, "n_seq_max": 256},
+        {"n_ctx": 100, "n_seq_max": 101, "kv_unified": True},
+    ],
+)
+def test_combinations_do_not_kill(given: dict[str, object], world: World) -> None:
+    """llama.cpp computes with a token of each sequence at once, and aborts where it cannot."""
+    code = (
+        "import sys, llama_state as ls\n"
+        f"try: ls.Model(sys.argv[1]).context(**{given!r})\n"
+        "except ls.CapacityError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(world.model_path)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout.startswith("n_")
