@@ -109,7 +109,7 @@ def walks(names: Sequence[str] = METHODS) -> list[Walk]:
             ctx.decode(TOKENS)
             ctx.save_state(folder / "whole", TOKENS)
             ctx.seq_save_state(folder / "sequence", 0, TOKENS)
-            blob, checkpoint = ctx.snapshot(), ctx.checkpoint(0, TOKENS)
+            blob, checkpoint = ctx.snapshot(), ctx.checkpoint(0, tokens=TOKENS)
             calls: dict[str, Callable[[], object]] = {
                 "load_state": lambda: ctx.load_state(folder / "whole"),
                 "seq_load_state": lambda: ctx.seq_load_state(folder / "sequence"),

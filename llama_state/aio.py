@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from ._io import Progress
+from ._io.arguments import checked
 from .context.context import Context
 from .errors import ClosedError
 
@@ -65,6 +66,7 @@ def _stoppable(
     return call
 
 
+@checked
 class AsyncContext:
     """A context whose methods are coroutines, run in a thread of its own.
 
@@ -201,6 +203,7 @@ class _Stopped(Exception):
     """The task that waits for a call was cancelled."""
 
 
+@checked
 def _until(stop: threading.Event, progress: Progress | None) -> Progress:
     """Return a progress that stops the call when *stop* is set."""
 

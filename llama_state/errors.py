@@ -14,16 +14,23 @@ Each class also derives from a built-in exception, so ``except ValueError`` arou
     |- RestoreError (RuntimeError)
     |- DecodeError (RuntimeError)
     |- ModelLoadError (RuntimeError)
+    |  `- ModelNotFoundError (FileNotFoundError)
     |- ClosedError (RuntimeError)
     |- StaleError (RuntimeError)
     |- LibraryNotFoundError (ImportError)
     `- UnsupportedError (NotImplementedError)
+
+A file that is not there is a built-in ``FileNotFoundError``, whatever it was to hold. An argument
+of the wrong type is a ``TypeError``, one with a value that can never be right a ``ValueError``;
+both name it. All errors can be copied and pickled.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 __all__ = [
     "CapacityError",
@@ -36,6 +43,7 @@ __all__ = [
     "MismatchError",
     "MismatchWarning",
     "ModelLoadError",
+    "ModelNotFoundError",
     "RestoreError",
     "SaveError",
     "SequenceIdError",
@@ -45,6 +53,10 @@ __all__ = [
     "UnsupportedError",
     "VersionError",
 ]
+
+
+# What built-in errors keep outside of their ``__dict__``.
+_SLOTS: Final = ("msg", "name", "path", "errno", "strerror", "filename", "filename2")
 
 
 class Difference(NamedTuple):
@@ -61,26 +73,43 @@ class Difference(NamedTuple):
 class StateError(Exception):
     """Base of every error raised by llama_state."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default calls the class with the text alone. This one calls no constructor.
+        kept = {name: value for name in _SLOTS if (value := getattr(self, name, None)) is not None}
+        return _blank, (type(self), self.args), {**vars(self), **kept}
+
 
 class FormatError(StateError, ValueError):
     """The bytes are not a llama.cpp state, or are damaged.
 
     Attributes:
-        reason: What is wrong, without the offset.
+        reason: What is wrong, without path and offset.
         offset: Byte offset of the fault; None if it has no single place.
+        path: The file that holds the data; None for bytes in memory.
     """
 
     def __init__(self, reason: str, *, offset: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.offset = offset
+        self.path: str | None = None
 
     def __str__(self) -> str:
-        return self.reason if self.offset is None else f"{self.reason} (at byte {self.offset})"
+        return self._in_place(self.reason)
+
+    def _in_place(self, text: str) -> str:
+        """Add path and offset to a text, as far as they are known."""
+        path = "" if self.path is None else f"{self.path}: "
+        return f"{path}{text}" + ("" if self.offset is None else f" (at byte {self.offset})")
 
     def moved(self, by: int) -> FormatError:
         """Add *by* to the offset: the data begins *by* bytes earlier. Return the error itself."""
         self.offset = None if self.offset is None else self.offset + by
+        return self
+
+    def of_file(self, path: str | os.PathLike[str]) -> FormatError:
+        """Name the file that holds the data. Return the error itself."""
+        self.path = os.fspath(path)
         return self
 
 
@@ -98,8 +127,8 @@ class TruncatedError(FormatError):
         self.have = have
 
     def __str__(self) -> str:
-        where = "" if self.offset is None else f" (at byte {self.offset})"
-        return f"{self.reason}: need {self.need} bytes, have {self.have}{where}"
+        hint = "" if self.path is None else "; inspect_file() shows what is there"
+        return self._in_place(f"{self.reason}: need {self.need} bytes, have {self.have}{hint}")
 
     def moved(self, by: int) -> FormatError:
         """Add *by* to the offset, and to *need* and *have*. Return the error itself."""
@@ -224,6 +253,22 @@ class ModelLoadError(StateError, RuntimeError):
         self.log = tuple(log)
 
 
+class ModelNotFoundError(ModelLoadError, FileNotFoundError):
+    """The model's file is not there."""
+
+    # Of the two built-in bases only this one knows the fields of an OSError.
+    __new__ = FileNotFoundError.__new__  # type: ignore[assignment]
+
+    def __init__(self, path: str) -> None:
+        super().__init__("there is no such file", path=path)
+        self.errno = errno.ENOENT
+        self.strerror = os.strerror(errno.ENOENT)
+        self.filename = path
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class ClosedError(StateError, RuntimeError):
     """The model or context was closed."""
 
@@ -246,6 +291,13 @@ class StaleError(StateError, RuntimeError):
 
 class UnsupportedError(StateError, NotImplementedError):
     """Not possible with this llama.cpp, this kind of memory or this format."""
+
+
+def _blank(kind: type[StateError], args: tuple[object, ...]) -> StateError:
+    """Return an error for a copy to be made of: its fields are set afterwards."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 def _with_log(message: str, log: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from llama_state.testing.conformance import Report, Row, check_model, round_trip
 
 
 def checkpoints(ctx: ls.Context, path: Path) -> None:
-    taken = ctx.checkpoint(0, [1, 2], logits=True, meta={"a": [1]}, out=bytearray(9))
+    taken = ctx.checkpoint(0, tokens=[1, 2], logits=True, meta={"a": [1]}, out=bytearray(9))
     assert_type(taken, ls.Checkpoint)
     assert_type(ctx.checkpoint(), ls.Checkpoint)
     assert_type(ctx.resume(taken), ls.Restored)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import SaveError
 from . import Progress, StrPath
+from .advice import advice
 from .buffers import flat
 from .pages import populate
 from .progress import no_progress, pieces
@@ -147,7 +148,7 @@ class SaveErrors:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, OSError):
-            reason = f"{self.outcome}: {error.strerror or error}"
+            reason = f"{self.outcome}: {error.strerror or error}{advice(error.errno, self._path)}"
             raise SaveError(error.errno or errno.EIO, reason, os.fspath(self._path)) from error
         if isinstance(error, ValueError):  # a NUL in the path
             reason = f"{self.outcome}: {error}"

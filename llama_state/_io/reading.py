@@ -87,7 +87,13 @@ def open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
     """Open a regular file; yield it and its size."""
     # Without O_NONBLOCK, opening a FIFO would wait for a writer.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-    with FileIO(fd) as file:
+    try:
+        file = FileIO(fd)
+    except IsADirectoryError:
+        os.close(fd)
+        reason = "it is a folder, not a file"
+        raise IsADirectoryError(errno.EISDIR, reason, os.fspath(path)) from None
+    with file:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))

@@ -10,18 +10,23 @@ import ctypes
 import ctypes.util
 import importlib.util
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from .._io import StrPath
+from .._io.arguments import checked
 from ..errors import LibraryNotFoundError
 from .library import Library
 
 ENVIRONMENT_VARIABLE = "LLAMA_STATE_LIBRARY"
 # Packages that bring a libllama along, and where it lies inside the package.
 HOSTS = {"xllamacpp": "xllamacpp*.so", "llama_cpp": "lib/libllama.*"}
+# What the loader says of a library that another one needs, and the packages that have it.
+_MISSING = re.compile(r"opened: ([^/:]+): cannot open shared object file")
+_PACKAGES = {"libgomp.so.1": "Debian, Ubuntu: apt install libgomp1; Fedora: dnf install libgomp"}
 _MARK = "llama_state_get_size"
 
 _lock = threading.RLock()
@@ -45,6 +50,7 @@ class Verdict(NamedTuple):
     why: str
 
 
+@checked
 def load_library(path: StrPath | None = None) -> Library:
     """Find a libllama and bind it. The same file gives the same :class:`Library` every time.
 
@@ -68,11 +74,20 @@ def load_library(path: StrPath | None = None) -> Library:
             if verdict.library is not None:
                 return verdict.library
             tried.append((verdict.candidate.place, verdict.why))
-        raise LibraryNotFoundError(advice(path), tried=tried)
+        raise LibraryNotFoundError(advice(path, tried), tried=tried)
 
 
-def advice(path: StrPath | None = None) -> str:
-    """Say what to do where :func:`load_library` finds nothing for *path*."""
+def advice(path: StrPath | None = None, tried: Iterable[tuple[str, str]] = ()) -> str:
+    """Say what to do where :func:`load_library` finds nothing for *path*.
+
+    Args:
+        path: As there.
+        tried: What was tried, and why it failed.
+    """
+    for place, why in tried:
+        if missing := _MISSING.search(why):
+            package = f" ({_PACKAGES[missing[1]]})" if missing[1] in _PACKAGES else ""
+            return f"{place} needs {missing[1]}, which this system lacks: install it{package}"
     if path is not None:
         return (
             "the libllama that was asked for cannot be used; give the file of a shared library "

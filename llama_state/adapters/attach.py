@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import reprlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from .._io import StrPath
+from .._io.arguments import checked
 from .._llama._llama_cffi import ffi
 from .._llama.handles import context_handle
 from .._llama.library import Library
@@ -15,7 +17,11 @@ from ..context.context import Context
 from ..context.identity import Origin
 from ..errors import ClosedError, StateError
 
+# Nothing is ever in the first page of memory.
+_LOWEST = 4096
 
+
+@checked
 def attach(
     obj: Any, library: Library | None = None, *, model_path: StrPath | None = None
 ) -> Context:
@@ -67,7 +73,11 @@ def attach(
 
 
 def _address(obj: Any) -> int:
+    if isinstance(obj, (bool, str, bytes, float)):
+        raise StateError(f"not a llama_context pointer: {reprlib.repr(obj)}")
     if isinstance(obj, int):
+        if (obj and not _LOWEST <= obj <= sys.maxsize) or obj % ctypes.sizeof(ctypes.c_void_p):
+            raise StateError(f"not the address of a llama_context: {obj}")
         return obj
     if isinstance(obj, ctypes.c_void_p):
         return obj.value or 0
@@ -76,4 +86,4 @@ def _address(obj: Any) -> int:
     try:
         return int(ffi.cast("uintptr_t", obj))
     except TypeError as error:
-        raise StateError(f"not a llama_context pointer: {obj!r}") from error
+        raise StateError(f"not a llama_context pointer: {reprlib.repr(obj)}") from error

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import layout
 from .._io import Progress, StrPath, atomic, reading
+from .._io.arguments import checked
 from .._io.buffers import flat
 from ..errors import ChecksumError, FormatError, VersionError
+from ..layout.recognize import expect, naming
 from . import container
 from .fingerprint import Fingerprint
 
@@ -26,6 +28,7 @@ _PIECE: Final = 4 << 20
 NOTHING_KNOWN: Final = Fingerprint()
 
 
+@checked
 class Checkpoint:
     """The state of a context or of one sequence, and what it belongs to.
 
@@ -247,10 +250,17 @@ class Checkpoint:
                 VersionError.
             UnsupportedError: xxhash, or zstandard, is not installed.
         """
-        if not mapped:
-            return cls.from_bytes(reading.read_file(path), key=key, progress=progress)
-        unchanged = reading.watch(path)
-        checkpoint = cls.from_bytes(reading.map_file(path), key=key, progress=progress)
+        with naming(path):
+            return cls._load(path, key, progress, mapped=mapped)
+
+    @classmethod
+    def _load(
+        cls, path: StrPath, key: bytes | None, progress: Progress | None, *, mapped: bool
+    ) -> Checkpoint:
+        unchanged = reading.watch(path) if mapped else _never_mapped
+        data = reading.map_file(path) if mapped else reading.read_file(path)
+        expect(path, data, "checkpoint")
+        checkpoint = cls.from_bytes(data, key=key, progress=progress)
         checkpoint._unchanged = unchanged
         return checkpoint
 
@@ -328,7 +338,19 @@ class Checkpoint:
             VersionError: Its version is not known.
             UnsupportedError: Its format is not known.
         """
+        with naming(path):
+            return cls._of_native(path, fingerprint, meta, source)
+
+    @classmethod
+    def _of_native(
+        cls,
+        path: StrPath,
+        fingerprint: Fingerprint,
+        meta: Mapping[str, Any] | None,
+        source: int,
+    ) -> Checkpoint:
         data = reading.map_file(path, writable=True)
+        expect(path, data, "session file", "sequence file", "slot file")
         header = layout.parse_file_header(data)
         words = layout.unpack_tokens(data, header)
         start, version = header.payload_offset, header.session_version

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from .._io.buffers import anonymous, flat
 from ..errors import ChecksumError, FormatError, TruncatedError, VersionError
+from ..layout.recognize import CHECKPOINT_MAGIC
 from . import compression, digests
 from .digests import Digest
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Container", "Part", "is_container", "open_container", "pack"]
 
-MAGIC: Final = b"\x89LLST\r\n\x1a"
+MAGIC: Final = CHECKPOINT_MAGIC
 MARK: Final = b"\x1aLLSTend"
 VERSION: Final = 1
 KEYED, COMPRESSED = 1, 2

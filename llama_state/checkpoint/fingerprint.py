@@ -19,10 +19,12 @@ from typing import Final, NamedTuple, TypeAlias
 
 from .. import layout
 from .._io import StrPath
+from .._io.arguments import checked
 from .._io.reading import open_regular
 from ..errors import Difference, FormatError, TruncatedError
 from ..layout import gguf
 from ..layout.cursor import U32, U64
+from ..layout.recognize import naming
 
 __all__ = ["Fingerprint", "adapter_digest", "model_fields", "state_fields"]
 
@@ -53,6 +55,7 @@ Stamp: TypeAlias = "tuple[tuple[str, int, int, int], ...]"
 """(real path, inode, size, mtime_ns) of each file of a model."""
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What must be equal for a state to mean the same in another context.
@@ -107,6 +110,7 @@ class Fingerprint:
         return frozenset((*self.model, *current.model)) - _COMPARED_IF_BOTH
 
 
+@checked
 def model_fields(path: StrPath) -> dict[str, str]:
     """Return the model fields of a fingerprint, from the model's file.
 
@@ -124,9 +128,11 @@ def model_fields(path: StrPath) -> dict[str, str]:
         FormatError: Not a GGUF file, or damaged.
         UnsupportedError: It is big-endian.
     """
-    return dict(read_model(file_stamp(path)).fields)
+    with naming(path):
+        return dict(read_model(file_stamp(path)).fields)
 
 
+@checked
 def adapter_digest(path: StrPath) -> str:
     """Return the digest of the settings and weights of a LoRA adapter or control vector.
 
@@ -141,7 +147,8 @@ def adapter_digest(path: StrPath) -> str:
         FormatError: Not a GGUF file, or damaged.
         UnsupportedError: It is big-endian.
     """
-    return _adapter_digest(file_stamp(path))
+    with naming(path):
+        return _adapter_digest(file_stamp(path))
 
 
 def state_fields(parsed: layout.Layout) -> dict[str, str]:

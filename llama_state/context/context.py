@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, overload
 
 from .._io import Progress, StrPath
+from .._io.arguments import checked
 from .._llama._llama_cffi import ffi
 from .._llama.calls import Target
 from .._llama.facts import CreationOptions, context_facts
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 NO_OPTIONS = CreationOptions()
 
 
+@checked
 class Context(Owner):
     """The memory of one or more sequences in llama.cpp.
 
@@ -160,9 +162,10 @@ class Context(Owner):
         Args:
             seq_id: The sequence.
             start: First position to go.
-            end: Position after the last one to go; None for the end of the sequence.
+            end: Position after the last one to go; None for the end of the sequence (-1 in C).
 
         Raises:
+            ValueError: A negative position, or *start* behind *end*.
             UnsupportedError: The memory cannot be cut there: recurrent and hybrid memory can
                 only be emptied, a sliding window cannot be cut back to where its cells are
                 gone. The sequence is untouched.
@@ -429,10 +432,10 @@ class Context(Owner):
     def checkpoint(
         self,
         seq_id: int | None = None,
+        *,
         tokens: Iterable[int] | None = None,
         logits: bool = False,
         meta: Mapping[str, Any] | None = None,
-        *,
         out: Buffer | None = None,
     ) -> Checkpoint:
         """Take the state with everything that must be known to trust it later, elsewhere.

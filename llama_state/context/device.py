@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial as bound
 from typing import Any
 
+from .._io.arguments import checked
 from .._llama import calls
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
@@ -108,6 +109,7 @@ class DeviceMemory:
         return held
 
 
+@checked
 class DeviceSnapshot:
     """The state of one sequence, kept by llama.cpp on the device.
 

@@ -17,12 +17,22 @@ from .._llama._llama_cffi import ffi, lib
 from .._llama.handles import Call, Handle, model_handle
 from .._llama.library import Library
 from .._llama.params import CONTEXT_FIELDS, context_offsets, model_offsets
-from ..errors import CapacityError, DecodeError, ModelLoadError, UnsupportedError
+from ..errors import (
+    CapacityError,
+    DecodeError,
+    FormatError,
+    ModelLoadError,
+    ModelNotFoundError,
+    UnsupportedError,
+)
+from ..layout.recognize import expect
 
 # llama_decode's return value for "no slot for this batch".
 _NO_SLOT: Final = 1
 # LLAMA_VOCAB_TYPE_NONE
 _NO_VOCABULARY: Final = 0
+# Bytes of a file by which it is recognized.
+_HEAD: Final = 16
 
 
 def load_model(library: Library, path: str, n_gpu_layers: int | None) -> Handle:
@@ -33,11 +43,11 @@ def load_model(library: Library, path: str, n_gpu_layers: int | None) -> Handle:
         n_gpu_layers: Layers to put on a GPU; None for llama.cpp's default.
 
     Raises:
-        ModelLoadError: llama.cpp could not load it; its log lines travel along.
+        ModelNotFoundError: There is no such file.
+        ModelLoadError: It is no model, or llama.cpp could not load it; its log lines travel along.
         UnsupportedError: *n_gpu_layers* is given and the struct's layout is unknown.
     """
-    if not Path(path).is_file():
-        raise ModelLoadError("no such file", path=path)
+    _expect_model(path)
     with library.log.capture():
         params = lib.llama_model_default_params(library.api)
         if n_gpu_layers is not None:
@@ -48,6 +58,26 @@ def load_model(library: Library, path: str, n_gpu_layers: int | None) -> Handle:
         if not ptr:
             raise ModelLoadError("llama.cpp cannot load it", path=path, log=library.log.lines())
     return model_handle(library, ptr)
+
+
+def _expect_model(path: str) -> None:
+    """Raise ModelLoadError for what is no model, with the way to read it; llama.cpp sees the rest.
+
+    Raises:
+        ModelNotFoundError: There is nothing.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise ModelLoadError("it is a folder: give the GGUF file in it", path=path)
+    if not file.exists():
+        raise ModelNotFoundError(path)
+    try:
+        with file.open("rb") as opened:
+            expect(path, opened.read(_HEAD), "model")
+    except FormatError as error:
+        raise ModelLoadError(error.reason, path=path) from None
+    except OSError as error:
+        raise ModelLoadError(f"it cannot be read: {error.strerror}", path=path) from error
 
 
 def create_context(model: Handle, path: str, fields: Mapping[str, int | bool]) -> Any:

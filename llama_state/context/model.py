@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Final
 
 from .. import layout
 from .._io import StrPath
+from .._io.arguments import checked
 from .._llama._llama_cffi import lib
 from .._llama.discovery import load_library
 from .._llama.facts import CreationOptions, metadata
@@ -18,9 +20,14 @@ from .context import Context
 from .identity import origin_of_file
 
 _CACHE_TYPES = {kind.name: number for number, kind in layout.TYPES.items()}
-_FLASH_ATTENTION = {None: -1, False: 0, True: 1}
+# As llama.cpp's command line spells it, and as its enum counts.
+_FLASH_ATTENTION: Final = {None: -1, "auto": -1, "off": 0, "on": 1, -1: -1, 0: 0, 1: 1}
+# GGML_MAX_N_THREADS: beyond it ggml aborts, or the system kills the process.
+_MAX_THREADS: Final = 512
+_INT32: Final = 2**31 - 1
 
 
+@checked
 class Model(Owner):
     """A GGUF model.
 
@@ -30,7 +37,7 @@ class Model(Owner):
     Args:
         path: The GGUF file.
         library: The libllama to use; :func:`llama_state.load_library` finds one by default.
-        n_gpu_layers: Layers to put on a GPU; None for llama.cpp's default.
+        n_gpu_layers: Layers to put on a GPU; -1 for all, None for llama.cpp's default.
 
     Attributes:
         path: The file, as given.
@@ -40,12 +47,16 @@ class Model(Owner):
 
     Raises:
         LibraryNotFoundError: There is no libllama.
+        ModelNotFoundError: There is no such file.
         ModelLoadError: llama.cpp cannot load the file; ``log`` says why.
+        CapacityError: *n_gpu_layers* is out of range.
     """
 
     def __init__(
         self, path: StrPath, library: Library | None = None, n_gpu_layers: int | None = None
     ) -> None:
+        if n_gpu_layers is not None:
+            _check_range("n_gpu_layers", n_gpu_layers, -1, _INT32)
         self.path = os.fspath(path)
         self.library = library if library is not None else load_library()
         self._origin = origin_of_file(self.path)
@@ -70,7 +81,7 @@ class Model(Owner):
         n_batch: int | None = None,
         n_seq_max: int = 1,
         kv_unified: bool = False,
-        flash_attn: bool | None = None,
+        flash_attn: bool | int | str | None = None,
         type_k: str = "f16",
         type_v: str = "f16",
         n_threads: int | None = None,
@@ -80,25 +91,35 @@ class Model(Owner):
 
         Args:
             n_ctx: Cells, over all sequences; 0 for the length the model was trained with.
-            n_batch: Tokens that one C call decodes; longer runs are cut in pieces.
-            n_seq_max: Sequences, 1 to 256.
+            n_batch: Tokens that one C call decodes, *n_seq_max* or more; longer runs are cut in
+                pieces.
+            n_seq_max: Sequences, 1 to 256, and no more than there are cells.
             kv_unified: One stream of cells shared by all sequences, instead of one each.
-            flash_attn: On, off, or None for llama.cpp's choice. A state saved with it off
-                fits only contexts with it off.
+            flash_attn: On (True, "on", 1), off (False, "off", 0), or llama.cpp's choice (None,
+                "auto", -1). A state saved with it off fits only contexts with it off.
             type_k: Cache type of K: f32, f16, bf16, q8_0, q4_0, ...
             type_v: Cache type of V; the quantized ones need flash attention.
-            n_threads: Threads that compute; None for all cores that the process may use.
+            n_threads: Threads that compute, 1 to 512; None for all cores that the process may
+                use.
             swa_full: Keep all cells of sliding-window layers, not only the window.
 
         Raises:
             ModelLoadError: llama.cpp refused the combination; ``log`` says why.
-            CapacityError: *n_seq_max* or *n_ctx* is out of range.
+            CapacityError: *n_ctx*, *n_batch*, *n_seq_max* or *n_threads* is out of range.
+            ValueError: *flash_attn* is none of these.
             UnsupportedError: An unknown cache type, different ones where the model keeps no V,
                 or a libllama whose parameters have an unknown layout.
             ClosedError: The model was closed.
         """
         _check_range("n_seq_max", n_seq_max, 1, layout.MAX_SEQUENCES)
-        _check_range("n_ctx", n_ctx, 0, 2**31 - 1)
+        _check_range("n_ctx", n_ctx, 0, _INT32)
+        # llama.cpp computes with one token of each sequence at least, and aborts if it cannot.
+        cells = n_ctx or int(self.metadata(f"{self.arch}.context_length") or _INT32)
+        _check_range("n_seq_max", n_seq_max, 1, cells, "it is limited by the cells, n_ctx")
+        if n_batch is not None:
+            _check_range("n_batch", n_batch, n_seq_max, _INT32, "one token of each sequence")
+        if n_threads is not None:
+            _check_range("n_threads", n_threads, 1, _MAX_THREADS)
         if type_k != type_v and all(traits.k_only for traits in self._traits()):
             # Newer builds refuse it, older ones crash on some combinations.
             raise UnsupportedError(f"a {self.arch} model keeps no V: type_v must be {type_k} too")
@@ -106,13 +127,12 @@ class Model(Owner):
             "n_ctx": n_ctx,
             "n_seq_max": n_seq_max,
             "kv_unified": kv_unified,
-            "flash_attn": _FLASH_ATTENTION[None if flash_attn is None else bool(flash_attn)],
+            "flash_attn": _flash_attention(flash_attn),
             "type_k": _cache_type(type_k),
             "type_v": _cache_type(type_v),
             "swa_full": swa_full,
         }
         if n_batch is not None:
-            _check_range("n_batch", n_batch, 1, 2**31 - 1)
             fields["n_batch"] = n_batch
         ptr = engine.create_context(self._handle, self.path, fields)
         handle = context_handle(self.library, ptr, owned=True, keep=self._handle.resource)
@@ -160,9 +180,16 @@ class Model(Owner):
             )
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
+def _check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
     if not low <= value <= high:
-        raise CapacityError(f"{name} must be {low} to {high}", need=value, have=high)
+        raise CapacityError(f"{name} must be {low} to {high}", need=value, have=high, hint=why)
+
+
+def _flash_attention(value: bool | int | str | None) -> int:
+    """Return the value of llama.cpp's enum ``llama_flash_attn_type``."""
+    if value not in _FLASH_ATTENTION:
+        raise ValueError(f"flash_attn must be on, off or auto (True, False or None), not {value!r}")
+    return _FLASH_ATTENTION[value]
 
 
 def _cache_type(name: str) -> int:

@@ -7,11 +7,13 @@ from contextlib import nullcontext
 from functools import partial as bound
 from typing import TYPE_CHECKING
 
+from .._io import arguments
 from .._llama import calls
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle, LastLogits
-from ..errors import RestoreError, StateError, UnsupportedError
-from ..layout import Span
+from ..errors import CapacityError, RestoreError, StateError, UnsupportedError
+from ..layout import Span, token_array
+from ..layout.formats import MAX_POSITION
 from . import cuts, engine
 from .changes import Change, Keeper, attempt
 from .fit import Fit
@@ -46,6 +48,8 @@ class Sequences:
         with self._handle.use() as call:
             start = calls.positions(call, seq_id).last + 1
             n_past = start + len(ids)
+            if n_past - 1 > MAX_POSITION:
+                raise CapacityError("positions of a sequence", need=n_past, have=MAX_POSITION + 1)
             change = Change("decode", seq_id, {seq_id: Span(start, n_past - 1)}, ids)
             self._keeper.count(call, change, bound(self._decode, call, change, ids))
 
@@ -68,6 +72,7 @@ class Sequences:
 
     def remove(self, seq_id: int, start: int, end: int | None) -> None:
         """Remove the positions ``start <= position < end`` of a sequence."""
+        arguments.check_positions(start, end)
         self._facts.check_sequence(seq_id)
         with self._handle.use() as call:
             span = calls.positions(call, seq_id)
@@ -88,7 +93,8 @@ class Sequences:
         """Make *dest* a copy of the positions ``start <= position < end`` of *src*."""
         self._facts.check_sequence(dest)
         self._facts.check_sequence(src)
-        listed = None if tokens is None else tuple(tokens)
+        arguments.check_positions(start, end)
+        listed = None if tokens is None else tuple(token_array(tokens))
         with self._handle.use() as call:
             if src == dest:
                 return

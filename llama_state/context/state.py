@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial as bound
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .. import layout
 from .._io import Progress, StrPath, atomic, pages
@@ -24,6 +24,7 @@ from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
 from ..errors import FormatError, UnsupportedError, VersionError
+from ..layout.recognize import expect, naming
 from .changes import Change, Keeper
 from .cuts import rewind_min
 from .fit import Fit, Held
@@ -33,6 +34,13 @@ from .savepoint import Savepoint
 
 if TYPE_CHECKING:
     from .._io import Buffer
+
+# What is taken for a file of llama.cpp: a slot file is a sequence file whose tokens are packed.
+_FILE_KINDS: Final[Mapping[layout.Kind, Sequence[str]]] = {
+    "whole": ("session file",),
+    "sequence": ("sequence file", "slot file"),
+}
+_SHOWN_TOKENS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,11 @@ class Restored:
     nbytes: int
     tokens: tuple[int, ...]
     sequences: Mapping[int, Span]
+
+    def __repr__(self) -> str:
+        first = ", ".join(map(str, self.tokens[:_SHOWN_TOKENS]))
+        more = f", ... {len(self.tokens)} in all" if len(self.tokens) > _SHOWN_TOKENS else ""
+        return f"Restored(nbytes={self.nbytes}, tokens=({first}{more}), sequences={self.sequences})"
 
 
 class ContextState:
@@ -170,15 +183,17 @@ class ContextState:
         memory_limit: int | None,
     ) -> Restored:
         """Restore from llama.cpp's own session or sequence file."""
-        given = None if tokens is None else tuple(tokens)
-        with POOL.limited(memory_limit), opened(path, progress=progress) as data:
-            header = layout.parse_file_header(data, any_version=True)
+        given = _listed(tokens)
+        with (
+            POOL.limited(memory_limit),
+            naming(path),
+            opened(path, progress=progress) as data,
+        ):
             kind, version = self._form.file_kind(target)
-            if header.kind != kind:
-                reason = f"{path} is a {header.kind} state file, not a {kind} one"
-                raise FormatError(reason, offset=0)
+            expect(path, data, *_FILE_KINDS[kind])
+            header = layout.parse_file_header(data, any_version=True)
             if header.version != version:
-                raise VersionError(f"{path}", found=header.version, expected=version, offset=4)
+                raise VersionError("state file", found=header.version, expected=version, offset=4)
             listed = tuple(layout.unpack_tokens(data, header))
             place = self._form.file_layout(target, header.payload_offset)
             parsed = self._parse_file(target, data, place) if validate else None
@@ -199,7 +214,7 @@ class ContextState:
     ) -> Restored:
         """Restore from a blob that :meth:`snapshot` gave."""
         self._flags(partial)
-        given = None if tokens is None else tuple(tokens)
+        given = _listed(tokens)
         data = flat(blob)
         headed = self._form.is_headed(data)
         parsed = None
@@ -239,6 +254,10 @@ class ContextState:
         if partial:
             self._handle.library.require("state-flags")
         return calls.PARTIAL_ONLY if partial else 0
+
+
+def _listed(tokens: Iterable[int] | None) -> tuple[int, ...] | None:
+    return None if tokens is None else tuple(layout.token_array(tokens))
 
 
 def restored_spans(facts: Facts, held: Held) -> dict[int, Span]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .._io import Progress, StrPath
+from .._io.arguments import checked
 from ..checkpoint.checkpoint import NOTHING_KNOWN, Checkpoint
 from ..checkpoint.fingerprint import PLAIN, Fingerprint, model_fields, state_fields
 from ..errors import FormatError, UnsupportedError
@@ -35,6 +36,7 @@ class Converted:
     nbytes: int
 
 
+@checked
 def convert_file(
     source: StrPath,
     target: StrPath,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isnan, sqrt
 
+from .._io.arguments import checked
 from ..errors import Difference
 from ..layout import UNKNOWN_ID, Cache, KVCache, Layout, differences
 from . import values
@@ -85,6 +86,7 @@ class Comparison:
         return not (self.fields or self.positions or rows_differ)
 
 
+@checked
 def compare(a: StateFile, b: StateFile) -> Comparison:
     """Compare two states.
 

@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .._io.arguments import checked
 from ..errors import UnsupportedError
 from ..layout import UNKNOWN_ID, Cache, Cells, Layout, RecurrentCache
 from . import values
@@ -38,6 +39,7 @@ _GOLDEN = 0.618034
 _LETTER_TITLES = {"K": "K", "V": "V", "R": "R (convolution)", "S": "S (state)", "P": "n-grams"}
 
 
+@checked
 def render(file: StateFile, suffix: str) -> bytes:
     """Draw a state.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from .._io import Progress, StrPath
+from .._io.arguments import checked
 from .._io.reading import map_file
 from ..checkpoint.container import is_container
 from ..checkpoint.fingerprint import model_fields
@@ -18,28 +16,22 @@ from ..layout import (
     SEQUENCE_VERSION,
     Kind,
     Traits,
-    has_sequence_head,
     is_packed,
     model_traits,
     parse_file_header,
     unpack_tokens,
 )
+from ..layout.recognize import naming, recognize
 from .checkpoints import open_checkpoint
 from .statefile import FileKind, Reading, StateFile, with_packed_tokens, with_problem, with_state
 
-_FILE_MAGICS = (b"nsgg", b"qsgg")
 _NEWEST_FIRST = tuple(sorted(SEQUENCE_VERSION, reverse=True))
 _HEADLESS_VERSION = 9
-_ARCH_START = re.compile(rb"[\x02-\x40]\0\0\0[A-Za-z0-9_.-]{2}")
 _TOKENS_AT = 12
-_OTHERS = {
-    b"GGUF": "a GGUF file (a model)",
-    b"PK\x03\x04": "a ZIP file",
-    b"\x1f\x8b": "a gzip file: unpack it first",
-    b"\x28\xb5\x2f\xfd": "a Zstandard file: unpack it first",
-}
+_FILES = ("session file", "sequence file", "slot file")
 
 
+@checked
 def inspect_file(
     path: StrPath,
     *,
@@ -65,15 +57,19 @@ def inspect_file(
         FormatError: The file holds no state, or *model* is not a GGUF file.
         UnsupportedError: It is a checkpoint, and xxhash or zstandard is not installed.
     """
-    name = os.fspath(path)
-    if Path(path).is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     traits = () if model is None else traits_of_model(model)
-    data = map_file(path)
+    with naming(path):
+        return _describe(os.fspath(path), traits, key, progress)
+
+
+def _describe(
+    name: str, traits: tuple[Traits, ...], key: bytes | None, progress: Progress | None
+) -> StateFile:
+    data = map_file(name)
     if not data:
         raise FormatError("the file is empty")
     kind: FileKind = "checkpoint" if is_container(data[:8]) else "sequence blob"
-    file = StateFile(str(name), len(data), kind, state=data)
+    file = StateFile(name, len(data), kind, state=data)
     if kind == "checkpoint":
         file = open_checkpoint(file, traits, key, progress)
     else:
@@ -94,26 +90,28 @@ def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
     try:
         fields = model_fields(path)
     except FormatError as error:
-        raise FormatError(f"the model {os.fspath(path)}: {error}") from None
+        raise FormatError(f"the model {os.fspath(path)}: {error.reason}") from None
     return model_traits(fields["architecture"], fields.get)
 
 
 def _open_native(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a file that is not a checkpoint; *state* of *file* is the whole file."""
-    start = bytes(file.state[:8])
-    if start[:4] in _FILE_MAGICS:
+    found = recognize(file.state)
+    if found.kind in _FILES:
         return _open_file(file, traits)
-    if has_sequence_head(start):
+    if found.kind == "sequence blob":
         return _open_blob(file, traits)
-    if _ARCH_START.match(start):
+    if found.kind == "whole blob":
         return _open_blob(replace(file, kind="whole blob"), traits)
+    if found.kind in ("model", "packed"):
+        raise FormatError(f"not a state but {found.what}: {found.use}")
     return _open_headless(file, traits)
 
 
 def _open_file(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a session file, a sequence file or a slot file."""
     data = file.state
-    kind: FileKind = "session file" if bytes(data[:4]) == _FILE_MAGICS[0] else "sequence file"
+    kind: FileKind = "session file" if recognize(data).kind == _FILES[0] else "sequence file"
     file = replace(file, kind=kind, state=data[:0])
     try:
         header = parse_file_header(data, any_version=True)
@@ -144,9 +142,6 @@ def _open_blob(file: StateFile, traits: Sequence[Traits]) -> StateFile:
 def _open_headless(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a sequence blob of an early build of version 9, or raise FormatError."""
     start = bytes(file.state[:8])
-    for magic, what in _OTHERS.items():
-        if start.startswith(magic):
-            raise FormatError(f"not a state but {what}")
     file = with_state(file, [Reading(_HEADLESS_VERSION, headed=False)], traits)
     if file.problem:
         raise FormatError(f"not a state (it begins with the bytes {start.hex(' ')})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -171,10 +172,7 @@ def raised(problem: StateError) -> StateError:
     A raised error refers to the frames that it passes, and they to the file. If the file referred
     to the error, its pages would be kept until the next garbage collection.
     """
-    copy = type(problem).__new__(type(problem))
-    copy.args = problem.args
-    vars(copy).update(vars(problem))
-    return copy
+    return copy(problem)
 
 
 def with_problem(file: StateFile, error: StateError, *, moved: int = 0) -> StateFile:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
+from .._io.arguments import checked
 from ..layout import Module
 from .statefile import StateFile
 from .summary import LETTERS, Data, describe
@@ -29,6 +30,7 @@ _MEMORY: Mapping[Module, str] = {
 }
 
 
+@checked
 def text(file: StateFile) -> str:
     """Return the description of a file as text."""
     return "\n".join(chain.from_iterable(_paragraphs(describe(file))))

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from .._io import Progress, StrPath
+from .._io.arguments import checked
 from ..errors import StateError
 from .checkpoints import KEY_NEEDED
 from .source import inspect_file
@@ -34,6 +35,7 @@ class Verdict:
     problems: tuple[str, ...]
 
 
+@checked
 def verify_file(
     path: StrPath, *, key: bytes | None = None, progress: Progress | None = None
 ) -> Verdict:

@@ -34,8 +34,8 @@ def problem_text(error: Exception) -> str:
         return (
             f"cut off in {error.reason}{where}: {error.need:,} bytes needed, {error.have:,} there"
         )
-    if isinstance(error, FormatError) and error.offset is not None:
-        return f"{error.reason}, at byte {error.offset:,}"
+    if isinstance(error, FormatError):
+        return error.reason + ("" if error.offset is None else f", at byte {error.offset:,}")
     return str(error)
 
 

@@ -38,6 +38,7 @@ from .headers import (
     unpack_tokens,
 )
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
+from .recognize import Recognized, recognize
 from .salvage import leading_cells
 from .slots import MediaChunk, SlotTokens, is_packed, parse_slot_tokens
 from .spans import Span
@@ -65,6 +66,7 @@ __all__ = [
     "Layout",
     "MediaChunk",
     "Module",
+    "Recognized",
     "RecurrentCache",
     "SlotTokens",
     "Span",
@@ -86,6 +88,7 @@ __all__ = [
     "parse_slot_tokens",
     "parse_state",
     "parse_whole",
+    "recognize",
     "sequence_from_whole",
     "sequence_head",
     "token_array",

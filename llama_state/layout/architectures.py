@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from .._io.arguments import checked
 from .families import (
     LLAMA4_CHUNK,
     UNKNOWN,
@@ -213,11 +214,13 @@ GUESSES: tuple[Family, ...] = (
 """Every kind of memory, the most common first: what an unknown architecture is tried as."""
 
 
+@checked
 def is_known(arch: str) -> bool:
     """Return whether the layouts of this architecture are known."""
     return arch in ARCHITECTURES
 
 
+@checked
 def model_traits(
     arch: str = "",
     metadata: Metadata | None = None,

@@ -7,11 +7,12 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
+from .._io.arguments import checked
 from ..errors import SequenceIdError
 from .blocks import Block, Cache, Compressed, Compressor, KVCache, RecurrentCache, Stream
 from .cursor import U32, open_view
 from .dsv4 import COMPRESSED_HEAD, COMPRESSOR_HEAD, HEAD, TENSOR_HEAD
-from .formats import DSV4_MAGIC, TYPES
+from .formats import DSV4_MAGIC, MAX_SEQUENCES, TYPES
 from .spans import NO_SPAN
 from .state import Layout
 
@@ -22,6 +23,7 @@ Pieces: TypeAlias = "Iterator[memoryview | bytes]"
 Runs: TypeAlias = "Sequence[tuple[int, int]]"
 
 
+@checked
 def sequence_from_whole(data: Buffer, layout: Layout, seq_id: int) -> bytes:
     """Return the payload of *seq_id*, without head, as a sequence save would have written it.
 
@@ -34,8 +36,10 @@ def sequence_from_whole(data: Buffer, layout: Layout, seq_id: int) -> bytes:
         seq_id: A sequence of it. One without cells has the payload of an empty sequence.
 
     Raises:
-        SequenceIdError: The state of a deepseek4 context that has no such sequence.
+        SequenceIdError: No context has such a sequence, or not the one of a deepseek4 state.
     """
+    if not 0 <= seq_id < MAX_SEQUENCES:
+        raise SequenceIdError(seq_id, limit=MAX_SEQUENCES)
     return b"".join(_pieces(open_view(data), layout, seq_id))
 
 

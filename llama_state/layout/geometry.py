@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
+from .._io.arguments import checked
 from ..errors import Difference
 from .blocks import Block, Cache, Compressed, KVCache, RecurrentCache
 from .formats import TYPES
@@ -73,6 +74,7 @@ def geometry_of(cache: Cache) -> CacheGeometry:
     return replace(settings, layers=cache.layers, k=_rows(cache.kv), score=_rows(cache.score))
 
 
+@checked
 def merge(a: Geometry, b: Geometry) -> Geometry:
     """Return *a*, with what is not known in it taken from *b*, of the same context."""
     if a.caches == b.caches:
@@ -82,6 +84,7 @@ def merge(a: Geometry, b: Geometry) -> Geometry:
     return Geometry(a.arch or b.arch, a.module, (*merged, *others.values()))
 
 
+@checked
 def differences(saved: Geometry, current: Geometry) -> tuple[Difference, ...]:
     """Return every setting in which the two are known to differ, with a readable name."""
     if None not in (saved.arch, current.arch) and saved.arch != current.arch:

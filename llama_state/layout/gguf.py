@@ -23,11 +23,12 @@ from .._io.reading import open_regular
 from ..errors import FormatError, TruncatedError, UnsupportedError, VersionError
 from . import TYPES, TensorType
 from .cursor import U32, U64, Cursor
+from .recognize import GGUF_MAGIC, recognize
 
 MAX_HEADER: Final = 1 << 28
 """The most bytes of a header that are read; the largest vocabularies take about 32 MiB."""
 
-_MAGIC = b"GGUF"
+_MAGIC = GGUF_MAGIC
 _VERSIONS = (2, 3)
 _BIG_ENDIAN = tuple(version << 24 for version in _VERSIONS)
 _PIECE = 1 << 20
@@ -275,7 +276,8 @@ def _read_preamble(cursor: _HeaderCursor) -> tuple[int, int]:
     """Read what precedes the keys; return the numbers of tensors and of keys."""
     start = cursor.skip(len(_MAGIC), "magic")
     if cursor.view[start : cursor.at] != _MAGIC:
-        raise FormatError("not a GGUF file", offset=start)
+        found = recognize(cursor.view[start:])
+        raise FormatError(f"this is {found.what}, not a GGUF file: {found.use}", offset=start)
     version = cursor.u32("version")
     if version in _BIG_ENDIAN:
         raise UnsupportedError("a big-endian GGUF file")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Literal
 
+from .._io.arguments import checked
 from ..errors import FormatError, TruncatedError, VersionError
 from .cursor import open_view
 from .formats import (
@@ -86,11 +87,13 @@ class FileLayout:
         return blob[self.head_size :]
 
 
+@checked
 def sequence_head(source: int) -> bytes:
     """Return the head of the blob of a sequence whose id was *source*."""
     return SEQUENCE_HEAD.pack(SEQUENCE_MAGIC, source)
 
 
+@checked
 def parse_file_header(
     data: Buffer, *, size: int | None = None, any_version: bool = False
 ) -> FileHeader:
@@ -123,6 +126,7 @@ def parse_file_header(
     return FileHeader(kind, version, n_tokens, payload_offset)
 
 
+@checked
 def unpack_tokens(data: Buffer, header: FileHeader) -> array[int]:
     """Return the token list of a file whose first ``header.payload_offset`` bytes are in *data*."""
     view = open_view(data)
@@ -133,6 +137,7 @@ def unpack_tokens(data: Buffer, header: FileHeader) -> array[int]:
     return tokens
 
 
+@checked
 def token_array(tokens: Iterable[int]) -> array[int]:
     """Return *tokens* as int32 values.
 
@@ -145,6 +150,7 @@ def token_array(tokens: Iterable[int]) -> array[int]:
         raise FormatError(f"tokens must be 32-bit integers: {error}") from error
 
 
+@checked
 def pack_file_header(kind: Kind, version: int, tokens: array[int] | bytes = b"") -> bytes:
     """Return the header of a state file: the bytes before the payload.
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .._io.arguments import checked
 from ..errors import FormatError, StateError, UnsupportedError
 from .architectures import is_known, model_traits
 from .blocks import UNKNOWN_ID, Cache, Cells
@@ -42,6 +43,7 @@ _OTHER_KINDS = {
 }
 
 
+@checked
 def parse_whole(
     data: Buffer, *, version: int, traits: Traits | Sequence[Traits] | None = None
 ) -> Layout:
@@ -68,6 +70,7 @@ def parse_whole(
     return reader.layout(candidates, arch=arch)
 
 
+@checked
 def parse_sequence(
     data: Buffer,
     *,
@@ -104,6 +107,7 @@ def parse_sequence(
         raise
 
 
+@checked
 def parse_state(
     kind: Kind,
     data: Buffer,
@@ -124,6 +128,7 @@ def parse_state(
     return parse_sequence(data, version=version, headed=headed, traits=traits, partial=partial)
 
 
+@checked
 def has_sequence_head(data: Buffer) -> bool:
     """Return whether *data* starts with the head of a sequence blob."""
     view = open_view(data)

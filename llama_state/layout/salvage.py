@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from .._io.arguments import checked
 from ..errors import FormatError
 from .architectures import model_traits
 from .blocks import Cells
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .._io import Buffer
 
 
+@checked
 def leading_cells(
     data: Buffer, kind: Kind, *, version: int, headed: bool, traits: Sequence[Traits] = ()
 ) -> tuple[Cells, ...]:

@@ -13,6 +13,7 @@ from itertools import pairwise
 from struct import Struct
 from typing import TYPE_CHECKING, Literal
 
+from .._io.arguments import checked
 from ..errors import FormatError, TruncatedError, VersionError
 from .cursor import Cursor, open_view
 
@@ -71,11 +72,13 @@ class SlotTokens:
     media: tuple[MediaChunk, ...]
 
 
+@checked
 def is_packed(tokens: Sequence[int]) -> bool:
     """Return whether the token list of a sequence file is a packed one."""
     return len(tokens) > 0 and tokens[0] == NULL_TOKEN
 
 
+@checked
 def parse_slot_tokens(data: Buffer) -> SlotTokens:
     """Parse the packed token list of a slot file.
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from .._io.arguments import checked
+
 Module = Literal[
     "none",
     "kv",
@@ -183,6 +185,7 @@ SUB_CACHES: Mapping[Module, tuple[SubCache, ...]] = MappingProxyType(
 """The sub-caches of each kind of memory, in the order of their payloads."""
 
 
+@checked
 def has_partial(module: Module) -> bool:
     """Return whether a partial state of *module* differs from a full one."""
     return not all(sub_cache.partial for sub_cache in SUB_CACHES[module])

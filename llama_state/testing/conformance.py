@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from .._io import StrPath
+from .._io.arguments import checked
 from .._llama.library import Library
 from ..context.context import Context
 from ..context.model import Model
@@ -104,6 +105,7 @@ class Report:
         return "\n".join([self.model, self.library, "", head, *lines, "", foot])
 
 
+@checked
 def check_model(
     model: Model | StrPath,
     *,
@@ -132,6 +134,7 @@ def check_model(
     return Report(model.path, str(model.library.path), tuple(rows))
 
 
+@checked
 def round_trips(
     model: Model, options: Mapping[str, Any], *, name: str = "", n_tokens: int = 48, seed: int = 0
 ) -> Iterator[Row]:
@@ -171,6 +174,7 @@ def round_trips(
                         yield _run(trip, Row(name, method.function))
 
 
+@checked
 def nmse(expected: memoryview[float], got: memoryview[float]) -> float:
     """Return the squared error of *got* relative to the squares of *expected*, 0.0 if equal."""
     if expected.tobytes() == got.tobytes():
@@ -272,7 +276,7 @@ def _checkpoint(trip: _Trip) -> Restored:
 
 
 def _seq_checkpoint(trip: _Trip) -> Restored:
-    return trip.target.resume(trip.source.checkpoint(0, trip.tokens), trip.method.dest)
+    return trip.target.resume(trip.source.checkpoint(0, tokens=trip.tokens), trip.method.dest)
 
 
 def _savepoint(trip: _Trip) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._io import StrPath
+from .._io.arguments import checked
 from ..errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class _Spec:
         return int(self.kv[self.full_key(key)][1])
 
 
+@checked
 def write_model(
     path: StrPath,
     kind: str = "llama-dense",
@@ -88,6 +90,7 @@ def write_model(
     return _write(path, _with_keys(_load(kind), values), seed)
 
 
+@checked
 def write_benchmark_model(
     path: StrPath,
     *,
@@ -113,13 +116,19 @@ def write_benchmark_model(
 
     Returns:
         *path*.
+
+    Raises:
+        ValueError: A number is out of range.
     """
+    if not 0 < n_ctx < 2**31:
+        raise ValueError(f"n_ctx must be 1 to {2**31 - 1}, not {n_ctx}")
     spec = _llama(
         "benchmark", n_layer, n_head_kv, head_dim, n_embd=n_embd, n_vocab=128, n_ctx=n_ctx
     )
     return _write(path, _with_keys(spec, _text_keys()) if text else spec, seed)
 
 
+@checked
 def write_probe(path: StrPath) -> Path:
     """Write the smallest llama model that loads; the package carries it as ``probe.gguf``."""
     return _write(path, _llama("probe", 1, 1, 32, n_embd=8, n_vocab=2, n_ctx=32), 0)

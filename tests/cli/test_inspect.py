@@ -269,11 +269,11 @@ def test_what_is_no_state(run: Run, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("just text")
     model = MODELS["llama-dense"].path
     for path, sentence in (
-        (tmp_path, "Is a directory"),
+        (tmp_path, "it is a folder, not a file"),
         (tmp_path / "none", "No such file or directory"),
         (tmp_path / "fifo", "not a regular file"),
         (tmp_path / "empty", "the file is empty"),
-        (model, "not a state but a GGUF file (a model)"),
+        (model, "not a state but a GGUF file (a model): load it with Model()"),
     ):
         assert run("inspect", path) == (2, "", f"{path}: {sentence}\n")
         status, out, err = run("verify", path)

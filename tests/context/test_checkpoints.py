@@ -79,7 +79,7 @@ def test_one_sequence_goes_on(model: ls.Model, tmp_path: Path) -> None:
     """Into the sequence it was taken from, or another one; the others stay."""
     with context(model) as one, context(model) as two:
         filled(one)
-        checkpoint = saved(one.checkpoint(1, TOKENS[::-1]), tmp_path / "a.llst")
+        checkpoint = saved(one.checkpoint(1, tokens=TOKENS[::-1]), tmp_path / "a.llst")
         assert (checkpoint.kind, checkpoint.source) == ("sequence", 1)
         two.decode([7] * 3, 0)
         assert set(two.resume(checkpoint).sequences) == {1}
@@ -238,7 +238,7 @@ def test_the_same_model_elsewhere(other: Callable[..., ls.Model], tmp_path: Path
         "print(ctx.resume(ls.Checkpoint.load(sys.argv[2])).tokens)\n"
     )
     with other() as a, context(a) as one:
-        filled(one).checkpoint(0, TOKENS).save(tmp_path / "a.llst")
+        filled(one).checkpoint(0, tokens=TOKENS).save(tmp_path / "a.llst")
         (tmp_path / "far").mkdir()
         copy = shutil.copyfile(a.path, tmp_path / "far" / "renamed.gguf")
     done = subprocess.run(
@@ -374,7 +374,7 @@ def test_llama_cpp_takes_the_converted_file(model: ls.Model, tmp_path: Path) -> 
         filled(one)
         for seq_id in (None, 1):
             ours, theirs = tmp_path / f"ours{seq_id}", tmp_path / f"theirs{seq_id}"
-            one.checkpoint(seq_id, TOKENS).to_native(ours)
+            one.checkpoint(seq_id, tokens=TOKENS).to_native(ours)
             if seq_id is None:
                 native.save(one, theirs, TOKENS)
                 loaded = native.load(two, ours)
@@ -388,4 +388,4 @@ def test_llama_cpp_takes_the_converted_file(model: ls.Model, tmp_path: Path) -> 
             back.to_native(tmp_path / "again")
             assert (tmp_path / "again").read_bytes() == theirs.read_bytes()
             if LIBRARY.sequence_head:  # what comes from a file has one
-                assert back.to_bytes() == one.checkpoint(seq_id, TOKENS).to_bytes()
+                assert back.to_bytes() == one.checkpoint(seq_id, tokens=TOKENS).to_bytes()

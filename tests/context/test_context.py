@@ -326,7 +326,7 @@ def test_emptying_by_parts(make: Make) -> None:
 def test_copying_nothing(model: ls.Model, unified: bool) -> None:
     """A range without positions makes an empty copy, whatever the memory."""
     with model.context(n_ctx=512, n_seq_max=2, kv_unified=unified) as ctx:
-        for start, end in ((0, 0), (5, 5), (3, 2), (7, None), (0, -1)):
+        for start, end in ((0, 0), (5, 5), (7, None), (7, 9)):
             ctx.clear()
             ctx.decode([1, 2, 3], 0)
             ctx.decode([1, 2], 1)

@@ -151,7 +151,7 @@ def test_damaged_native_files(tmp_path: Path) -> None:
         if kind is None:
             assert verdict.kind is None
     assert check(verify_file(tmp_path / "none")).problems == ("No such file or directory",)
-    assert check(verify_file(tmp_path)).problems == ("Is a directory",)
+    assert check(verify_file(tmp_path)).problems == ("it is a folder, not a file",)
 
 
 def test_checkpoints(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_reading_what_is_no_file(tmp_path: Path) -> None:
     """Missing files, folders and devices are OSErrors; an empty file is no bytes."""
     with pytest.raises(FileNotFoundError):
         read_file(tmp_path / "state")
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(OSError, match="folder"):
         read_file(tmp_path)
     with pytest.raises(OSError, match="not a regular file"):
         read_file("/dev/zero")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..._io.arguments import checked
 from ..._llama import calls
 from ..._llama.facts import context_facts
 from ..._llama.library import Library
 from ...context.context import NO_OPTIONS, Context
 from ...context.cuts import rewind_min
 from ...context.state import Restored
+from ...layout import token_array
 from .keeper import LlamaKeeper
 from .llama import LlamaHandle, new_llama_state, origin_of
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ..._io import Buffer
 
 
+@checked
 class LlamaContext(Context):
     """The context of a ``llama_cpp.Llama``, with the whole API of :class:`llama_state.Context`.
 
@@ -88,6 +91,8 @@ class LlamaContext(Context):
         Raises:
             StateError: As :meth:`restore`. Nothing was changed.
         """
+        if not hasattr(state, "llama_state"):
+            raise TypeError(f"state must be a llama_cpp.LlamaState, not {type(state).__name__}")
         with self._handle.use():
             tokens = state.input_ids[: state.n_tokens].tolist()
             restored = self.restore(state.llama_state, tokens=tokens)
@@ -106,7 +111,8 @@ class LlamaContext(Context):
 
         Raises:
             CapacityError: The ``Llama`` has no room for the tokens.
+            FormatError: A token has more than 32 bits.
         """
-        ids = tuple(tokens)
+        ids = tuple(token_array(tokens))
         self._keeper.check_room(len(ids))
         return new_llama_state(self._llama.llm, bytes(blob), ids)

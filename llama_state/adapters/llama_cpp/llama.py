@@ -32,6 +32,13 @@ def library_of_llama_cpp() -> Library:
     return load_library(sys.modules["llama_cpp.llama_cpp"]._lib._name)
 
 
+def check_llama(llm: Any) -> None:
+    """Raise TypeError for what is no ``llama_cpp.Llama``."""
+    llama_cpp = sys.modules.get("llama_cpp")
+    if llama_cpp is None or not isinstance(llm, llama_cpp.Llama):
+        raise TypeError(f"llm must be a llama_cpp.Llama, not {type(llm).__name__}")
+
+
 def address_of(llm: Any) -> int:
     """Where the context of a ``Llama`` is; 0 when it was closed."""
     ctx: Any = getattr(getattr(llm, "_ctx", None), "ctx", None)
@@ -78,6 +85,7 @@ class LlamaHandle(Handle):
 
     def __init__(self, owner: Callable[[], Any], library: Library | None = None) -> None:
         self._owner: Callable[[], Any] | None = owner
+        check_llama(owner())
         self._address = address_of(owner())
         if not self._address:
             raise ClosedError(_CLOSED)

@@ -8,14 +8,15 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..._io.arguments import checked
 from ...errors import CapacityError, ClosedError, StateError, UnsupportedError
 from . import prefixes
 from .context import LlamaContext
-from .llama import LlamaHandle, new_llama_state
+from .llama import LlamaHandle, check_llama, new_llama_state
 
 if TYPE_CHECKING:
     from ..._io import Buffer
@@ -27,6 +28,7 @@ OVERHEAD = 1024
 _NOT_KEPT = -1
 
 
+@runtime_checkable
 class BlobStore(Protocol):
     """Where a :class:`PromptCache` keeps the states; it decides itself what stays."""
 
@@ -83,6 +85,7 @@ class Hit:
         self.llama_state_size = memoryview(blob).nbytes
 
 
+@checked
 class PromptCache:
     """Prompts that were evaluated, in memory: ``llm.set_cache(PromptCache(llm))``.
 
@@ -113,6 +116,7 @@ class PromptCache:
     def __init__(
         self, llm: Any, capacity_bytes: int = 2 << 30, *, store: BlobStore | None = None
     ) -> None:
+        check_llama(llm)
         if hasattr(getattr(llm, "chat_handler", None), "clip_model_path"):
             raise UnsupportedError("a prompt with images is not known by its tokens: no cache")
         self.capacity_bytes = capacity_bytes

@@ -1,0 +1,31 @@
+"""Say what to do when a file cannot be replaced."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from . import StrPath
+
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def advice(number: int | None, path: StrPath) -> str:
+    """Return what to add to the text of an error.
+
+    Args:
+        number: Its ``errno``.
+        path: The file that was to be saved.
+    """
+    folder = Path(os.path.realpath(path)).parent
+    if number == errno.EBUSY:
+        return (
+            "; something is mounted on this very file, and such a file cannot be replaced: "
+            "mount its folder instead"
+        )
+    if number in _NOT_WRITABLE:
+        return f"; a new file is made beside the old one, so its folder {folder} must be writable"
+    if number == errno.ENOENT and not folder.is_dir():
+        return f"; there is no folder {folder}"
+    return ""
