@@ -60,10 +60,13 @@ def share(call: Call, src: int, dest: int, start: int = -1, end: int = -1) -> No
     lib.llama_memory_seq_cp(call.api, mem, src, dest, start, end)
 
 
-def clear(call: Call, *, data: bool) -> None:
-    """Remove every sequence; with *data* zero the tensors too, which takes time by their size."""
+def empty(call: Call, target: Target) -> None:
+    """Remove what a sequence holds, or every sequence."""
     mem = lib.llama_get_memory(call.api, call.ptr)
-    lib.llama_memory_clear(call.api, mem, data)
+    if target is None:
+        lib.llama_memory_clear(call.api, mem, False)
+    else:
+        lib.llama_memory_seq_rm(call.api, mem, target, -1, -1)
 
 
 # -- state

@@ -98,7 +98,7 @@ class DeviceMemory:
     def _write(self, call: Call, change: Change, dest: int, kept: OnDevice) -> dict[int, Span]:
         change.state = "touched"
         self._handle.shared.last_logits = None
-        self._restorer.empty(call, dest)
+        calls.empty(call, dest)
         held = {}
         if kept.span.last >= 0:
             consumed = calls.write(call, dest, kept.head, calls.ON_DEVICE)

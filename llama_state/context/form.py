@@ -14,6 +14,7 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call
 from .._llama.library import Library
+from ..errors import FormatError
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -65,22 +66,32 @@ class StateForm:
         return self._library.sequence_head
 
     def parse(
-        self, target: Target, blob: Buffer, *, headed: bool, partial: bool = False
+        self, target: Target, blob: Buffer, *, headed: bool, partial: bool = False, at: int = 0
     ) -> layout.Layout:
         """Describe a state of this library's version, read as the context's model says.
+
+        Args:
+            target: A sequence id, or None for the whole context.
+            blob: The state.
+            headed: The blob of a sequence has a head.
+            partial: It was taken with ``partial=True``.
+            at: Where it begins in its file.
 
         Raises:
             FormatError: Not such a state, or damaged.
             UnsupportedError: A version that is not known.
         """
-        return layout.parse_state(
-            "whole" if target is None else "sequence",
-            blob,
-            version=self._library.session_version,
-            headed=headed,
-            traits=self._facts.traits,
-            partial=partial,
-        )
+        try:
+            return layout.parse_state(
+                "whole" if target is None else "sequence",
+                blob,
+                version=self._library.session_version,
+                headed=headed,
+                traits=self._facts.traits,
+                partial=partial,
+            )
+        except FormatError as error:
+            raise error.moved(at) from None
 
     def parse_own(self, target: Target, blob: Buffer) -> layout.Layout:
         """Describe what this library has just written; errors as :meth:`parse`."""

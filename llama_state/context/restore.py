@@ -96,15 +96,51 @@ class Restorer:
         self._form = form
         self._fit = fit
 
+    def plan(self, call: Call, target: Target, incoming: Incoming) -> Plan:
+        """Compare a state with the context and decide. Nothing is changed.
+
+        Args:
+            target: Where it is to go: a valid sequence id, or None for the whole context.
+            incoming: The state.
+
+        Raises:
+            MismatchError, CapacityError: It does not fit.
+        """
+        parsed = incoming.parsed
+        if parsed is None and target is None and self._form.loses_streams:
+            self._refuse_to_lose_streams(call)
+        before = calls.occupied(call, self._facts.n_seq_max)
+        sure = parsed is not None and self._fit.check(call, target, parsed, before)
+        rewinds = parsed is not None and incoming.partial and layout.has_partial(parsed.module)
+        if rewinds and parsed is not None:
+            _check_rewind(parsed, before.get(target or 0))
+        filled = bool(before) if target is None else target in before
+        return Plan(
+            target,
+            before,
+            rewinds,
+            filled,
+            # Where anything is left that only llama.cpp can decide, what it would destroy is kept.
+            keeps=filled and not sure,
+            # A copy of one sequence would lack what is outside a sliding window.
+            kept=None if self._facts.n_swa else target,
+        )
+
     def restore(
-        self, call: Call, change: Change, incoming: Incoming, check: Callable[[], None]
+        self,
+        call: Call,
+        change: Change,
+        plan: Plan,
+        incoming: Incoming,
+        check: Callable[[], None],
     ) -> Held:
         """Put a state in place of what the target of *change* holds.
 
         Whatever ends it, the state of *change* says what is there.
 
         Args:
-            change: The target: a valid sequence id, or None for the whole context.
+            change: The change that it is.
+            plan: What :meth:`plan` said.
             incoming: The state.
             check: Called when a state that was not validated is there; what it raises undoes it.
 
@@ -112,10 +148,8 @@ class Restorer:
             The sequences that were restored, none of them empty.
 
         Raises:
-            MismatchError, CapacityError: It does not fit; nothing was changed.
             RestoreError: llama.cpp refused it; ``rolled_back`` says what is left.
         """
-        plan = self._plan(call, change.target, incoming)
         with calls.lent(call, plan.kept) if plan.keeps else nullcontext() as copy:
             after = attempt(
                 change,
@@ -137,40 +171,9 @@ class Restorer:
 
     def give_up(self, call: Call, change: Change, error: BaseException) -> None:
         """Empty what *error* left half changed, and say so in a note of it."""
-        self.empty(call, change.target)
+        calls.empty(call, change.target)
         change.state = "emptied"
         add_note(error, f"{called(change.target)} was emptied")
-
-    def empty(self, call: Call, target: Target) -> None:
-        """Remove what *target* holds."""
-        if target is None:
-            calls.clear(call, data=False)
-        else:
-            calls.remove(call, target)
-
-    # -- the plan
-
-    def _plan(self, call: Call, target: Target, incoming: Incoming) -> Plan:
-        """Compare a state with the context and decide; errors as :meth:`restore`."""
-        parsed = incoming.parsed
-        if parsed is None and target is None and self._form.loses_streams:
-            self._refuse_to_lose_streams(call)
-        before = calls.occupied(call, self._facts.n_seq_max)
-        sure = parsed is not None and self._fit.check(call, target, parsed, before)
-        rewinds = parsed is not None and incoming.partial and layout.has_partial(parsed.module)
-        if rewinds and parsed is not None:
-            _check_rewind(parsed, before.get(target or 0))
-        filled = bool(before) if target is None else target in before
-        return Plan(
-            target,
-            before,
-            rewinds,
-            filled,
-            # Where anything is left that only llama.cpp can decide, what it would destroy is kept.
-            keeps=filled and not sure,
-            # A copy of one sequence would lack what is outside a sliding window.
-            kept=None if self._facts.n_swa else target,
-        )
 
     def _refuse_to_lose_streams(self, call: Call) -> None:
         if not self._fit.one_stream(call):
@@ -193,7 +196,8 @@ class Restorer:
         """Do what is planned, and undo it where the outcome is not what it must be."""
         change.state = "touched"
         self._shared.last_logits = None
-        consumed = self._execute(call, plan, incoming)
+        put = self._rewind if plan.rewinds else self._put
+        consumed = put(call, plan.target, incoming)
         after = calls.occupied(call, self._facts.n_seq_max)
         if not consumed or not _agrees(plan, incoming.parsed, after):
             log = call.log()
@@ -204,20 +208,19 @@ class Restorer:
         change.state = "done"
         return after
 
-    def _execute(self, call: Call, plan: Plan, incoming: Incoming) -> bool:
-        """Give the state to llama.cpp; False where it was not consumed whole."""
-        if plan.rewinds and incoming.parsed is not None and plan.target is not None:
-            # The window, or the recurrent part, goes over the sequence; then the rest is cut off.
-            written = calls.write(call, plan.target, incoming.blob, incoming.flags)
-            cut = _last(incoming.parsed) + 1
-            return written == len(incoming.blob) and calls.remove(call, plan.target, cut)
-        self.empty(call, plan.target)
-        return self._put(call, plan.target, incoming.blob, incoming.parsed)
+    def _rewind(self, call: Call, target: Target, incoming: Incoming) -> bool:
+        """Give a partial state to llama.cpp; False where it was not consumed whole."""
+        if incoming.parsed is None or target is None:
+            return False
+        # The window, or the recurrent part, goes over the sequence; then the rest is cut off.
+        written = calls.write(call, target, incoming.blob, incoming.flags)
+        cut = _last(incoming.parsed) + 1
+        return written == len(incoming.blob) and calls.remove(call, target, cut)
 
-    def _put(
-        self, call: Call, target: Target, blob: memoryview, parsed: layout.Layout | None
-    ) -> bool:
-        """Give *blob* to llama.cpp, over an emptied target; False where it was refused."""
+    def _put(self, call: Call, target: Target, incoming: Incoming) -> bool:
+        """Empty the target and give a state to llama.cpp; False where it was refused."""
+        blob, parsed = incoming.blob, incoming.parsed
+        calls.empty(call, target)
         if parsed is not None and not parsed.sequences:
             return True  # llama.cpp ignores some empty states and reports success
         if parsed is not None and target is None and self._form.loses_streams and _is_split(parsed):
@@ -243,10 +246,11 @@ class Restorer:
         error: BaseException,
     ) -> None:
         """Bring a restore that *error* interrupted to an end: undone, done, or empty and said."""
+        put = self._rewind if plan.rewinds else self._put
         if copy is not None or not plan.filled:
             if self._undo(call, plan, copy):
                 change.state = "undone"
-        elif self._execute(call, plan, incoming):
+        elif put(call, plan.target, incoming):
             # No copy was kept, since the state was sure to fit.
             change.state = "done"
         if change.state not in ("undone", "done"):
@@ -254,19 +258,19 @@ class Restorer:
 
     def _undo(self, call: Call, plan: Plan, copy: Buffer | None) -> bool:
         """Bring back what was there before; False where the target could only be emptied."""
-        self.empty(call, plan.target)
+        calls.empty(call, plan.target)
         return not plan.filled if copy is None else self._replace(call, plan.kept, copy)
 
     def _replace(self, call: Call, target: Target, copy: Buffer) -> bool:
         """Put a copy back; False where the target could only be emptied."""
+        view = memoryview(copy)
         try:
-            parsed = self._form.parse_own(target, copy)
+            parsed = self._form.parse_own(target, view)
         except (FormatError, UnsupportedError):  # a format that was restored without validation
             parsed = None
-        self.empty(call, target)
-        if self._put(call, target, memoryview(copy), parsed):
+        if self._put(call, target, Incoming(view, parsed, len(view))):
             return True
-        self.empty(call, target)
+        calls.empty(call, target)
         return False
 
     def _refusal(

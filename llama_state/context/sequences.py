@@ -119,7 +119,7 @@ class Sequences:
     def _clear(self, call: Call, change: Change) -> None:
         change.state = "touched"
         self._handle.shared.last_logits = None
-        calls.clear(call, data=False)
+        calls.empty(call, None)
 
     # -- decoding
 
@@ -190,7 +190,7 @@ class Sequences:
             self._handle.shared.last_logits = None
         first, last = change.spans[dest] if change.spans else (0, -1)
         if one_stream or first > last:
-            self._restorer.empty(call, dest)
+            calls.empty(call, dest)
             if first <= last:
                 calls.share(call, src, dest, *((first, last + 1) if part else (-1, -1)))
         else:
@@ -204,7 +204,7 @@ class Sequences:
         holds stale data.
         """
         with calls.lent(call, src) as blob:
-            self._restorer.empty(call, dest)
+            calls.empty(call, dest)
             if calls.write(call, dest, blob) != len(blob):
                 raise RestoreError("the copy was refused", log=call.log(), rolled_back=False)
 

@@ -23,7 +23,7 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
-from ..errors import FormatError, UnsupportedError, VersionError
+from ..errors import UnsupportedError, VersionError
 from ..layout.recognize import expect, naming
 from .changes import Change, Keeper
 from .cuts import rewind_min
@@ -196,7 +196,10 @@ class ContextState:
                 raise VersionError("state file", found=header.version, expected=version, offset=4)
             listed = tuple(layout.unpack_tokens(data, header))
             place = self._form.file_layout(target, header.payload_offset)
-            parsed = self._parse_file(target, data, place) if validate else None
+            parsed = None
+            if validate:
+                at = place.payload_offset
+                parsed = self._form.parse(target, data[at:], headed=False, at=at)
             if target is not None and place.head_size:
                 # The end of the header, which was read, makes room for the head of the blob.
                 pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
@@ -238,17 +241,10 @@ class ContextState:
                 tokens = listed and listed[: spans[target].last + 1]
             change = Change("replace", target, spans, tokens)
             check = bound(self._keeper.check, call, change)
-            restore = bound(self._restorer.restore, call, change, incoming, check)
+            plan = self._restorer.plan(call, target, incoming)
+            restore = bound(self._restorer.restore, call, change, plan, incoming, check)
             held = self._keeper.count(call, change, restore)
             return Restored(incoming.nbytes, incoming.tokens, restored_spans(self._facts, held))
-
-    def _parse_file(
-        self, target: Target, data: memoryview, place: layout.FileLayout
-    ) -> layout.Layout:
-        try:
-            return self._form.parse(target, data[place.payload_offset :], headed=False)
-        except FormatError as error:
-            raise error.moved(place.payload_offset) from None
 
     def _flags(self, partial: bool) -> int:
         if partial:
