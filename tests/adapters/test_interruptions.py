@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,10 +37,9 @@ MORE = list(b" goes on for more than one piece of sixteen tokens")
 
 
 class Bench:
-    """A ``Llama`` in state A with a cache, and state B in all its forms."""
+    """A ``Llama`` in state A with a cache, and state B in several forms."""
 
-    def __init__(self, make: Callable[..., Any], kind: str, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, make: Callable[..., Any], kind: str) -> None:
         self.llm = make(kind, n_batch=16)
         self.ctx = attach(self.llm)
         self.cache = PromptCache(self.llm)
@@ -53,7 +51,6 @@ class Bench:
         self.seq_b = self.ctx.seq_snapshot(0)
         self.llama_b = self.ctx.to_llama_state(self.b, B)
         self.checkpoint_b = self.ctx.checkpoint(0)
-        self.ctx.save_state(folder / "b")
         self.truth[tuple(A)] = self._evaluated(A)
         self.a = self.ctx.snapshot()
 
@@ -115,7 +112,6 @@ CALLS: dict[str, Callable[[Bench], object]] = {
     "restore unread": lambda b: b.ctx.restore(b.b, tokens=B, validate=False),
     "restore refused": lambda b: _refused(lambda: b.ctx.restore(b.b, tokens=A, validate=False)),
     "seq_restore": lambda b: b.ctx.seq_restore(b.seq_b, 0, tokens=B),
-    "load_state": lambda b: b.ctx.load_state(b.folder / "b"),
     "resume": lambda b: b.ctx.resume(b.checkpoint_b, check="warn"),
     "restore_llama_state": lambda b: b.ctx.restore_llama_state(b.llama_b),
     "decode": lambda b: b.ctx.decode(MORE),
@@ -139,7 +135,7 @@ def bench(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Bench]:
     with models(tmp_path_factory.mktemp("models")) as make:
-        yield Bench(make, request.param, tmp_path_factory.mktemp("files"))
+        yield Bench(make, request.param)
 
 
 ignored = pytest.mark.filterwarnings(f"ignore::{MismatchWarning.__module__}.MismatchWarning")
