@@ -1,7 +1,7 @@
 """The state of one context: out of it, into it, to a file and from one.
 
-A restore has three steps. A blob or file is parsed, while the context is free for others: it is
-:class:`Incoming` then. The keeper of the context's tokens can refuse it. Then the state is put into
+A restore has three steps. A blob or file is parsed: it is :class:`Incoming` then. Meanwhile the
+context is free for others if it is a blob; if it is a file, it is not. The keeper of the context's tokens can refuse it. Then the state is put into
 the context by a plan; see ``restore.py``.
 """
 
@@ -170,22 +170,35 @@ class ContextState:
     ) -> Restored:
         """Restore from llama.cpp's own session or sequence file."""
         given = None if tokens is None else tuple(tokens)
-        with POOL.limited(memory_limit), opened(path, progress=progress) as data:
-            header = layout.parse_file_header(data, any_version=True)
-            kind, version = self._form.file_kind(target)
-            if header.kind != kind:
-                reason = f"{path} is a {header.kind} state file, not a {kind} one"
-                raise FormatError(reason, offset=0)
-            if header.version != version:
-                raise VersionError(f"{path}", found=header.version, expected=version, offset=4)
-            listed = tuple(layout.unpack_tokens(data, header))
-            place = self._form.file_layout(target, header.payload_offset)
-            parsed = self._parse_file(target, data, place) if validate else None
-            if target is not None and place.head_size:
-                # The end of the header, which was read, makes room for the head of the blob.
-                pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
-            incoming = Incoming(data[place.blob_offset :], parsed, len(data), listed)
-            return self._put(target, incoming, given or listed or None)
+        with (
+            POOL.limited(memory_limit),
+            # First, since a writer of the file waits only so long for the lease on it.
+            self._handle.use(),
+            opened(path, progress=progress) as file,
+        ):
+            incoming = self._incoming(target, path, file.view, validate=validate)
+            if file.secure():
+                incoming = self._incoming(target, path, file.view, validate=validate)
+            return self._put(target, incoming, given or incoming.tokens or None)
+
+    def _incoming(
+        self, target: Target, path: StrPath, data: memoryview, *, validate: bool
+    ) -> Incoming:
+        """Parse the content of a file, and make of it what llama.cpp takes."""
+        header = layout.parse_file_header(data, any_version=True)
+        kind, version = self._form.file_kind(target)
+        if header.kind != kind:
+            reason = f"{path} is a {header.kind} state file, not a {kind} one"
+            raise FormatError(reason, offset=0)
+        if header.version != version:
+            raise VersionError(f"{path}", found=header.version, expected=version, offset=4)
+        listed = tuple(layout.unpack_tokens(data, header))
+        place = self._form.file_layout(target, header.payload_offset)
+        parsed = self._parse_file(target, data, place) if validate else None
+        if target is not None and place.head_size:
+            # The end of the header, which was read, makes room for the head of the blob.
+            pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
+        return Incoming(data[place.blob_offset :], parsed, len(data), listed)
 
     def restore(
         self,
