@@ -125,10 +125,13 @@ class PartFile:
             with suppress(FileExistsError):
                 self._file = FileIO(path, "x+", opener=self._opener)
         # Another save can have taken it for a leftover before it was locked.
-        if self._file is None or _lock(self.fd) is False or not _is_at(path, self.fd):
-            self._file = None
+        if self._file is None:
             return False
-        return True
+        if _lock(self.fd) is not False and _is_at(path, self.fd):
+            return True
+        self._file.close()
+        self._file = None
+        return False
 
 
 def _names(target: Path) -> Iterator[Path]:

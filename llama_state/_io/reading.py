@@ -7,7 +7,7 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from io import FileIO
 
 from ..errors import TruncatedError
@@ -73,19 +73,21 @@ class WatchedFile:
     """
 
     def __init__(self, path: StrPath, *, writable: bool = False) -> None:
-        with ExitStack() as stack:
-            self._file, size = stack.enter_context(open_regular(path))
-            self._first = self._status()
-            self.view = _pages(self._file, size, writable=writable)
-            stack.pop_all()  # it stays open
+        self._file, info = _regular(path)
+        self._first = _stamp(info)
+        self.view = _pages(self._file, info.st_size, writable=writable)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
 
     def unchanged(self) -> bool:
         """Return whether nobody wrote to the file, by its size and its time."""
-        return self._status() == self._first
+        return _stamp(os.fstat(self._file.fileno())) == self._first
 
-    def _status(self) -> tuple[int, int]:
-        info = os.fstat(self._file.fileno())
-        return info.st_size, info.st_mtime_ns
+
+def _stamp(info: os.stat_result) -> tuple[int, int]:
+    return info.st_size, info.st_mtime_ns
 
 
 def _pages(file: FileIO, size: int, *, writable: bool = False) -> memoryview:
@@ -98,10 +100,17 @@ def _pages(file: FileIO, size: int, *, writable: bool = False) -> memoryview:
 @contextmanager
 def open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
     """Open a regular file; yield it and its size."""
+    file, info = _regular(path)
+    with file:
+        yield file, info.st_size
+
+
+def _regular(path: StrPath) -> tuple[FileIO, os.stat_result]:
     # Without O_NONBLOCK, opening a FIFO would wait for a writer.
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-    with FileIO(os.open(path, flags)) as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-        yield file, info.st_size
+    file = FileIO(os.open(path, flags))
+    info = os.fstat(file.fileno())
+    if not stat.S_ISREG(info.st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return file, info

@@ -1,8 +1,8 @@
 """The state of one context: out of it, into it, to a file and from one.
 
-A restore has three steps. A blob or file is parsed: it is :class:`Incoming` then. Meanwhile the
-context is free for others if it is a blob; if it is a file, it is not. The keeper of the context's tokens can refuse it. Then the state is put into
-the context by a plan; see ``restore.py``.
+A restore has three steps. A blob or file is parsed: it is :class:`Incoming` then. The keeper of the
+context's tokens can refuse it. Then the state is put into the context by a plan; see
+``restore.py``. While a blob is parsed, the context is free for others; while a file is, it is not.
 """
 
 from __future__ import annotations

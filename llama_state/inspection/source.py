@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .._io import Progress, StrPath
-from .._io.reading import map_file
+from .._io.reading import map_file, read_file
 from ..checkpoint.container import is_container
 from ..checkpoint.fingerprint import model_fields
 from ..errors import FormatError
@@ -45,6 +45,7 @@ def inspect_file(
     *,
     model: StrPath | None = None,
     key: bytes | None = None,
+    max_size: int | None = None,
     progress: Progress | None = None,
 ) -> StateFile:
     """Describe the state in a file, without any libllama.
@@ -57,7 +58,10 @@ def inspect_file(
             blob that was dumped to a file. It must not be truncated while the result is in use.
         model: The GGUF file of the model. Sequence states name no architecture: without *model*,
             every known kind of memory is tried.
-        key: The key that a checkpoint must be authenticated with.
+        key: The key that a checkpoint must be authenticated with. With it, the file is read into
+            memory: a page of a mapped file could change after it was verified.
+        max_size: The most bytes that the state of a checkpoint may have when it is decompressed.
+            None: 1024 times the size of the file.
         progress: For a checkpoint: called with the bytes verified and the bytes in total.
 
     Raises:
@@ -69,13 +73,13 @@ def inspect_file(
     if Path(path).is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
     traits = () if model is None else traits_of_model(model)
-    data = map_file(path)
+    data = map_file(path) if key is None else read_file(path)
     if not data:
         raise FormatError("the file is empty")
     kind: FileKind = "checkpoint" if is_container(data[:8]) else "sequence blob"
     file = StateFile(str(name), len(data), kind, state=data)
     if kind == "checkpoint":
-        file = open_checkpoint(file, traits, key, progress)
+        file = open_checkpoint(file, traits, key, max_size, progress)
     else:
         file = _open_native(file, traits)
     arch = file.layout.arch if file.layout else None
