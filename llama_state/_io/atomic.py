@@ -1,20 +1,19 @@
 """Write files atomically: the new file completely, or the old one unchanged.
 
-A file is written beside its target under a fixed name, locked, preallocated, and renamed to the
-target. An exception, a signal or ``kill -9`` before the rename leaves the old file unchanged. What
-a killed writer leaves behind has the fixed name: the next writer of the target reuses it.
+A file is written beside its target (``part.py``), preallocated, and renamed to the target. An
+exception, a signal or ``kill -9`` before the rename leaves the old file unchanged.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import mmap
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -24,17 +23,12 @@ from . import Progress, StrPath
 from .advice import advice
 from .buffers import flat
 from .pages import populate
+from .part import PartFile
 from .progress import no_progress, pieces
 
 if TYPE_CHECKING:
     from . import Buffer
 
-try:
-    import fcntl
-except ImportError:  # not POSIX: writers of one target are not serialized
-    fcntl = None  # type: ignore[assignment]
-
-_NAME_MAX: Final = 255
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 # The system frees the pages of a file when its last name and descriptor go: 30 ms for 0.5 GiB.
 _SLOW_TO_FREE: Final = 16 << 20
@@ -46,6 +40,7 @@ def write_file(
     *,
     durable: bool,
     at_most: int | None = None,
+    replace: bool = True,
     progress: Progress | None = None,
 ) -> int:
     """Write *parts* one after the other to *path*: all of them, or nothing.
@@ -56,6 +51,7 @@ def write_file(
         durable: Wait until file and folder entry are on the disk (fsync).
         at_most: Upper bound of the size, for *parts* that are produced while they are written.
             This much is reserved first.
+        replace: False: an existing file is an error, and a link is not followed.
         progress: Called at the start and after each 16 MiB.
 
     Returns:
@@ -63,13 +59,14 @@ def write_file(
 
     Raises:
         SaveError: It failed, with the ``errno`` of the cause; the old file is unchanged.
+        FileExistsError: *path* exists, with ``replace=False``.
     """
     if at_most is None:
         parts = [*parts]
         at_most = sum(len(flat(part)) for part in parts)
     report = progress or no_progress
     size = 0
-    with replacing(path, durable=durable) as (fd, save_errors):
+    with replacing(path, durable=durable, replace=replace) as (fd, save_errors):
         with save_errors:
             reserve(fd, at_most)
         report(0, at_most)
@@ -127,6 +124,8 @@ def fill_file(
 class SaveErrors:
     """Turns an OSError inside its blocks into a SaveError.
 
+    Without *replace*, that something exists is a FileExistsError.
+
     Code of the caller (progress callbacks, generators of parts) runs outside of them, so that its
     exceptions are not changed.
 
@@ -134,8 +133,9 @@ class SaveErrors:
         outcome: What the error says about the file.
     """
 
-    def __init__(self, path: StrPath) -> None:
+    def __init__(self, path: StrPath, *, replace: bool = True) -> None:
         self._path = path
+        self._replace = replace
         self.outcome = "state not saved, the old file is unchanged"
 
     def __enter__(self) -> None:
@@ -147,6 +147,10 @@ class SaveErrors:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, FileExistsError) and not self._replace:
+            raise FileExistsError(
+                errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(self._path)
+            ) from None
         if isinstance(error, OSError):
             reason = f"{self.outcome}: {error.strerror or error}{advice(error.errno, self._path)}"
             raise SaveError(error.errno or errno.EIO, reason, os.fspath(self._path)) from error
@@ -156,37 +160,43 @@ class SaveErrors:
 
 
 @contextmanager
-def replacing(path: StrPath, *, durable: bool) -> Iterator[tuple[int, SaveErrors]]:
-    """Yield an empty file that replaces *path* if the block ends without an error.
+def replacing(
+    path: StrPath, *, durable: bool, replace: bool = True
+) -> Iterator[tuple[int, SaveErrors]]:
+    """Yield an empty file that becomes *path* if the block ends without an error.
 
     Args:
         path: The file. An existing one is replaced and its mode kept, a link is followed.
         durable: Wait until file and folder entry are on the disk (fsync).
+        replace: False: nothing that exists is replaced, no link followed.
 
     Yields:
         The file's descriptor, and the context manager for all operations on it.
 
     Raises:
         SaveError: It failed, with the ``errno`` of the cause; the old file is unchanged.
+        FileExistsError: *path* exists, with ``replace=False``.
     """
-    save_errors = SaveErrors(path)
+    save_errors = SaveErrors(path, replace=replace)
     with save_errors:
-        target = Path(os.path.realpath(path))
-        old = _replaceable(target)
-    with _sibling(save_errors, target) as (fd, sibling):
-        if old is not None:
-            with save_errors:
-                os.fchmod(fd, stat.S_IMODE(old.st_mode))
-        yield fd, save_errors
+        target = _target(path, follow=replace)
+        old = _replaceable(target, replace=replace)
+        part = PartFile(target, None if old is None else stat.S_IMODE(old.st_mode))
+    with part:
+        yield part.fd, save_errors
         with save_errors:
             if durable:
-                os.fsync(fd)
+                os.fsync(part.fd)
             with _freed_later(target, old):
-                sibling.replace(target)
-    save_errors.outcome = "state saved, but it may not survive a power failure"
-    if durable:
+                if replace:
+                    part.replace_target()
+                else:
+                    part.become_target()
+        save_errors.outcome = "state saved, but it may not survive a power failure"
         with save_errors:
-            _sync_folder(target.parent)
+            part.close()
+            if durable:
+                _sync_folder(target.parent)
 
 
 def reserve(fd: int, size: int) -> bool:
@@ -218,8 +228,24 @@ def _write_all(fd: int, view: memoryview) -> int:
     return done
 
 
-def _replaceable(target: Path) -> os.stat_result | None:
-    """Return the status of the file at *target*, None if there is none."""
+def _target(path: StrPath, *, follow: bool) -> Path:
+    """Return the file that *path* names; with *follow*, where a link at its end leads."""
+    if follow:
+        return Path(os.path.realpath(path))
+    folder, name = os.path.split(os.fspath(path))
+    return Path(os.path.realpath(folder), name)
+
+
+def _replaceable(target: Path, *, replace: bool) -> os.stat_result | None:
+    """Return the status of the file at *target*, None if there is none.
+
+    Raises:
+        FileExistsError: There is one, with ``replace=False``.
+    """
+    if not replace:
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return None
     try:
         info = target.stat()
     except FileNotFoundError:
@@ -231,57 +257,12 @@ def _replaceable(target: Path) -> os.stat_result | None:
     return info
 
 
-@contextmanager
-def _sibling(save_errors: SaveErrors, target: Path) -> Iterator[tuple[int, Path]]:
-    """Yield an empty, locked file beside *target* and its path; remove it after an error."""
-    with save_errors:
-        sibling = target.with_name(_sibling_name(target.name))
-        fd = _open_locked(sibling)
-    try:
-        try:
-            with save_errors:
-                os.ftruncate(fd, 0)
-            yield fd, sibling
-        except BaseException:
-            sibling.unlink(missing_ok=True)
-            raise
-    finally:
-        os.close(fd)
-
-
-def _sibling_name(name: str) -> str:
-    """Return the fixed name of the file beside *name*; it is not too long if *name* is not."""
-    sibling = f".{name}.part"
-    if len(os.fsencode(sibling)) <= _NAME_MAX:
-        return sibling
-    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.part"
-
-
-def _open_locked(sibling: Path) -> int:
-    # O_NOFOLLOW: another user may have put a link there.
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-    while True:
-        fd = os.open(sibling, flags, 0o666)
-        if fcntl is None:
-            return fd
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        # The writer that held the lock may have renamed or removed the file: if so, try again.
-        try:
-            if os.path.samestat(os.fstat(fd), sibling.stat()):
-                return fd
-        except FileNotFoundError:
-            pass
-        os.close(fd)
-
-
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":  # where folders cannot be opened
         return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as stack:
+        stack.callback(os.close, fd := os.open(folder, os.O_RDONLY))
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 # -- a thread frees the pages of a large old file, so that replacing one takes no extra time
@@ -292,26 +273,31 @@ _frees: list[threading.Thread] = []
 @contextmanager
 def _freed_later(target: Path, old: os.stat_result | None) -> Iterator[None]:
     """Keep a large *target* open while the block removes its name, then close it in a thread."""
-    fd = None
+    file = None
     if old is not None and old.st_size >= _SLOW_TO_FREE and old.st_nlink == 1:
         with suppress(OSError):  # no permission to read it
-            fd = os.open(target, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            file = FileIO(target)
     try:
         yield
     finally:
-        if fd is not None:
-            _close_in_thread(fd)
+        if file is not None:
+            _close_in_thread(file)
 
 
-def _close_in_thread(fd: int) -> None:
+def _close_in_thread(file: FileIO) -> None:
     _frees[:] = [thread for thread in _frees if thread.is_alive()]
-    thread = threading.Thread(target=os.close, args=(fd,), name="llama_state-free")
+    thread = threading.Thread(target=_free, args=(file,), name="llama_state-free")
     try:
         thread.start()
     except RuntimeError:  # too many threads, or the interpreter shuts down
-        os.close(fd)
+        _free(file)
     else:
         _frees.append(thread)
+
+
+def _free(file: FileIO) -> None:
+    with suppress(OSError):
+        file.close()
 
 
 def _wait_for_frees() -> bool:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -27,45 +27,73 @@ except ImportError:
 _WORTH_MAPPING: Final = 1 << 20
 
 
+class Opened:
+    """The bytes of a file, all of them in memory.
+
+    Attributes:
+        view: A view of them: read-only if it is a private mapping of the file.
+    """
+
+    def __init__(
+        self, file: FileIO, size: int, lease: _Lease | None, stack: ExitStack, report: Progress
+    ) -> None:
+        self._file = file
+        self._lease = lease
+        self._stack = stack
+        self.view = memoryview(b"")
+        if lease is None:
+            self._copy(size, report)
+        else:
+            self.view = _mapped(file, report)
+            self.secure()
+
+    def secure(self) -> bool:
+        """Copy the file if another process waits to write to it, or already has.
+
+        The copy can differ from what :attr:`view` was before: it must be checked again.
+
+        Returns:
+            Whether :attr:`view` is another one now.
+        """
+        if self._lease is None or self._lease.held:
+            return False
+        self._copy(os.fstat(self._file.fileno()).st_size, no_progress, spill=True)
+        self._lease.end()
+        self._lease = None
+        return True
+
+    def _copy(self, size: int, report: Progress, *, spill: bool = False) -> None:
+        try:
+            view = self._stack.enter_context(POOL.lend(size, spill=spill))
+        except MemoryError:
+            self.view = _mapped(self._file, report)
+            return
+        self._file.seek(0)
+        read_into(self._file, view, report)
+        self.view = view
+
+
 @contextmanager
-def opened(path: StrPath, *, progress: Progress | None = None) -> Iterator[memoryview]:
+def opened(path: StrPath, *, progress: Progress | None = None) -> Iterator[Opened]:
     """Yield the bytes of a regular file, all of them in memory, for the length of the block.
 
     They are the file's own pages under a lease: a process that wants to write to the file or to
-    truncate it must wait. If there can be no lease (the file of another user, one that is open
-    for writing, another system than Linux) they are a copy. If there is no memory for a copy, they
-    are the pages without a lease.
+    truncate it must wait, but not longer than 45 seconds. So call this when nothing else has to be
+    waited for, and :meth:`Opened.secure` after work that takes long. If there can be no lease (the
+    file of another user, one that is open for writing, another system than Linux) they are a copy.
+    If there is no memory for a copy, they are the pages without a lease.
 
     Args:
         path: The file.
         progress: Called at the start and after each 16 MiB.
 
-    Yields:
-        A view: read-only if it is a private mapping of the file.
-
     Raises:
         OSError: It cannot be opened or read.
         TruncatedError: The file became shorter during the read.
     """
-    report = progress or no_progress
     with open_regular(path) as (file, size), ExitStack() as stack:
-        view = None
-        if size >= _WORTH_MAPPING and (lease := stack.enter_context(_lease(file))):
-            view = _mapped(file, report)
-            # A lease that another process waits for will be broken.
-            view = view if lease.held else None
-        if view is None:
-            view = _copied(file, size, stack, report)
-        yield view
-
-
-def _copied(file: FileIO, size: int, stack: ExitStack, report: Progress) -> memoryview:
-    try:
-        view = stack.enter_context(POOL.lend(size))
-    except MemoryError:
-        return _mapped(file, report)
-    read_into(file, view, report)
-    return view
+        lease = stack.enter_context(_lease(file)) if size >= _WORTH_MAPPING else None
+        yield Opened(file, size, lease, stack, progress or no_progress)
 
 
 def _mapped(file: FileIO, report: Progress) -> memoryview:
@@ -106,29 +134,34 @@ class _Lease:
     The wait is limited to 45 seconds (``/proc/sys/fs/lease-break-time``). Then the lease is lost.
     """
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
 
     @property
     def held(self) -> bool:
-        """Whether no other process waits for its end."""
-        return fcntl.fcntl(self._fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+        """Whether no other process waits for its end, or waited for too long."""
+        return fcntl.fcntl(self._file, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+
+    def end(self) -> None:
+        """Let writers go on. To close the file is not enough: the mapping refers to it too."""
+        # An error says that the lease was lost, or that a collection has closed the file.
+        with suppress(OSError, ValueError):
+            fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 @contextmanager
 def _lease(file: FileIO) -> Iterator[_Lease | None]:
     """Yield a lease on *file*, None if the system grants none."""
-    fd = file.fileno()
     try:
         # The system sends a signal when a process waits. By default SIGIO, which kills; SIGURG is
         # ignored.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except (AttributeError, OSError):
         yield None
         return
+    lease = _Lease(file)
     try:
-        yield _Lease(fd)
+        yield lease
     finally:
-        # To close the file is not enough: the mapping refers to it too.
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        lease.end()

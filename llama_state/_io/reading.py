@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -44,57 +44,76 @@ def read_into(file: FileIO, view: memoryview, report: Progress) -> None:
         report(done, len(view))
 
 
-def map_file(path: StrPath, *, writable: bool = False) -> memoryview:
+def map_file(path: StrPath) -> memoryview:
     """Map a regular file: its pages are read when they are first used.
 
     If the file is truncated while it is mapped, a read after its new end kills the process. So map
     for long only files that are replaced, never rewritten.
 
-    Args:
-        path: The file.
-        writable: Let the view be written to. That does not change the file.
-
     Raises:
         OSError: It cannot be opened or mapped.
     """
     with open_regular(path) as (file, size):
-        if size == 0:
-            return memoryview(b"")
-        access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
-        return memoryview(mmap.mmap(file.fileno(), size, access=access))
+        return _pages(file, size)
 
 
-def watch(path: StrPath) -> Callable[[], bool]:
-    """Return a function that tells whether the file now at *path* is still unchanged.
+class WatchedFile:
+    """A mapped file that is kept open, to tell whether it is still as it was when it was opened.
 
-    A file that was replaced by another counts as unchanged.
+    The name does not matter: the file can be renamed, removed or replaced by another.
+
+    Args:
+        path: The file. It must not be truncated while it is mapped: see :func:`map_file`.
+        writable: Let :attr:`view` be written to. That does not change the file.
+
+    Attributes:
+        view: Its bytes.
+
+    Raises:
+        OSError: It cannot be opened or mapped.
     """
-    first = Path(path).stat()
 
-    def unchanged() -> bool:
-        try:
-            now = Path(path).stat()
-        except OSError:  # removed: its mapping is still valid
-            return True
-        replaced = not os.path.samestat(first, now)
-        return replaced or ((first.st_size, first.st_mtime_ns) == (now.st_size, now.st_mtime_ns))
+    def __init__(self, path: StrPath, *, writable: bool = False) -> None:
+        self._file, info = _regular(path)
+        self._first = _stamp(info)
+        self.view = _pages(self._file, info.st_size, writable=writable)
 
-    return unchanged
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def unchanged(self) -> bool:
+        """Return whether nobody wrote to the file, by its size and its time."""
+        return _stamp(os.fstat(self._file.fileno())) == self._first
+
+
+def _stamp(info: os.stat_result) -> tuple[int, int]:
+    return info.st_size, info.st_mtime_ns
+
+
+def _pages(file: FileIO, size: int, *, writable: bool = False) -> memoryview:
+    if size == 0:
+        return memoryview(b"")
+    access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
+    return memoryview(mmap.mmap(file.fileno(), size, access=access))
 
 
 @contextmanager
 def open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
     """Open a regular file; yield it and its size."""
-    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-    try:
-        file = FileIO(fd)
-    except IsADirectoryError:
-        os.close(fd)
-        reason = "it is a folder, not a file"
-        raise IsADirectoryError(errno.EISDIR, reason, os.fspath(path)) from None
+    file, info = _regular(path)
     with file:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
         yield file, info.st_size
+
+
+def _regular(path: StrPath) -> tuple[FileIO, os.stat_result]:
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", os.fspath(path))
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = FileIO(os.open(path, flags))  # at once: what is lost of it is closed
+    info = os.fstat(file.fileno())
+    if not stat.S_ISREG(info.st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return file, info

@@ -158,7 +158,10 @@ def _installed(package: str, pattern: str) -> Candidate:
 
 
 def _system() -> Candidate:
-    name = ctypes.util.find_library("llama")
+    try:
+        name = ctypes.util.find_library("llama")
+    except OSError:  # it can ask a compiler, which wants a folder for temporary files
+        name = None
     if name is None:
         return Candidate("system", "system library llama", None, "not installed")
     return Candidate("system", f"system library {name}", Path(name))
@@ -173,10 +176,10 @@ def _first(source: str, place: str, found: list[Path], why: str) -> Candidate:
 def _mapped_files() -> list[Path]:
     """Return the files that this process has mapped, where the system lists them (Linux)."""
     try:
-        maps = Path("/proc/self/maps").read_text()
+        maps = os.fsdecode(Path("/proc/self/maps").read_bytes())
     except OSError:
         return []
-    names = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if line.count("/")}
+    names = {line.split(maxsplit=5)[-1] for line in maps.split("\n") if line.count("/")}
     return sorted(Path(name) for name in names if ".so" in name)
 
 

@@ -8,6 +8,7 @@ import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,8 +99,7 @@ class Library:
     def _probe(self) -> tuple[int, int, bool]:
         """Learn the formats from the library itself, with an empty context of a 4 kB model."""
         with self.log.capture(silent=True), self._probe_context() as ctx:
-            with tempfile.TemporaryDirectory(prefix="llama_state-") as folder:
-                file = Path(folder, "probe")
+            with _scratch_file() as file:
                 name = os.fsencode(file)
                 lib.llama_state_save_file(self.api, ctx, name, ffi.NULL, 0)
                 session = _file_version(file)
@@ -146,6 +146,36 @@ def _bind(handle: ctypes.CDLL) -> tuple[Any, frozenset[str]]:
         else:
             setattr(table, name, ffi.cast(field.type, address))
     return table, frozenset(missing)
+
+
+@contextmanager
+def _scratch_file() -> Iterator[Path]:
+    """Yield a file for the library to write: in memory if possible, as no folder may be usable.
+
+    Raises:
+        LibraryNotFoundError: It can be made nowhere.
+    """
+    if (memory := _memory_file()) is not None:
+        with memory:
+            yield Path(f"/proc/self/fd/{memory.fileno()}")
+        return
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="llama_state-")
+    except OSError as error:
+        reason = f"there is no folder for its temporary files: {error.strerror}; set TMPDIR"
+        raise LibraryNotFoundError(reason) from error
+    with folder:
+        yield Path(folder.name, "probe")
+
+
+def _memory_file() -> FileIO | None:
+    """Return a file without a folder, None where the system has none or cannot name it."""
+    if not hasattr(os, "memfd_create") or not Path("/proc/self/fd").exists():
+        return None
+    try:
+        return FileIO(os.memfd_create("llama_state-probe"), "r+")
+    except OSError:
+        return None
 
 
 def _file_version(file: Path) -> int:

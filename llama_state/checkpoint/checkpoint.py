@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -103,7 +103,7 @@ class Checkpoint:
                 "meta": dict(meta or {}),
             }
         )
-        self._unchanged: Callable[[], bool] = _never_mapped
+        self._file: reading.WatchedFile | None = None
 
     # -- as a value
 
@@ -181,6 +181,7 @@ class Checkpoint:
         key: bytes | None = None,
         compress: bool = False,
         durable: bool = True,
+        replace: bool = True,
         progress: Progress | None = None,
     ) -> int:
         """Write the checkpoint to a file.
@@ -191,6 +192,7 @@ class Checkpoint:
             compress: Compress with zstd the chunks that get at least 5 % smaller. Slower than a
                 local disk: use it for networks.
             durable: Wait until the file is on the disk.
+            replace: False: never replace an existing file.
             progress: Called with the bytes written and the bytes in total. An exception in it
                 stops the save; the old file is unchanged.
 
@@ -199,6 +201,7 @@ class Checkpoint:
 
         Raises:
             SaveError: It could not be written; the old file is unchanged.
+            FileExistsError: There is a file, with ``replace=False``.
             UnsupportedError: xxhash, or zstandard, is not installed.
         """
         parts = self._parts(key, compress)
@@ -208,7 +211,9 @@ class Checkpoint:
             n_tokens=len(self.tokens or self.packed_tokens),
             n_logits=len(self.logits or ()),
         )
-        return atomic.write_file(path, parts, durable=durable, at_most=size, progress=progress)
+        return atomic.write_file(
+            path, parts, durable=durable, at_most=size, replace=replace, progress=progress
+        )
 
     def to_bytes(self, *, key: bytes | None = None, compress: bool = False) -> bytes:
         """Return what :meth:`save` would write."""
@@ -230,7 +235,8 @@ class Checkpoint:
         path: StrPath,
         *,
         key: bytes | None = None,
-        mapped: bool = True,
+        mapped: bool | None = None,
+        max_size: int | None = None,
         progress: Progress | None = None,
     ) -> Checkpoint:
         """Read and verify a file that :meth:`save` wrote.
@@ -241,54 +247,70 @@ class Checkpoint:
                 authenticated.
             mapped: Map the file for as long as the checkpoint lives, instead of reading it into
                 memory. Map only files that are replaced, as :meth:`save` does, not rewritten: if
-                the file is truncated while it is mapped, the process is killed.
+                the file is truncated while it is mapped, the process is killed. None: unless there
+                is a *key*. With a key, it must not be True: who can write to a mapped file could
+                change it after it was verified.
+            max_size: The most bytes that the state may have when it is decompressed. None: 1024
+                times the size of the file.
             progress: Called with the bytes verified and the bytes in total.
 
         Raises:
             OSError: It cannot be read.
             FormatError: Not a checkpoint, or damaged: also as ChecksumError, TruncatedError or
-                VersionError.
+                VersionError. Or it has more than *max_size* bytes.
             UnsupportedError: xxhash, or zstandard, is not installed.
+            ValueError: Both *key* and *mapped* are given.
         """
+        if mapped and key is not None:
+            raise ValueError("with a key, the file is read: mapped=True is not possible")
         with naming(path):
-            return cls._load(path, key, progress, mapped=mapped)
-
-    @classmethod
-    def _load(
-        cls, path: StrPath, key: bytes | None, progress: Progress | None, *, mapped: bool
-    ) -> Checkpoint:
-        unchanged = reading.watch(path) if mapped else _never_mapped
-        data = reading.map_file(path) if mapped else reading.read_file(path)
-        expect(path, data, "checkpoint")
-        checkpoint = cls.from_bytes(data, key=key, progress=progress)
-        checkpoint._unchanged = unchanged
-        return checkpoint
+            if mapped or (mapped is None and key is None):
+                file = reading.WatchedFile(path)
+                expect(path, file.view, "checkpoint")
+                checkpoint = cls.from_bytes(file.view, max_size=max_size, progress=progress)
+                checkpoint._file = file
+                return checkpoint
+            data = reading.read_file(path)
+            expect(path, data, "checkpoint")
+            return cls.from_bytes(data, key=key, max_size=max_size, progress=progress)
 
     @classmethod
     def from_bytes(
-        cls, data: Buffer, *, key: bytes | None = None, progress: Progress | None = None
+        cls,
+        data: Buffer,
+        *,
+        key: bytes | None = None,
+        max_size: int | None = None,
+        progress: Progress | None = None,
     ) -> Checkpoint:
         """Verify and read the result of :meth:`to_bytes`; the payload is a view of *data*.
 
         The other arguments and the errors are those of :meth:`load`.
         """
-        opened = container.open_container(data, key=key)
+        opened = container.open_container(data, key=key, max_size=max_size)
         opened.verify(progress)
         return from_parts(opened.payload(), bytes(opened.metadata), opened.tokens, opened.logits)
 
     def check_unchanged(self) -> None:
-        """Check that the mapped file, if there is one, was not written to since it was verified.
+        """Check that the mapped file, if there is one, was not written to since it was opened.
+
+        By its size and its time: this finds a mistake, not a forgery, which only a key does.
 
         Raises:
             ChecksumError: It was.
         """
-        if not self._unchanged():
+        if self._file is not None and not self._file.unchanged():
             raise ChecksumError("the file was written to after it was loaded: load it again")
 
     # -- native files
 
     def to_native(
-        self, path: StrPath, *, durable: bool = True, progress: Progress | None = None
+        self,
+        path: StrPath,
+        *,
+        durable: bool = True,
+        replace: bool = True,
+        progress: Progress | None = None,
     ) -> int:
         """Write llama.cpp's own session or sequence file.
 
@@ -297,6 +319,7 @@ class Checkpoint:
         Args:
             path: The file. An existing one is replaced only by a complete new one.
             durable: Wait until the file is on the disk.
+            replace: See :meth:`save`.
             progress: See :meth:`save`.
 
         Returns:
@@ -304,6 +327,7 @@ class Checkpoint:
 
         Raises:
             SaveError: It could not be written; the old file is unchanged.
+            FileExistsError: There is a file, with ``replace=False``.
         """
         whole = self.kind == "whole"
         version = self.session_version if whole else self.sequence_version
@@ -311,7 +335,7 @@ class Checkpoint:
         head_size = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
         place = layout.FileLayout(len(header), head_size)
         parts: list[Buffer] = [header, place.payload(self.payload)]
-        return atomic.write_file(path, parts, durable=durable, progress=progress)
+        return atomic.write_file(path, parts, durable=durable, replace=replace, progress=progress)
 
     @classmethod
     def from_native(
@@ -321,6 +345,7 @@ class Checkpoint:
         fingerprint: Fingerprint = NOTHING_KNOWN,
         meta: Mapping[str, Any] | None = None,
         source: int = 0,
+        mapped: bool = False,
     ) -> Checkpoint:
         """Read llama.cpp's own session or sequence file, or a slot file of llama-server.
 
@@ -331,6 +356,9 @@ class Checkpoint:
             meta: As in :class:`Checkpoint`.
             source: The sequence that was saved, for files that do not record it (recurrent
                 states).
+            mapped: Map the file for as long as the checkpoint lives, instead of reading it into
+                memory. llama.cpp and llama-server rewrite such files in place: if that can happen,
+                do not map them. The payload would change, or the process be killed.
 
         Raises:
             OSError: It cannot be read.
@@ -339,7 +367,7 @@ class Checkpoint:
             UnsupportedError: Its format is not known.
         """
         with naming(path):
-            return cls._of_native(path, fingerprint, meta, source)
+            return cls._of_native(path, fingerprint, meta, source, mapped=mapped)
 
     @classmethod
     def _of_native(
@@ -348,8 +376,11 @@ class Checkpoint:
         fingerprint: Fingerprint,
         meta: Mapping[str, Any] | None,
         source: int,
+        *,
+        mapped: bool,
     ) -> Checkpoint:
-        data = reading.map_file(path, writable=True)
+        file = reading.WatchedFile(path, writable=True) if mapped else None
+        data = file.view if file else reading.read_file(path)
         expect(path, data, "session file", "sequence file", "slot file")
         header = layout.parse_file_header(data)
         words = layout.unpack_tokens(data, header)
@@ -365,7 +396,7 @@ class Checkpoint:
             data[place.blob_offset : start] = layout.sequence_head(source)
             start = place.blob_offset
         packed = layout.is_packed(words)
-        return cls(
+        checkpoint = cls(
             data[start:],
             kind=header.kind,
             session_version=version,
@@ -375,6 +406,8 @@ class Checkpoint:
             fingerprint=fingerprint,
             meta=meta,
         )
+        checkpoint._file = file
+        return checkpoint
 
 
 def from_parts(payload: Buffer, metadata: bytes, token_words: Buffer, logits: Buffer) -> Checkpoint:
@@ -447,8 +480,3 @@ def _equal(a: memoryview, b: memoryview) -> bool:
     return len(a) == len(b) and all(
         bytes(a[at : at + _PIECE]) == bytes(b[at : at + _PIECE]) for at in range(0, len(a), _PIECE)
     )
-
-
-def _never_mapped() -> bool:
-    """Stand in for :func:`reading.watch`: memory is always unchanged."""
-    return True

@@ -7,6 +7,7 @@ interpret the metadata and the payload.
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -211,7 +212,7 @@ class Container:
             yield from zip(self.parts, pool.map(self._is_intact, self.parts), strict=True)
 
     def _is_intact(self, part: Part) -> bool:
-        return self._digest(self.data[part.offset : part.end]) == part.digest
+        return hmac.compare_digest(self._digest(self.data[part.offset : part.end]), part.digest)
 
 
 def pack(
@@ -314,15 +315,18 @@ def is_keyed(data: Buffer) -> bool:
     return is_container(view) and len(view) >= HEADER.size and bool(view[10] & KEYED)
 
 
-def open_container(data: Buffer, *, key: bytes | None = None) -> Container:
+def open_container(
+    data: Buffer, *, key: bytes | None = None, max_size: int | None = None
+) -> Container:
     """Check the structure of a container, but not its parts: :meth:`Container.verify` does.
 
     Args:
         data: The whole container.
         key: The key that it must be authenticated with. None: it must not be authenticated.
+        max_size: The most bytes that its payload may have when it is decompressed.
 
     Raises:
-        FormatError: Not a container, or one that was not finished.
+        FormatError: Not a container, or one that was not finished, or larger than *max_size*.
         VersionError: Its version is not known.
         TruncatedError: It is cut off.
         ChecksumError: The table of digests is damaged; or the key is missing, wrong or not
@@ -330,11 +334,15 @@ def open_container(data: Buffer, *, key: bytes | None = None) -> Container:
     """
     view = flat(data).toreadonly()
     header = _read_header(view)
+    if max_size is not None and header.n_payload > max_size:
+        reason = f"a state of {header.n_payload:,} bytes, more than max_size={max_size:,} allows"
+        raise FormatError(reason, offset=HEADER.size - 24)
     digest, table_digest = _choose_digest(header, key)
     table, n_entries = _read_footer(view)
     digest_at = len(view) - FOOTER_SIZE + COUNTS.size
     signed = bytes(view[: HEADER.size]) + bytes(view[table:digest_at])
-    if table_digest(signed) != view[digest_at : digest_at + digests.SIZE]:
+    found = view[digest_at : digest_at + digests.SIZE]
+    if not hmac.compare_digest(table_digest(signed), found):
         reason = "its table of digests is damaged"
         if key is not None:
             reason = "the key is not the one that it was saved with, or it was changed since"

@@ -46,7 +46,7 @@ def _add_inspect(commands: Commands) -> None:
         "--plot", metavar="OUT", help="also draw cells, positions and values: OUT is .png or .svg"
     )
     _add_model(parser)
-    _add_key(parser)
+    _add_reading(parser)
 
 
 def _add_verify(commands: Commands) -> None:
@@ -66,7 +66,7 @@ def _add_verify(commands: Commands) -> None:
     )
     parser.add_argument("files", metavar="FILE", nargs="+", help="a state file of any kind")
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
-    _add_key(parser)
+    _add_reading(parser)
 
 
 def _add_diff(commands: Commands) -> None:
@@ -83,7 +83,7 @@ def _add_diff(commands: Commands) -> None:
     parser.add_argument("b", metavar="B", help="the second, which may be of another kind")
     parser.add_argument("--json", action="store_true", help="print the differences as JSON")
     _add_model(parser)
-    _add_key(parser)
+    _add_reading(parser)
 
 
 def _add_convert(commands: Commands) -> None:
@@ -121,7 +121,7 @@ def _add_convert(commands: Commands) -> None:
         help="record that the model was used without adapters and with its own rope settings;"
         " needs --model",
     )
-    _add_key(parser)
+    _add_reading(parser)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -132,11 +132,18 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_key(parser: argparse.ArgumentParser) -> None:
+def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key-file",
         metavar="KEY",
         help="a file whose bytes are the key that authenticates the checkpoint",
+    )
+    parser.add_argument(
+        "--max-size",
+        type=int,
+        metavar="BYTES",
+        help="the most bytes that a compressed checkpoint may decompress to"
+        " (default: 1024 times the size of its file)",
     )
 
 
@@ -146,7 +153,11 @@ def run_inspect(options: argparse.Namespace) -> Status:
 
     with naming(options.file), shown("verification") as progress:
         found = inspect_file(
-            options.file, model=options.model, key=_key(options), progress=progress
+            options.file,
+            model=options.model,
+            key=_key(options),
+            max_size=options.max_size,
+            progress=progress,
         )
     if options.json:
         print_json(summary.describe(found))
@@ -175,7 +186,11 @@ def run_verify(options: argparse.Namespace) -> Status:
     key, verdicts = _key(options), []
     for path in options.files:
         with shown(f"verification {path}") as progress:
-            verdicts.append(verification.verify_file(path, key=key, progress=progress))
+            verdicts.append(
+                verification.verify_file(
+                    path, key=key, max_size=options.max_size, progress=progress
+                )
+            )
     if options.json:
         print_json([verification.as_dict(verdict) for verdict in verdicts])
     else:
@@ -201,7 +216,9 @@ def _sound(path: str, options: argparse.Namespace) -> StateFile:
     from ..inspection.statefile import raised
 
     with naming(path):
-        found = inspect_file(path, model=options.model, key=_key(options))
+        found = inspect_file(
+            path, model=options.model, key=_key(options), max_size=options.max_size
+        )
         if found.problem:
             raise raised(found.problem)
     return found
@@ -225,6 +242,7 @@ def run_convert(options: argparse.Namespace) -> Status:
                 session_version=options.session_version,
                 plain=options.plain,
                 force=options.force,
+                max_size=options.max_size,
                 progress=progress,
             )
     except FileExistsError:

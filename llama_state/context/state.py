@@ -1,8 +1,8 @@
 """The state of one context: out of it, into it, to a file and from one.
 
-A restore has three steps. A blob or file is parsed, while the context is free for others: it is
-:class:`Incoming` then. The keeper of the context's tokens can refuse it. Then the state is put into
-the context by a plan; see ``restore.py``.
+A restore has three steps. A blob or file is parsed: it is :class:`Incoming` then. The keeper of the
+context's tokens can refuse it. Then the state is put into the context by a plan; see
+``restore.py``. While a blob is parsed, the context is free for others; while a file is, it is not.
 """
 
 from __future__ import annotations
@@ -187,24 +187,34 @@ class ContextState:
         with (
             POOL.limited(memory_limit),
             naming(path),
-            opened(path, progress=progress) as data,
+            # First, since a writer of the file waits only so long for the lease on it.
+            self._handle.use(),
+            opened(path, progress=progress) as file,
         ):
-            kind, version = self._form.file_kind(target)
-            expect(path, data, *_FILE_KINDS[kind])
-            header = layout.parse_file_header(data, any_version=True)
-            if header.version != version:
-                raise VersionError("state file", found=header.version, expected=version, offset=4)
-            listed = tuple(layout.unpack_tokens(data, header))
-            place = self._form.file_layout(target, header.payload_offset)
-            parsed = None
-            if validate:
-                at = place.payload_offset
-                parsed = self._form.parse(target, data[at:], headed=False, at=at)
-            if target is not None and place.head_size:
-                # The end of the header, which was read, makes room for the head of the blob.
-                pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
-            incoming = Incoming(data[place.blob_offset :], parsed, len(data), listed)
-            return self._put(target, incoming, given or listed or None)
+            incoming = self._incoming(target, path, file.view, validate=validate)
+            if file.secure():
+                incoming = self._incoming(target, path, file.view, validate=validate)
+            return self._put(target, incoming, given or incoming.tokens or None)
+
+    def _incoming(
+        self, target: Target, path: StrPath, data: memoryview, *, validate: bool
+    ) -> Incoming:
+        """Parse the content of a file, and make of it what llama.cpp takes."""
+        kind, version = self._form.file_kind(target)
+        expect(path, data, *_FILE_KINDS[kind])
+        header = layout.parse_file_header(data, any_version=True)
+        if header.version != version:
+            raise VersionError("state file", found=header.version, expected=version, offset=4)
+        listed = tuple(layout.unpack_tokens(data, header))
+        place = self._form.file_layout(target, header.payload_offset)
+        parsed = None
+        if validate:
+            at = place.payload_offset
+            parsed = self._form.parse(target, data[at:], headed=False, at=at)
+        if target is not None and place.head_size:
+            # The end of the header, which was read, makes room for the head of the blob.
+            pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
+        return Incoming(data[place.blob_offset :], parsed, len(data), listed)
 
     def restore(
         self,

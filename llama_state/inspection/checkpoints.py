@@ -18,7 +18,11 @@ KEY_NEEDED = "it can be read only with its key"
 
 
 def open_checkpoint(
-    file: StateFile, traits: Sequence[Traits], key: bytes | None, progress: Progress | None
+    file: StateFile,
+    traits: Sequence[Traits],
+    key: bytes | None,
+    max_size: int | None,
+    progress: Progress | None,
 ) -> StateFile:
     """Describe a checkpoint: verify all parts, then read those that are intact.
 
@@ -26,6 +30,7 @@ def open_checkpoint(
         file: What is known of the file; its *state* is the whole file.
         traits: What is known of the model; not used if the checkpoint has a fingerprint.
         key: The key that it must be authenticated with.
+        max_size: The most bytes that its state may have when it is decompressed.
         progress: Called with the bytes verified and the bytes in total.
 
     Raises:
@@ -35,7 +40,7 @@ def open_checkpoint(
     if key is None and is_keyed(data):
         return with_problem(file, ChecksumError(KEY_NEEDED))
     try:
-        opened = open_container(data, key=key)
+        opened = open_container(data, key=key, max_size=max_size)
     except FormatError as error:
         return with_problem(file, error)
     damaged = tuple(opened.damaged(progress))

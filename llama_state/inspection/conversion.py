@@ -48,6 +48,7 @@ def convert_file(
     session_version: int | None = None,
     plain: bool = False,
     force: bool = False,
+    max_size: int | None = None,
     progress: Progress | None = None,
 ) -> Converted:
     """Convert a native file to a checkpoint, or a checkpoint to a native file.
@@ -65,7 +66,9 @@ def convert_file(
             can be read as one of several.
         plain: With *model*: record that no adapters and only the model's own rope settings were in
             use. Otherwise they are unknown, and a strict resume raises MismatchError.
-        force: Replace an existing *target*.
+        force: Replace an existing *target*. Otherwise it is never replaced, even if it comes to be
+            meanwhile.
+        max_size: See :func:`inspect_file`.
         progress: Called with the bytes written and the bytes in total.
 
     Raises:
@@ -77,7 +80,7 @@ def convert_file(
     name = str(os.fspath(target))
     if not force and os.path.lexists(name):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-    file = inspect_file(source, model=model, key=key)
+    file = inspect_file(source, model=model, key=key, max_size=max_size)
     layout = sound_layout(file)
     is_checkpoint = file.kind == "checkpoint"
     fingerprint = NOTHING_KNOWN if model is None else _fingerprint_of(layout, model, plain)
@@ -85,9 +88,9 @@ def convert_file(
     if to == "native" or (to is None and is_checkpoint):
         if not is_checkpoint and file.has_tokens:
             raise UnsupportedError(f"it is already a native file: a {file.kind}")
-        nbytes = checkpoint.to_native(name, progress=progress)
+        nbytes = checkpoint.to_native(name, replace=force, progress=progress)
         return Converted(name, _native_kind(checkpoint), nbytes)
-    nbytes = checkpoint.save(name, key=key, compress=compress, progress=progress)
+    nbytes = checkpoint.save(name, key=key, compress=compress, replace=force, progress=progress)
     return Converted(name, "checkpoint", nbytes)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .._io import Progress, StrPath
 from .._io.arguments import checked
-from .._io.reading import map_file
+from .._io.reading import map_file, read_file
 from ..checkpoint.container import is_container
 from ..checkpoint.fingerprint import model_fields
 from ..errors import FormatError
@@ -37,6 +37,7 @@ def inspect_file(
     *,
     model: StrPath | None = None,
     key: bytes | None = None,
+    max_size: int | None = None,
     progress: Progress | None = None,
 ) -> StateFile:
     """Describe the state in a file, without any libllama.
@@ -49,7 +50,10 @@ def inspect_file(
             blob that was dumped to a file. It must not be truncated while the result is in use.
         model: The GGUF file of the model. Sequence states name no architecture: without *model*,
             every known kind of memory is tried.
-        key: The key that a checkpoint must be authenticated with.
+        key: The key that a checkpoint must be authenticated with. With it, the file is read into
+            memory: a page of a mapped file could change after it was verified.
+        max_size: The most bytes that the state of a checkpoint may have when it is decompressed.
+            None: 1024 times the size of the file.
         progress: For a checkpoint: called with the bytes verified and the bytes in total.
 
     Raises:
@@ -59,19 +63,23 @@ def inspect_file(
     """
     traits = () if model is None else traits_of_model(model)
     with naming(path):
-        return _describe(os.fspath(path), traits, key, progress)
+        return _describe(os.fspath(path), traits, key, max_size, progress)
 
 
 def _describe(
-    name: str, traits: tuple[Traits, ...], key: bytes | None, progress: Progress | None
+    name: str,
+    traits: tuple[Traits, ...],
+    key: bytes | None,
+    max_size: int | None,
+    progress: Progress | None,
 ) -> StateFile:
-    data = map_file(name)
+    data = map_file(name) if key is None else read_file(name)
     if not data:
         raise FormatError("the file is empty")
     kind: FileKind = "checkpoint" if is_container(data[:8]) else "sequence blob"
     file = StateFile(name, len(data), kind, state=data)
     if kind == "checkpoint":
-        file = open_checkpoint(file, traits, key, progress)
+        file = open_checkpoint(file, traits, key, max_size, progress)
     else:
         file = _open_native(file, traits)
     arch = file.layout.arch if file.layout else None

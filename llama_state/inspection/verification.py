@@ -37,13 +37,18 @@ class Verdict:
 
 @checked
 def verify_file(
-    path: StrPath, *, key: bytes | None = None, progress: Progress | None = None
+    path: StrPath,
+    *,
+    key: bytes | None = None,
+    max_size: int | None = None,
+    progress: Progress | None = None,
 ) -> Verdict:
     """Verify a state file: all digests of a checkpoint, the structure of any state.
 
     Args:
         path: The file.
         key: The key that it must be authenticated with. Only checkpoints can be.
+        max_size: See :func:`inspect_file`.
         progress: See :func:`inspect_file`.
 
     Raises:
@@ -51,7 +56,7 @@ def verify_file(
     """
     name = str(os.fspath(path))
     try:
-        file = inspect_file(path, key=key, progress=progress)
+        file = inspect_file(path, key=key, max_size=max_size, progress=progress)
     except OSError as error:
         return Verdict(name, None, False, "nothing", (error.strerror or str(error),))
     except StateError as error:

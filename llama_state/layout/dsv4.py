@@ -7,7 +7,7 @@ from struct import Struct
 from ..errors import FormatError
 from .blocks import Block, Compressed, Compressor
 from .cursor import Cursor
-from .formats import DSV4_MAGIC, MAX_SEQUENCES, TYPES, check_row
+from .formats import DSV4_MAGIC, MAX_SEQUENCES, TYPES, check_layers, check_row
 
 HEAD = Struct("<III")
 COMPRESSED_HEAD = Struct("<IIII")
@@ -38,6 +38,7 @@ def read_compressed(cursor: Cursor, name: str, n_stream: int | None) -> Compress
     if version not in (1, 2):
         raise FormatError(f"{name}: version {version}", offset=offset)
     _check_streams(streams, n_stream, name, offset + 8)
+    check_layers(n_layer, offset)
     cursor.require(n_layer * LAYER_BYTES, f"{name}: {n_layer} layers")
     layers: list[int] = []
     k: list[Block] = []
@@ -55,6 +56,7 @@ def read_compressor(cursor: Cursor, name: str, n_stream: int | None) -> Compress
         raise FormatError(f"{name}: version {version}", offset=offset)
     _check_streams(streams, n_stream, name, offset + 16)
     ratio, state_size, n_embd = settings
+    check_layers(n_layer, offset)
     cursor.require(n_layer * LAYER_BYTES, f"{name}: {n_layer} layers")
     layers: list[int] = []
     kv: list[Block] = []

@@ -84,3 +84,9 @@ def check_row(type_id: int, row: int, what: str, offset: int) -> None:
     block = tensor_type(type_id, what, offset)
     if row % block.nbytes:
         raise FormatError(f"{what}: a row of {row} bytes is not whole {block.name}", offset=offset)
+
+
+def check_layers(n_layer: int, offset: int) -> None:
+    """Raise FormatError if no model has *n_layer* layers."""
+    if n_layer > MAX_LAYERS:
+        raise FormatError(f"a cache of {n_layer} layers", offset=offset)

@@ -11,7 +11,7 @@ from .blocks import UNKNOWN_ID, Block, Cells, RecurrentCache
 from .cells import Ownership, check_positions
 from .cursor import Cursor
 from .formats import F32, MAX_LAYERS, MAX_SEQUENCES
-from .kv import ROW_HEAD, read_rows
+from .kv import read_rows
 
 CELL = Struct("<iI")
 ROW_SIZE = Struct("<Q")
@@ -35,17 +35,78 @@ def recurrent_readings(
     if transposed := cursor.u32("S layout"):
         raise FormatError(f"S layout {transposed}", offset=tail)
     n_layer = cursor.u32("layer count")
-    for r, p, s_offset in _leading_blocks(cursor, len(cells), n_layer, ngrams):
+    blocks = _Blocks(cursor, len(cells))
+    for r, p, s_offset in _leading_blocks(cursor, blocks, len(cells), n_layer, ngrams):
         if alone and len(r) != n_layer:
             continue
-        s = _trailing_blocks(cursor, s_offset, len(cells), len(r), last)
+        s = blocks.run(s_offset, len(r), last=last)
         if s is not None:
-            nbytes = cursor.at - offset
+            nbytes = _end_of(s[-1]) - offset
             yield RecurrentCache(name, offset, nbytes, cells, tail, n_layer, tuple(r), tuple(p), s)
 
 
+class _Blocks:
+    """The R and S blocks of a payload by their offsets.
+
+    What is an S block in one reading is an R block in another. So that the work does not grow with
+    the number of readings, each block is read once, and each run of blocks gone through once.
+
+    Args:
+        n_cell: The number of rows of each.
+    """
+
+    def __init__(self, cursor: Cursor, n_cell: int) -> None:
+        self._cursor = cursor
+        self._n_cell = n_cell
+        self._blocks: dict[int, Block | None] = {}
+        self._runs: dict[int, tuple[list[Block], int]] = {}
+
+    def at(self, offset: int, like: Block | None = None) -> Block | None:
+        """Return the block at *offset*; None if there is none that is *like* another."""
+        if offset not in self._blocks:
+            self._cursor.at = offset
+            try:
+                self._blocks[offset] = read_rows(self._cursor, self._n_cell, "recurrent block")
+            except FormatError:
+                self._blocks[offset] = None
+        found = self._blocks[offset]
+        if found and like and (found.type_id != like.type_id or found.row != like.row):
+            return None
+        return found
+
+    def run(self, offset: int, count: int, *, last: bool) -> tuple[Block, ...] | None:
+        """Return the *count* blocks from *offset* on, which are alike.
+
+        Returns:
+            None if there are no such blocks or, with *last*, if the payload does not end with them.
+        """
+        blocks, first = self._runs.get(offset) or self._go_through(offset)
+        found = tuple(blocks[first : first + count])
+        if len(found) < count or (last and _end_of(found[-1]) != self._cursor.end):
+            return None
+        return found
+
+    def _go_through(self, offset: int) -> tuple[list[Block], int]:
+        """Return all blocks from *offset* on that are alike, and 0: the index of the first."""
+        run: list[Block] = []
+        while block := self.at(offset, run[0] if run else None):
+            if offset in self._runs:  # the rest is known
+                others, index = self._runs[offset]
+                run += others[index:]
+                break
+            self._runs[offset] = run, len(run)
+            run.append(block)
+            offset = _end_of(block)
+        return run, 0
+
+
+def _end_of(block: Block) -> int:
+    """Return the offset at which a block ends."""
+    return block.offset + block.nbytes
+
+
 def _leading_blocks(
-    cursor: Cursor, n_cell: int, n_layer: int, ngrams: bool
+    cursor: Cursor, blocks: _Blocks, n_cell: int, n_layer: int, ngrams: bool
 ) -> Iterator[tuple[list[Block], list[Block], int]]:
     """Yield the first R blocks, their P blocks, and where they end: one R block, then two, ...
 
@@ -54,42 +115,13 @@ def _leading_blocks(
     r: list[Block] = []
     p: list[Block] = []
     at = cursor.at
-    while len(r) < min(n_layer, MAX_LAYERS) and (block := _block_at(cursor, at, n_cell, r)):
+    while len(r) < min(n_layer, MAX_LAYERS) and (block := blocks.at(at, r[0] if r else None)):
         r.append(block)
+        cursor.at = _end_of(block)
         if ngrams and _at_ngrams(cursor):
             p.append(_read_ngrams(cursor, n_cell, p))
         at = cursor.at
         yield r, p, at
-
-
-def _trailing_blocks(
-    cursor: Cursor, at: int, n_cell: int, count: int, last: bool
-) -> tuple[Block, ...] | None:
-    """Read *count* blocks that are alike and leave the cursor after them.
-
-    Returns:
-        The blocks; None if there are no such blocks or, with *last*, if the payload does not
-        end with them.
-    """
-    blocks: list[Block] = []
-    cursor.at = at
-    while len(blocks) < count and (block := _block_at(cursor, cursor.at, n_cell, blocks)):
-        if last and at + count * (ROW_HEAD.size + block.nbytes) != cursor.end:
-            return None
-        blocks.append(block)
-    return tuple(blocks) if len(blocks) == count else None
-
-
-def _block_at(cursor: Cursor, at: int, n_cell: int, before: Sequence[Block]) -> Block | None:
-    """Read the block at *at*; return None if there is none that is like those *before* it."""
-    cursor.at = at
-    try:
-        block = read_rows(cursor, n_cell, "recurrent block")
-    except FormatError:
-        return None
-    if before and (block.type_id, block.row) != (before[0].type_id, before[0].row):
-        return None
-    return block
 
 
 def _at_ngrams(cursor: Cursor) -> bool:

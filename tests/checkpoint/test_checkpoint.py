@@ -30,6 +30,9 @@ SEQUENCE = State("kv", cells=text(5, 3), seq=3)
 WHOLE = State("kv", cells=text(5, 0) + text(2, 1), arch="llama")
 
 
+KEY = bytes(range(20))
+
+
 def make_checkpoint(state: State = SEQUENCE, **options: Any) -> Checkpoint:
     kind: layout.Kind = "whole" if state.seq is None else "sequence"
     options = {"tokens": range(5), "fingerprint": PRINT, "meta": {"name": "a"}, **options}
@@ -225,9 +228,10 @@ def test_metadata_of_strangers(metadata: bytes) -> None:
         Checkpoint.from_bytes(data)
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-@pytest.mark.parametrize("key", [None, bytes(range(20))], ids=["plain", "keyed"])
-def test_files(tmp_path: Path, mapped: bool, key: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("key", "mapped"), [(None, False), (None, True), (None, None), (KEY, False), (KEY, None)]
+)
+def test_files(tmp_path: Path, key: bytes | None, mapped: bool | None) -> None:
     """Saved, replaced while it is mapped, loaded."""
     path = tmp_path / "a.llst"
     one, two = make_checkpoint(), make_checkpoint(meta={"name": "b"})
@@ -240,6 +244,97 @@ def test_files(tmp_path: Path, mapped: bool, key: bytes | None) -> None:
     path.unlink()
     loaded.check_unchanged()
     assert loaded == one
+
+
+def write_into(path: Path, byte: bytes = b"\xff") -> None:
+    """Change the payload of a checkpoint in place, and say that it was not."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(4096 + 100)
+        file.write(byte)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("trick", ["time set back", "renamed", "replaced", "relative"])
+@pytest.mark.parametrize("key", [KEY, None], ids=["keyed", "plain"])
+def test_forged_after_it_was_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trick: str, key: bytes | None
+) -> None:
+    """With a key, what was verified is what is used. Without, a change by mistake is found."""
+    path = tmp_path / "a.llst"
+    one = make_checkpoint()
+    one.save(path, key=key)
+    monkeypatch.chdir(tmp_path)
+    loaded = Checkpoint.load("a.llst" if trick == "relative" else path, key=key)
+    inode = tmp_path / "same"
+    os.link(path, inode)
+    if trick == "renamed":
+        path.rename(tmp_path / "b.llst")
+    elif trick == "replaced":
+        make_checkpoint(meta={"name": "b"}).save(path, key=key)
+    elif trick == "relative":
+        monkeypatch.chdir("/")
+    write_into(inode)
+    if key is None:
+        if trick != "time set back":  # that is no mistake
+            os.utime(inode, ns=(1, 1))
+            with pytest.raises(ChecksumError, match="load it again"):
+                loaded.check_unchanged()
+        return
+    loaded.check_unchanged()
+    assert loaded == one
+
+
+def test_a_key_and_a_mapping(tmp_path: Path) -> None:
+    """One excludes the other."""
+    make_checkpoint().save(tmp_path / "a.llst", key=KEY)
+    with pytest.raises(ValueError, match="mapped=True"):
+        Checkpoint.load(tmp_path / "a.llst", key=KEY, mapped=True)
+
+
+def test_a_native_file_that_is_rewritten_in_place(tmp_path: Path) -> None:
+    """It was read; only if it was mapped, on demand, it changes, and that is noticed."""
+    path = tmp_path / "a.state"
+    one = make_checkpoint()
+    one.to_native(path)
+    read, mapped = Checkpoint.from_native(path), Checkpoint.from_native(path, mapped=True)
+    payload = bytes(read.payload)
+    path.write_bytes(bytes(path.stat().st_size))
+    os.utime(path, ns=(1, 1))
+    assert read.payload == payload
+    read.check_unchanged()
+    with pytest.raises(ChecksumError, match="load it again"):
+        mapped.check_unchanged()
+    path.write_bytes(b"")  # llama.cpp does that first: a mapping would be the end of the process
+    assert read.payload == payload
+
+
+def test_no_file_is_replaced(tmp_path: Path) -> None:
+    """Nor is a link followed, if asked."""
+    path, link = tmp_path / "a.llst", tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    one = make_checkpoint()
+    assert one.save(path, replace=False) == path.stat().st_size
+    content = path.read_bytes()
+    for taken in (path, link):
+        with pytest.raises(FileExistsError):
+            one.save(taken, replace=False)
+        with pytest.raises(FileExistsError):
+            one.to_native(taken, replace=False)
+    assert path.read_bytes() == content
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.llst", "link"]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_the_size_can_be_bounded(tmp_path: Path, compress: bool) -> None:
+    """What is larger when decompressed is refused before anything is."""
+    path = tmp_path / "a.llst"
+    one = make_checkpoint()
+    one.save(path, compress=compress)
+    assert Checkpoint.load(path, max_size=len(one)) == one
+    for load in (Checkpoint.load, lambda p, **o: Checkpoint.from_bytes(p.read_bytes(), **o)):
+        with pytest.raises(FormatError, match="max_size"):
+            load(path, max_size=len(one) - 1)
 
 
 def test_a_mapped_file_that_is_written_to(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,15 +198,13 @@ def test_a_large_old_file_is_freed_elsewhere(
     monkeypatch.setattr(atomic, "_SLOW_TO_FREE", 1)
     path = tmp_path / "state"
     path.write_bytes(OLD)
-    close, fallocate = os.close, os.posix_fallocate
-    before = threading.current_thread()
+    free, fallocate = atomic._free, os.posix_fallocate
     freed, full = threading.Event(), threading.Event()
 
-    def slowly(fd: int) -> None:
-        if threading.current_thread() is not before:
-            full.wait(30)
-            freed.set()
-        close(fd)
+    def slowly(file: FileIO) -> None:
+        full.wait(30)
+        freed.set()
+        free(file)
 
     def until_freed(fd: int, start: int, size: int) -> None:
         if not freed.is_set():
@@ -213,7 +212,7 @@ def test_a_large_old_file_is_freed_elsewhere(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fallocate(fd, start, size)
 
-    monkeypatch.setattr(os, "close", slowly)
+    monkeypatch.setattr(atomic, "_free", slowly)
     write_file(path, [b"new"], durable=False)
     assert path.read_bytes() == b"new"
     assert not freed.is_set()
@@ -224,7 +223,7 @@ def test_a_large_old_file_is_freed_elsewhere(
     assert litter(tmp_path) == []
 
 
-def test_writers_of_one_path_take_turns(tmp_path: Path) -> None:
+def test_writers_of_one_path(tmp_path: Path) -> None:
     """Threads that save to one path at once leave one of their files, whole."""
     path = tmp_path / "state"
     contents = [bytes([n]) * 200_000 for n in range(8)]

@@ -39,30 +39,30 @@ def is_mapped(view: memoryview) -> bool:
 def test_a_large_file_is_mapped(path: Path) -> None:
     """No memory is taken for it."""
     ls.trim_buffers()
-    with opened(path) as view:
-        assert is_mapped(view)
-        assert view == CONTENT
+    with opened(path) as file:
+        assert is_mapped(file.view)
+        assert file.view == CONTENT
     assert POOL.idle == 0
 
 
 def test_a_writer_waits(path: Path) -> None:
     """Writing to the file or truncating it waits until the block ends."""
     writing = threading.Thread(target=path.write_bytes, args=(b"new",))
-    with opened(path) as view:
+    with opened(path) as file:
         writing.start()
         writing.join(0.3)
         assert writing.is_alive()
-        assert view == CONTENT
+        assert file.view == CONTENT
     writing.join(30)
     assert path.read_bytes() == b"new"
 
 
 def test_a_file_that_somebody_writes_to_is_copied(path: Path) -> None:
     """There is no lease then, and what is changed later does not reach the copy."""
-    with path.open("r+b") as file, opened(path) as view:
-        assert not is_mapped(view)
-        file.truncate(5)
-        assert view == CONTENT
+    with path.open("r+b") as writer, opened(path) as file:
+        assert not is_mapped(file.view)
+        writer.truncate(5)
+        assert file.view == CONTENT
 
 
 def test_a_lease_that_is_asked_back_is_given_back(
@@ -79,9 +79,9 @@ def test_a_lease_that_is_asked_back_is_given_back(
         return view
 
     monkeypatch.setattr(lease, "_mapped", then_write)
-    with opened(path) as view:
-        assert not is_mapped(view)
-        assert view == CONTENT
+    with opened(path) as file:
+        assert not is_mapped(file.view)
+        assert file.view == CONTENT
     writing.join(30)
     assert not writing.is_alive()
 
@@ -89,19 +89,19 @@ def test_a_lease_that_is_asked_back_is_given_back(
 def test_without_leases(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy; where there is no memory for one, the pages themselves."""
     monkeypatch.setattr(lease, "fcntl", None)
-    with opened(path) as view:
-        assert not is_mapped(view)
-        assert view == CONTENT
-    with POOL.limited(1000), opened(path) as view:
-        assert is_mapped(view)
-        assert view == CONTENT
+    with opened(path) as file:
+        assert not is_mapped(file.view)
+        assert file.view == CONTENT
+    with POOL.limited(1000), opened(path) as file:
+        assert is_mapped(file.view)
+        assert file.view == CONTENT
 
 
 def test_an_older_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pages cannot be asked for, they are read all the same."""
     monkeypatch.setattr(pages, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EINVAL))
-    with opened(path) as view:
-        assert view == CONTENT
+    with opened(path) as file:
+        assert file.view == CONTENT
 
 
 def test_a_broken_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +126,8 @@ def test_a_small_file_that_shrinks(
 @pytest.mark.parametrize("size", [0, 1])
 def test_hardly_a_file(tmp_path: Path, size: int) -> None:
     (tmp_path / "state").write_bytes(bytes(size))
-    with opened(tmp_path / "state") as view:
-        assert view == bytes(size)
+    with opened(tmp_path / "state") as file:
+        assert file.view == bytes(size)
 
 
 def test_a_mapped_sequence_file_does_not_change(

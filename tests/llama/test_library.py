@@ -212,3 +212,38 @@ def test_two_libraries_side_by_side(tmp_path: Path) -> None:
         """
     )
     assert done.returncode == 0, done.stderr
+
+
+LOAD = """
+    import llama_state as ls
+    print(ls.load_library().session_version)
+"""
+
+
+@pytest.mark.parametrize("memory_files", [True, False])
+def test_without_a_folder_for_temporary_files(tmp_path: Path, memory_files: bool) -> None:
+    """A library is probed without one, or the error says what is missing."""
+    code = "import os, tempfile; tempfile.tempdir = '/nowhere'\n"
+    if not memory_files:
+        code += "del os.memfd_create\n"
+    result = run(code + textwrap.dedent(LOAD))
+    if memory_files:
+        assert result.returncode == 0, result.stderr
+        assert int(result.stdout) in VERSIONS
+    else:
+        assert "LibraryNotFoundError" in result.stderr
+        assert "set TMPDIR" in result.stderr
+
+
+def test_a_mapped_file_whose_name_is_not_text(tmp_path: Path) -> None:
+    """Any file can be mapped in a process: only the names that matter are looked at."""
+    name = os.fsencode(tmp_path) + b"/bytes \xff\xfe.so"
+    code = f"""
+        import mmap
+        with open({name!r}, "w+b") as file:
+            file.write(bytes(4096))
+            file.flush()
+            kept = mmap.mmap(file.fileno(), 4096)
+    """
+    result = run(textwrap.dedent(code) + textwrap.dedent(LOAD))
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,188 @@
+"""The part file of a save: a new file beside the target that takes the target's name, or goes.
+
+Each save has one of its own, made exclusively: nothing that lies there is taken over, and no save
+waits for another. Its lock marks it as in use. What a killed process leaves has no lock, and the
+next save beside it removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from io import FileIO
+from itertools import count, islice
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: what a killed process left stays
+    fcntl = None  # type: ignore[assignment]
+
+_NAME_MAX: Final = 255
+_LONGEST_SUFFIX: Final = len(".9999.part")
+_MOST_NAMES: Final = 10_000
+_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class PartFile:
+    """An empty file beside *target*, for the length of a block.
+
+    Its mode is the final one from the start: nobody can open it who could not open the target.
+
+    Args:
+        target: The file whose name it is to take, without links.
+        mode: The mode of the file that it replaces; None for the default mode.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+
+    def __init__(self, target: Path, mode: int | None) -> None:
+        self._target = target
+        self._process = os.getpid()
+        self._path = target
+        self._file: FileIO | None = None
+        # By one call of C: an interrupt leaves no descriptor that nobody owns.
+        self._opener = partial(os.open, mode=0o666 if mode is None else mode)
+        if not any(map(self._made_at, islice(_names(target), _MOST_NAMES))):
+            raise OSError(errno.EMFILE, "too many part files of other saves beside it")
+        if mode is not None and stat.S_IMODE(os.fstat(self.fd).st_mode) != mode:
+            os.fchmod(self.fd, mode)
+
+    @property
+    def fd(self) -> int:
+        """Its descriptor."""
+        if self._file is None:
+            raise ValueError("the part file is closed")
+        return self._file.fileno()
+
+    def __enter__(self) -> PartFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with suppress(OSError):
+            self.close()
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            self.close()
+
+    def replace_target(self) -> None:
+        """Take the target's name, whatever has it."""
+        self._path.replace(self._target)
+
+    def become_target(self) -> None:
+        """Take the target's name.
+
+        Raises:
+            FileExistsError: There is something of that name.
+        """
+        try:
+            os.link(self._path, self._target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+            self._reserve_target()
+
+    def _reserve_target(self) -> None:
+        """Take the target's name where a file cannot have two: an empty file reserves it."""
+        with FileIO(self._target, "x") as reserved:
+            try:
+                self.replace_target()
+            except BaseException:
+                _remove(self._target, reserved)
+                raise
+
+    def close(self) -> None:
+        """Close it, and remove it if it still has its own name."""
+        if self._file is None or self._file.closed:
+            return
+        # A process that was forked meanwhile has a copy of this object, but the file is not its.
+        if os.getpid() == self._process:
+            _remove(self._path, self._file)
+        self._file.close()
+
+    def _made_at(self, path: Path) -> bool:
+        """Make it and lock it; return False if *path* is taken."""
+        self._path = path
+        try:
+            self._file = FileIO(path, "x+", opener=self._opener)
+        except FileExistsError:
+            if not _remove_leftover(path):
+                return False
+            with suppress(FileExistsError):
+                self._file = FileIO(path, "x+", opener=self._opener)
+        # Another save can have taken it for a leftover before it was locked.
+        if self._file is None:
+            return False
+        if _lock(self.fd) is not False and _is_at(path, self.fd):
+            return True
+        self._file.close()
+        self._file = None
+        return False
+
+
+def _names(target: Path) -> Iterator[Path]:
+    """Yield the names that a part file of *target* can have; none is too long if its own is not."""
+    name = target.name
+    if len(os.fsencode(name)) + 1 + _LONGEST_SUFFIX > _NAME_MAX:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    yield target.with_name(f".{name}.part")
+    for number in count(1):
+        yield target.with_name(f".{name}.{number}.part")
+
+
+def _remove_leftover(path: Path) -> bool:
+    """Remove the part file at *path* if a dead process of this user left it; return whether."""
+    with suppress(OSError):
+        # The type first: to open a device can have effects, and a FIFO waits.
+        if _is_ours(os.lstat(path)):
+            with FileIO(path) as file:
+                return bool(_lock(file.fileno())) and _remove(path, file)
+    return False
+
+
+def _is_ours(info: os.stat_result) -> bool:
+    user = getattr(os, "geteuid", lambda: info.st_uid)()
+    return stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid == user
+
+
+def _lock(fd: int) -> bool | None:
+    """Lock a file; return False if somebody else has, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _remove(path: Path, file: FileIO) -> bool:
+    """Remove the name *path* if it is one of *file*."""
+    with suppress(OSError):
+        if _is_at(path, file.fileno()):
+            path.unlink()
+            return True
+    return False
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
