@@ -34,6 +34,7 @@ RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
     "start": (0, _INT32, _FROM_THE_END),
     "end": (0, _INT32, _FROM_THE_END),
     "memory_limit": (0, 2**63 - 1, "it is in bytes"),
+    "max_size": (0, 2**63 - 1, "it is in bytes"),
     "capacity_bytes": (0, 2**63 - 1, ""),
     "source": (0, _INT32, "it is a sequence id"),
     "logits_of": (0, _INT32, "it is a sequence id"),

@@ -43,9 +43,11 @@ CHOICE = ["no", "", b"whole", 5, 1.5, True, [], PATH]
 NAMES: dict[str, list[Any]] = {
     **dict.fromkeys(("seq_id", "dest_seq_id", "src", "dest", "seq_ids", "source"), POSITION),
     **dict.fromkeys(("start", "end", "logits_of"), POSITION),
-    **dict.fromkeys(("memory_limit", "n_swa", "size"), COUNT),
+    **dict.fromkeys(("memory_limit", "max_size", "n_swa", "size"), COUNT),
     **dict.fromkeys(("n_tokens", "n_layer", "n_head_kv", "head_dim", "n_embd"), SOME),
-    **dict.fromkeys(("validate", "durable", "partial", "compress", "mapped", "logits"), FLAG),
+    **dict.fromkeys(
+        ("validate", "durable", "partial", "compress", "mapped", "logits", "replace"), FLAG
+    ),
     **dict.fromkeys(("add_special", "parse_special", "unparse_special", "text", "plain"), FLAG),
     **dict.fromkeys(("force", "any_version", "headed", "kv_unified", "swa_full"), FLAG),
     **dict.fromkeys(("recurrent", "hybrid"), FLAG[:-1]),
@@ -76,6 +78,7 @@ SPECIAL: dict[str, list[Any]] = {
     "Model.detokenize.tokens": VOCABULARY,
     "Model.tokenize.text": TEXT,
     "Model.metadata.key": TEXT,
+    "Checkpoint.load.mapped": [value for value in FLAG if value is not None],
     "Checkpoint.logits": BUFFER,
     "convert_file.source": FILE,
     "check_model.model": FILE[:3],
