@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import gc
 import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
@@ -167,13 +169,23 @@ def is_free(ctx: llama_state.Context) -> bool:
     return not thread.is_alive()
 
 
-def open_files() -> list[str]:
+def left_open(before: Counter[str]) -> Counter[str]:
+    """What is open beside *before*, once the garbage is collected.
+
+    Frames of ``contextlib`` and the exceptions that ended them can refer to each other.
+    """
+    if open_files() - before:
+        gc.collect()
+    return open_files() - before
+
+
+def open_files() -> Counter[str]:
     """The files and sockets that this process has open."""
-    found = []
+    found: Counter[str] = Counter()
     for fd in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            found.append(str(fd.readlink()))
-    return sorted(name for name in found if not name.startswith("/proc/"))
+            found[str(fd.readlink())] += 1
+    return Counter({name: n for name, n in found.items() if not name.startswith("/proc/")})
 
 
 def notes(error: BaseException | None) -> list[str]:

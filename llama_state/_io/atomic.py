@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -260,9 +260,21 @@ def _replaceable(target: Path, *, replace: bool) -> os.stat_result | None:
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":  # where folders cannot be opened
         return
-    with ExitStack() as stack:
-        stack.callback(os.close, fd := os.open(folder, os.O_RDONLY))
-        os.fsync(fd)
+    opened = _Folder(folder)
+    os.fsync(opened.fd)
+
+
+class _Folder:
+    """A folder, open as long as something refers to this, whatever is interrupted."""
+
+    fd = -1
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 # -- a thread frees the pages of a large old file, so that replacing one takes no extra time

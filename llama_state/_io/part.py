@@ -51,7 +51,13 @@ class PartFile:
         self._file: FileIO | None = None
         # By one call of C: an interrupt leaves no descriptor that nobody owns.
         self._opener = partial(os.open, mode=0o666 if mode is None else mode)
-        if not any(map(self._made_at, islice(_names(target), _MOST_NAMES))):
+        try:
+            made = any(map(self._made_at, islice(_names(target), _MOST_NAMES)))
+        except BaseException:
+            if self._file is None:  # made, perhaps, by a call that was interrupted
+                _remove_leftover(self._path)
+            raise
+        if not made:
             raise OSError(errno.EMFILE, "too many part files of other saves beside it")
         if mode is not None and stat.S_IMODE(os.fstat(self.fd).st_mode) != mode:
             os.fchmod(self.fd, mode)
