@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import functools
 import gc
 import os
 import signal
@@ -151,8 +152,22 @@ def _can_end(frame: FrameType, event: str) -> bool:
     if event == "return":
         own_enter = code.co_name == "__enter__" and code.co_filename.startswith(_PACKAGE)
         return not own_enter and dis.opname[code.co_code[at]] not in ("YIELD_VALUE", "RESUME")
+    if code.co_filename == contextlib.__file__ and frame.f_lineno not in _lines_that_call(code):
+        return False
     # An exception on its way to its handler meets no signal either.
     return dis.opname[code.co_code[at]] != "PUSH_EXC_INFO" and not _leaves_with(code, at)
+
+
+@functools.cache
+def _lines_that_call(code: CodeType) -> set[int]:
+    """The lines of a function on which CPython looks for signals."""
+    lines: set[int] = set()
+    line = code.co_firstlineno
+    for each in dis.get_instructions(code):
+        line = each.starts_line or line
+        if each.opname.startswith("CALL"):
+            lines.add(line)
+    return lines
 
 
 def _leaves_with(code: CodeType, at: int) -> bool:
