@@ -161,13 +161,11 @@ def _can_end(frame: FrameType, event: str) -> bool:
 @functools.cache
 def _lines_that_call(code: CodeType) -> set[int]:
     """The lines of a function on which CPython looks for signals."""
-    lines: set[int] = set()
-    line = code.co_firstlineno
-    for each in dis.get_instructions(code):
-        line = each.starts_line or line
-        if each.opname.startswith("CALL"):
-            lines.add(line)
-    return lines
+    return {
+        each.positions.lineno
+        for each in dis.get_instructions(code)
+        if each.opname.startswith("CALL") and each.positions and each.positions.lineno
+    }
 
 
 def _leaves_with(code: CodeType, at: int) -> bool:
