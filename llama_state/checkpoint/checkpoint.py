@@ -14,7 +14,7 @@ from .._io import Progress, StrPath, atomic, reading
 from .._io.arguments import checked
 from .._io.buffers import flat
 from ..errors import ChecksumError, FormatError, VersionError
-from ..layout.recognize import expect, naming
+from ..layout.recognition import expect, naming
 from . import container
 from .fingerprint import Fingerprint
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from .._io.buffers import anonymous, flat
 from ..errors import ChecksumError, FormatError, TruncatedError, VersionError
-from ..layout.recognize import CHECKPOINT_MAGIC
+from ..layout.recognition import CHECKPOINT_MAGIC
 from . import compression, digests
 from .digests import Digest
 

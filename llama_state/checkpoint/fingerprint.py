@@ -24,7 +24,7 @@ from .._io.reading import open_regular
 from ..errors import Difference, FormatError, TruncatedError
 from ..layout import gguf
 from ..layout.cursor import U32, U64
-from ..layout.recognize import naming
+from ..layout.recognition import naming
 
 __all__ = ["Fingerprint", "adapter_digest", "model_fields", "state_fields"]
 

@@ -25,7 +25,7 @@ from ..errors import (
     ModelNotFoundError,
     UnsupportedError,
 )
-from ..layout.recognize import expect
+from ..layout.recognition import expect
 
 # llama_decode's return value for "no slot for this batch".
 _NO_SLOT: Final = 1

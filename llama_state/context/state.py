@@ -24,7 +24,7 @@ from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
 from ..errors import UnsupportedError, VersionError
-from ..layout.recognize import expect, naming
+from ..layout.recognition import expect, naming
 from .changes import Change, Keeper
 from .cuts import rewind_min
 from .fit import Fit, Held

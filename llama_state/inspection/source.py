@@ -21,7 +21,7 @@ from ..layout import (
     parse_file_header,
     unpack_tokens,
 )
-from ..layout.recognize import naming, recognize
+from ..layout.recognition import naming, recognize
 from .checkpoints import open_checkpoint
 from .statefile import FileKind, Reading, StateFile, with_packed_tokens, with_problem, with_state
 

@@ -38,7 +38,7 @@ from .headers import (
     unpack_tokens,
 )
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
-from .recognize import Recognized, recognize
+from .recognition import Recognized, recognize
 from .salvage import leading_cells
 from .slots import MediaChunk, SlotTokens, is_packed, parse_slot_tokens
 from .spans import Span

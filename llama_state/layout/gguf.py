@@ -23,7 +23,7 @@ from .._io.reading import open_regular
 from ..errors import FormatError, TruncatedError, UnsupportedError, VersionError
 from . import TYPES, TensorType
 from .cursor import U32, U64, Cursor
-from .recognize import GGUF_MAGIC, recognize
+from .recognition import GGUF_MAGIC, recognize
 
 MAX_HEADER: Final = 1 << 28
 """The most bytes of a header that are read; the largest vocabularies take about 32 MiB."""
