@@ -87,14 +87,13 @@ class _Blocks:
         return found
 
     def _go_through(self, offset: int) -> tuple[list[Block], int]:
-        """Return all blocks from *offset* on that are alike, and 0: the index of the first."""
+        """Return the blocks from *offset* on that are alike, and 0: the index of the first.
+
+        No more than as many as the layers of a model have: R blocks and as many S blocks.
+        """
         run: list[Block] = []
-        while block := self.at(offset, run[0] if run else None):
-            if offset in self._runs:  # the rest is known
-                others, index = self._runs[offset]
-                run += others[index:]
-                break
-            self._runs[offset] = run, len(run)
+        while len(run) < 2 * MAX_LAYERS and (block := self.at(offset, run[0] if run else None)):
+            self._runs.setdefault(offset, (run, len(run)))
             run.append(block)
             offset = _end_of(block)
         return run, 0
