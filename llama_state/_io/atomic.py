@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -261,9 +261,19 @@ def _replaceable(target: Path) -> os.stat_result | None:
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":  # where folders cannot be opened
         return
-    with ExitStack() as stack:
-        stack.callback(os.close, fd := os.open(folder, os.O_RDONLY))
-        os.fsync(fd)
+    opened = _Folder(folder)
+    os.fsync(opened.fd)
+
+
+class _Folder:
+    """The descriptor of a folder, which is closed with this object, even after an interrupt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.fd = os.open(folder, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
 
 
 # -- a thread frees the pages of a large old file, so that replacing one takes no extra time

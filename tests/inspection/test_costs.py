@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,15 +52,15 @@ def test_damage(tmp_path: Path) -> None:
 
 
 def test_decompression_is_bounded(tmp_path: Path) -> None:
-    """Zeros shrink to a thousandth: whoever reads can say how much may come out."""
+    """Zeros shrink to nearly a thousandth: who reads them can say how much may come out."""
     path = tmp_path / "zeros.llst"
-    payload = State("kv", seq=0).blob() + bytes(50 << 20)
+    payload = State("kv", seq=0).blob() + 16 * (os.urandom(8 << 10) + bytes(4 << 20))
     bomb = Checkpoint(payload, kind="sequence", session_version=11, source=0)
     assert bomb.save(path, compress=True, durable=False) < 1 << 20
-    for read in (Checkpoint.load, convert_file):
-        arguments = (path,) if read is Checkpoint.load else (path, tmp_path / "out")
-        with pytest.raises(FormatError, match="max_size"):
-            read(*arguments, max_size=1 << 20)  # type: ignore[operator]
+    with pytest.raises(FormatError, match="max_size"):
+        Checkpoint.load(path, max_size=1 << 20)
+    with pytest.raises(FormatError, match="max_size"):
+        convert_file(path, tmp_path / "out", max_size=1 << 20)
     for problem in (
         inspect_file(path, max_size=1 << 20).problem,
         *verify_file(path, max_size=1 << 20).problems,
