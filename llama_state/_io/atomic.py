@@ -183,7 +183,7 @@ def replacing(
     save_errors = SaveErrors(path, replace=replace)
     with save_errors:
         target = _target(path, follow=replace)
-        old = _replaceable(target) if replace else _require_absent(target)
+        old = _replaceable(target, replace=replace)
         part = PartFile(target, None if old is None else stat.S_IMODE(old.st_mode))
     with part:
         yield part.fd, save_errors
@@ -239,14 +239,12 @@ def _target(path: StrPath, *, follow: bool) -> Path:
     return Path(os.path.realpath(folder), name)
 
 
-def _require_absent(target: Path) -> None:
-    """Raise FileExistsError if there is anything at *target*."""
-    if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-
-
-def _replaceable(target: Path) -> os.stat_result | None:
-    """Return the status of the file at *target*, None if there is none."""
+def _replaceable(target: Path, *, replace: bool) -> os.stat_result | None:
+    """Return the status of the file at *target*, None if there is none, as without *replace*."""
+    if not replace:
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return None
     try:
         info = target.stat()
     except FileNotFoundError:

@@ -77,8 +77,10 @@ def places(cache: Cache, *, alone: bool) -> dict[Key, Place]:
         alone: The cache is that of a single sequence, whose id does not matter.
     """
     if isinstance(cache, (Compressed, Compressor)):
-        compressed = isinstance(cache, Compressed)
-        n_row, blocks = (cache.n_rows, cache.k) if compressed else (cache.state_size, cache.kv)
+        if isinstance(cache, Compressed):
+            n_row, blocks = cache.n_rows, cache.k
+        else:
+            n_row, blocks = cache.state_size, cache.kv
         if not any(block.nbytes for block in blocks):  # any number of rows of no bytes
             return {}
         return {(s, row): (s, row) for s in range(cache.n_stream) for row in range(n_row)}

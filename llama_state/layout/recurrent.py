@@ -11,7 +11,7 @@ from .blocks import UNKNOWN_ID, Block, Cells, RecurrentCache
 from .cells import Ownership, check_positions
 from .cursor import Cursor
 from .formats import F32, MAX_LAYERS, MAX_SEQUENCES
-from .kv import ROW_HEAD, read_rows
+from .kv import read_rows
 
 CELL = Struct("<iI")
 ROW_SIZE = Struct("<Q")

@@ -107,9 +107,9 @@ def descriptors() -> list[str]:
     """Return what this process has open, after a collection."""
     gc.collect()
     found = []
-    for number in os.listdir("/proc/self/fd"):
+    for link in Path("/proc/self/fd").iterdir():
         try:
-            found.append(os.readlink(f"/proc/self/fd/{number}"))
+            found.append(str(link.readlink()))
         except OSError:  # the one of the list itself
             continue
     return sorted(found)
