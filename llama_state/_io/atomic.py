@@ -260,7 +260,10 @@ def _sync_folder(folder: Path) -> None:
     if os.name != "posix":  # where folders cannot be opened
         return
     opened = _Folder(folder)
-    os.fsync(opened.fd)
+    try:
+        os.fsync(opened.fd)
+    finally:
+        del opened  # which an error, that refers to this frame, would keep
 
 
 class _Folder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -122,6 +123,25 @@ def test_saves_whose_calls_fail(
 def test_saves_that_are_interrupted(tmp_path: Path, save_to: Callable[[Path], None]) -> None:
     """An exception at each line."""
     assert check_saves(tmp_path, save_to, lambda turn: failing_lines(turn)) > 50
+
+
+def test_an_error_that_is_kept(tmp_path: Path) -> None:
+    """It keeps its frames, as at a prompt: the part file is gone and closed all the same."""
+    path = tmp_path / "state"
+    before = descriptors()
+    for turn in range(1000):
+        with failing_calls(turn, KeyboardInterrupt) as countdown:
+            try:
+                write(path)
+            except KeyboardInterrupt as error:
+                kept = error
+        if not countdown.raised:
+            assert turn > 10
+            return
+        # In the cleaning up itself, only the end of the error ends it.
+        if not any("close" in frame.name for frame in traceback.extract_tb(kept.__traceback__)):
+            assert descriptors() == before, countdown.place
+            assert names(tmp_path) in ([], ["state"]), countdown.place
 
 
 def load(path: Path) -> None:
