@@ -237,11 +237,7 @@ def _target(path: StrPath, *, follow: bool) -> Path:
 
 
 def _replaceable(target: Path, *, replace: bool) -> os.stat_result | None:
-    """Return the status of the file at *target*, None if there is none.
-
-    Raises:
-        FileExistsError: There is one, with ``replace=False``.
-    """
+    """Return the status of the file at *target*, None if there is none, as without *replace*."""
     if not replace:
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -261,19 +257,20 @@ def _sync_folder(folder: Path) -> None:
     if os.name != "posix":  # where folders cannot be opened
         return
     opened = _Folder(folder)
-    os.fsync(opened.fd)
+    try:
+        os.fsync(opened.fd)
+    finally:
+        del opened  # which an error, that refers to this frame, would keep
 
 
 class _Folder:
-    """A folder, open as long as something refers to this, whatever is interrupted."""
+    """The descriptor of a folder, which is closed with this object, even after an interrupt."""
 
-    fd = -1
-
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY)
+    def __init__(self, folder: Path) -> None:
+        self.fd = os.open(folder, os.O_RDONLY)
 
     def __del__(self) -> None:
-        if self.fd >= 0:
+        if hasattr(self, "fd"):
             os.close(self.fd)
 
 

@@ -44,23 +44,21 @@ class PartFile:
         OSError: It cannot be made.
     """
 
+    _file: FileIO | None = None
+
     def __init__(self, target: Path, mode: int | None) -> None:
         self._target = target
         self._process = os.getpid()
         self._path = target
-        self._file: FileIO | None = None
         # By one call of C: an interrupt leaves no descriptor that nobody owns.
         self._opener = partial(os.open, mode=0o666 if mode is None else mode)
         try:
-            made = any(map(self._made_at, islice(_names(target), _MOST_NAMES)))
+            self._make(mode)
         except BaseException:
-            if self._file is None:  # made, perhaps, by a call that was interrupted
-                _remove_leftover(self._path)
+            self.close()
+            if self._file is None and self._path != target:
+                _remove_leftover(self._path)  # made, perhaps, by a call that was interrupted
             raise
-        if not made:
-            raise OSError(errno.EMFILE, "too many part files of other saves beside it")
-        if mode is not None and stat.S_IMODE(os.fstat(self.fd).st_mode) != mode:
-            os.fchmod(self.fd, mode)
 
     @property
     def fd(self) -> int:
@@ -116,9 +114,17 @@ class PartFile:
         if self._file is None or self._file.closed:
             return
         # A process that was forked meanwhile has a copy of this object, but the file is not its.
-        if os.getpid() == self._process:
-            _remove(self._path, self._file)
-        self._file.close()
+        try:
+            if os.getpid() == self._process:
+                _remove(self._path, self._file)
+        finally:
+            self._file.close()
+
+    def _make(self, mode: int | None) -> None:
+        if not any(map(self._made_at, islice(_names(self._target), _MOST_NAMES))):
+            raise OSError(errno.EMFILE, "too many part files of other saves beside it")
+        if mode is not None and stat.S_IMODE(os.fstat(self.fd).st_mode) != mode:
+            os.fchmod(self.fd, mode)
 
     def _made_at(self, path: Path) -> bool:
         """Make it and lock it; return False if *path* is taken."""

@@ -218,8 +218,6 @@ def _compare_layer(
         if not decodable and x.type_id != y.type_id:
             continue
         n_row += len(listed)
-        if not (x.row or y.row):  # nothing to compare
-            continue
         if not values.have_numpy():
             n_differ += sum(row_bytes(a, x, i) != row_bytes(b, y, j) for i, j in listed)
             decoded = False

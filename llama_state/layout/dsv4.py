@@ -38,7 +38,7 @@ def read_compressed(cursor: Cursor, name: str, n_stream: int | None) -> Compress
     if version not in (1, 2):
         raise FormatError(f"{name}: version {version}", offset=offset)
     _check_streams(streams, n_stream, name, offset + 8)
-    check_layers(n_layer, offset)
+    check_layers(n_layer, name, offset)
     cursor.require(n_layer * LAYER_BYTES, f"{name}: {n_layer} layers")
     layers: list[int] = []
     k: list[Block] = []
@@ -56,7 +56,7 @@ def read_compressor(cursor: Cursor, name: str, n_stream: int | None) -> Compress
         raise FormatError(f"{name}: version {version}", offset=offset)
     _check_streams(streams, n_stream, name, offset + 16)
     ratio, state_size, n_embd = settings
-    check_layers(n_layer, offset)
+    check_layers(n_layer, name, offset)
     cursor.require(n_layer * LAYER_BYTES, f"{name}: {n_layer} layers")
     layers: list[int] = []
     kv: list[Block] = []

@@ -86,7 +86,7 @@ def check_row(type_id: int, row: int, what: str, offset: int) -> None:
         raise FormatError(f"{what}: a row of {row} bytes is not whole {block.name}", offset=offset)
 
 
-def check_layers(n_layer: int, offset: int) -> None:
+def check_layers(n_layer: int, what: str, offset: int) -> None:
     """Raise FormatError if no model has *n_layer* layers."""
     if n_layer > MAX_LAYERS:
-        raise FormatError(f"a cache of {n_layer} layers", offset=offset)
+        raise FormatError(f"{what}: {n_layer} layers", offset=offset)

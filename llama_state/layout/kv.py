@@ -95,7 +95,7 @@ def _read_settings(cursor: Cursor, n_cell: int, *, version: int, k_only: bool) -
     if v_trans > 1:
         raise FormatError(f"V layout {v_trans}", offset=offset)
     n_layer = cursor.u32("layer count")
-    check_layers(n_layer, offset + U32.size)
+    check_layers(n_layer, "cache", offset + U32.size)
     rotations = (_read_rotation(cursor), _read_rotation(cursor)) if version >= 11 else (None, None)
     cursor.require(n_layer * ROW_HEAD.size, f"{n_layer} layers")
     k = tuple(read_rows(cursor, n_cell, "K") for _ in range(n_layer))

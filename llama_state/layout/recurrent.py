@@ -49,7 +49,7 @@ class _Blocks:
     """The R and S blocks of a payload by their offsets.
 
     What is an S block in one reading is an R block in another. So that the work does not grow with
-    the number of readings, each block is read once, and each run of blocks gone through once.
+    the number of readings, each run of blocks is gone through once.
 
     Args:
         n_cell: The number of rows of each.
@@ -58,19 +58,16 @@ class _Blocks:
     def __init__(self, cursor: Cursor, n_cell: int) -> None:
         self._cursor = cursor
         self._n_cell = n_cell
-        self._blocks: dict[int, Block | None] = {}
         self._runs: dict[int, tuple[list[Block], int]] = {}
 
     def at(self, offset: int, like: Block | None = None) -> Block | None:
         """Return the block at *offset*; None if there is none that is *like* another."""
-        if offset not in self._blocks:
-            self._cursor.at = offset
-            try:
-                self._blocks[offset] = read_rows(self._cursor, self._n_cell, "recurrent block")
-            except FormatError:
-                self._blocks[offset] = None
-        found = self._blocks[offset]
-        if found and like and (found.type_id != like.type_id or found.row != like.row):
+        self._cursor.at = offset
+        try:
+            found = read_rows(self._cursor, self._n_cell, "recurrent block")
+        except FormatError:
+            return None
+        if like and (found.type_id != like.type_id or found.row != like.row):
             return None
         return found
 
@@ -87,9 +84,12 @@ class _Blocks:
         return found
 
     def _go_through(self, offset: int) -> tuple[list[Block], int]:
-        """Return all blocks from *offset* on that are alike, and 0: the index of the first."""
+        """Return the blocks from *offset* on that are alike, and 0: the index of the first.
+
+        No more than as many as the layers of a model have: R blocks and as many S blocks.
+        """
         run: list[Block] = []
-        while block := self.at(offset, run[0] if run else None):
+        while len(run) < 2 * MAX_LAYERS and (block := self.at(offset, run[0] if run else None)):
             if offset in self._runs:  # the rest is known
                 others, index = self._runs[offset]
                 run += others[index:]

@@ -54,9 +54,9 @@ def rows_of_nothing() -> bytes:
     return dsv4(u32(2, 2**32 - 1, 1, 1, 0) + tensor, u32(1, 4, 2**32 - 1, 1, 1, 1, 0) + 2 * tensor)
 
 
-def streams_of_nothing() -> bytes:
-    """Many layers without rows, of 256 streams."""
-    tensor, n = struct.pack("<iQQQ", 0, 0, 0, 0), 512
+def streams_of_nothing(n: int) -> bytes:
+    """*n* layers without rows, of 256 streams."""
+    tensor = struct.pack("<iQQQ", 0, 0, 0, 0)
     compressed = u32(2, 0, 256, n) + n * (u32(0) + tensor)
     compressor = u32(1, 4, 0, 1, 256, n) + n * (u32(0) + 2 * tensor)
     empty = u32(256) + 256 * u32(0)
@@ -85,12 +85,13 @@ def shared_cells(n_cell: int) -> bytes:
 BOMBS: Mapping[str, Callable[[], bytes]] = {
     "no layers": no_layers,
     "rows of nothing": rows_of_nothing,
-    "streams of nothing": streams_of_nothing,
+    "streams of nothing": lambda: streams_of_nothing(512),
+    "more streams of nothing": lambda: streams_of_nothing(10_000),
     "empty recurrent blocks": empty_recurrent,
     "empty hybrid blocks": lambda: empty_recurrent(kv=u32(1, 0)),
     "more empty hybrid blocks": lambda: empty_recurrent(20_000, kv=u32(1, 0)),
     "empty hybrid blocks with windows": lambda: empty_recurrent(kv=2 * u32(1, 0)),
-    "layers of nothing": lambda: many_layers(512, 5_000),
+    "layers of nothing": lambda: many_layers(512, 20_000),
     "more layers of nothing": lambda: many_layers(5_000, 5_000),
     "shared cells": lambda: shared_cells(300),
     "one position": lambda: State("kv", cells=((7, (0,)),) * 3_000, arch="llama").blob(),

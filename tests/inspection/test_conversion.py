@@ -186,3 +186,19 @@ def test_keyed_checkpoints(tmp_path: Path) -> None:
         verdict = check(verify_file(tmp_path / "c", key=key))
         assert (verdict.sound, verdict.kind) == (False, "checkpoint")
         assert "key" in verdict.problems[0]
+
+
+@pytest.mark.parametrize("native_file", [False, True])
+def test_a_target_that_comes_to_be_meanwhile(tmp_path: Path, native_file: bool) -> None:
+    """It is not replaced, whoever made it."""
+    source, target = write(tmp_path, native(SEQUENCE, [1, 2]), "source"), tmp_path / "target"
+    if native_file:
+        convert_file(source, source, force=True)
+
+    def make(done: int, total: int) -> None:
+        target.write_bytes(b"another")
+
+    with pytest.raises(FileExistsError):
+        convert_file(source, target, progress=make)
+    assert target.read_bytes() == b"another"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]

@@ -160,3 +160,78 @@ def test_a_load_reads_while_somebody_saves(make: Make, tmp_path: Path) -> None:
 
     assert b.load_state(path, progress=progress).sequences[0].n_past == 100
     assert b.load_state(path).sequences[0].n_past == 101
+
+
+def test_a_lease_that_was_lost(path: Path) -> None:
+    """The end of the block is no error then, nor if the file is closed already."""
+    with opened(path) as file:
+        assert file._lease is not None
+        file._lease.end()  # as the system does after 45 seconds
+    with path.open("rb", buffering=0) as raw:
+        lost = lease._Lease(raw)  # type: ignore[arg-type]
+    lost.end()
+
+
+def test_a_writer_who_comes_later(path: Path) -> None:
+    """What he waits for is copied, and he gets the file at once."""
+    writing = threading.Thread(target=path.write_bytes, args=(b"new",))
+    with opened(path) as file:
+        assert not file.secure()
+        assert is_mapped(file.view)
+        writing.start()
+        writing.join(0.2)
+        assert file.secure()
+        assert not is_mapped(file.view)
+        writing.join(30)
+        assert path.read_bytes() == b"new"
+        assert file.view == CONTENT
+        assert not file.secure()
+
+
+def test_no_lease_while_a_context_is_busy(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load that waits for the context keeps no writer of the file waiting."""
+    monkeypatch.setattr(lease, "_WORTH_MAPPING", 0)
+    ctx = make()
+    ctx.decode(range(10))
+    path = tmp_path / "state"
+    ctx.save_state(path, durable=False)
+    content = path.read_bytes()
+    loading = threading.Thread(target=ctx.load_state, args=(path,))
+    writing = threading.Thread(target=path.write_bytes, args=(content,))
+    with ctx._handle.use():
+        loading.start()
+        loading.join(0.3)
+        writing.start()
+        writing.join(10)
+        assert not writing.is_alive()
+    loading.join(30)
+
+
+def test_a_file_that_is_rewritten_after_it_was_parsed(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is restored is what was parsed last."""
+    monkeypatch.setattr(lease, "_WORTH_MAPPING", 0)
+    a, b = make(), make()
+    path, other = tmp_path / "state", tmp_path / "other"
+    a.decode(range(10))
+    a.save_state(path, durable=False)
+    a.decode(range(10))
+    a.save_state(other, durable=False)
+    secure = lease.Opened.secure
+    calls: list[memoryview] = []
+
+    def too_late(file: lease.Opened) -> bool:
+        calls.append(file.view)
+        if len(calls) == 2 and file._lease is not None:  # after the file was parsed
+            file._lease.end()
+            path.write_bytes(other.read_bytes())
+        return secure(file)
+
+    monkeypatch.setattr(lease.Opened, "secure", too_late)
+    restored = b.load_state(path)
+    assert len(calls) == 2
+    assert restored.sequences[0].n_past == 20
+    assert b.snapshot() == a.snapshot()
