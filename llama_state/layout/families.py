@@ -54,6 +54,9 @@ class ModelInfo:
 
     def agrees_with(self, module: Module) -> bool:
         """Return whether llama.cpp's ``is_hybrid`` and ``is_recurrent`` allow *module*."""
+        if module == "dsv4":
+            # Its compressors run, so later builds call it hybrid and earlier ones do not.
+            return not self.recurrent
         hybrid = module.startswith("hybrid")
         if self.hybrid is not None and self.hybrid != hybrid:
             return False
