@@ -13,7 +13,7 @@ from .architectures import is_known, model_traits
 from .blocks import UNKNOWN_ID, Cache, Cells
 from .cells import Ownership
 from .cursor import U32, Cursor, open_view
-from .dsv4 import read_compressed, read_compressor, read_head
+from .dsv4 import read_compressed, read_compressor, read_head, refuse_head
 from .formats import (
     EXT_WORDS,
     MAX_ARCH_BYTES,
@@ -218,6 +218,8 @@ class _Reader:
         cursor = Cursor(self.view, self.start)
         if traits.module == "dsv4":
             read_head(cursor, partial=self.partial)
+        else:
+            refuse_head(cursor, traits.module)
         return self._read(cursor, traits, sub_caches(traits.module, partial=self.partial), ())
 
     def _read(

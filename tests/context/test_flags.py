@@ -8,6 +8,7 @@ import pytest
 
 import llama_state as ls
 from llama_state import layout
+from tests.kinds import PARTIAL, UNCOUNTED
 
 pytestmark = pytest.mark.libllama
 
@@ -28,7 +29,7 @@ def after(ctx: ls.Context, token: int, seq_id: int = 0) -> bytes:
 
 
 def has_partial(model: ls.Model) -> bool:
-    return model.arch in {"gemma3", "jamba", "lfm2", "qwen3next"}
+    return model.arch in PARTIAL
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -105,7 +106,7 @@ def test_partial_states_parse(model: ls.Model, library: ls.Library) -> None:
 
 def on_device(ctx: ls.Context, seq_id: int = 0) -> ls.DeviceSnapshot | None:
     """A snapshot on the device, or None where this build or memory has none."""
-    if ctx.library.session_version == 9 or ctx.arch == "qwen2vl":
+    if ctx.library.session_version == 9 or ctx.arch in UNCOUNTED:
         with pytest.raises(ls.UnsupportedError):
             ctx.seq_device_snapshot(seq_id)
         return None

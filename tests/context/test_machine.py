@@ -25,11 +25,10 @@ from hypothesis.stateful import (
 
 import llama_state as ls
 from llama_state.testing.conformance import nmse
+from tests.kinds import ENDS_ONLY, WINDOWS
 
 pytestmark = pytest.mark.libllama
 
-RECURRENT = frozenset({"jamba", "lfm2", "mamba2", "qwen3next"})
-WINDOWS = {"gemma3": 32}
 N_SEQS = 3
 # Three sequences of this length fit the 256 cells that they share; more than a window.
 MAX_LENGTH = 80
@@ -159,7 +158,7 @@ class Machine(RuleBasedStateMachine):
         """Whether the positions before *start* can be gone on from."""
         if start in (0, len(self.texts[ctx][seq_id])):
             return True
-        if self.model.arch in RECURRENT:
+        if self.model.arch in ENDS_ONLY:
             return False
         first = pos_min(self.contexts[ctx], seq_id)
         return first == 0 or start - WINDOWS.get(self.model.arch, 0) + 1 >= first

@@ -9,7 +9,6 @@ state of one sequence leaves out what a sliding window no longer sees.
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,13 +22,10 @@ import llama_state as ls
 from llama_state.testing import strategies
 from llama_state.testing.conformance import NMSE_LIMIT, nmse
 from llama_state.testing.strategies import Clear, Contents, Decode, SeqCp, SeqRm, Step, replay
+from tests.kinds import ALL_WINDOWS, ENDS_ONLY, K_ONLY, WINDOWS
 
 pytestmark = pytest.mark.libllama
 
-# Memory that cannot lose a part of a sequence, and layers that attend to a window only.
-RECURRENT = frozenset({"jamba", "lfm2", "mamba2", "qwen3next"})
-WINDOWED = frozenset({"gemma3"})
-WINDOWS = defaultdict(lambda: MAX_LENGTH, gemma3=32, lfm2=32)
 # More than the window of 32; three sequences of this length fit the smallest context.
 MAX_LENGTH = 80
 NEXT_TOKEN = 1
@@ -45,7 +41,7 @@ SequenceWay = Callable[[ls.Context, int, ls.Context, int, tuple[int, ...], Path]
 
 def is_refused(model: ls.Model, options: Mapping[str, Any]) -> bool:
     """Whether there is no such context: a cache that keeps no V has one type."""
-    return model.arch == "deepseek2" and options["type_k"] != options["type_v"]
+    return model.arch in K_ONLY and options["type_k"] != options["type_v"]
 
 
 def is_one_stream(options: Mapping[str, Any]) -> bool:
@@ -87,7 +83,7 @@ def live(ctx: ls.Context, history: Iterable[Step]) -> Contents:
                     ctx.clear()
         except ls.UnsupportedError:
             assert isinstance(step, SeqRm)
-            assert ctx.arch in WINDOWED
+            assert ctx.arch in WINDOWS
         else:
             taken.append(step)
     return replay(taken)
@@ -114,9 +110,9 @@ def assert_reported(ctx: ls.Context, restored: ls.Restored, cells: Contents) -> 
         first, last = min(cells[seq_id]), max(cells[seq_id])
         assert span.pos_max == last
         assert span.n_past == last + 1
-        if ctx.arch in RECURRENT:
+        if ctx.arch in ENDS_ONLY:
             assert (span.pos_min, span.rewind_min) == (last, last + 1)
-        elif ctx.arch in WINDOWED:
+        elif ctx.arch in WINDOWS:
             assert first <= span.pos_min <= last
             assert span.pos_min <= span.rewind_min <= last + 1 or span.rewind_min == 0
         else:
@@ -139,7 +135,7 @@ def drawn_history(
         max_steps=5,
         max_run=MAX_LENGTH // 2,
         max_length=MAX_LENGTH,
-        cuts=cuts and model.arch not in RECURRENT,
+        cuts=cuts and model.arch not in ENDS_ONLY,
     )
     return data.draw(history, label="history")
 
@@ -316,7 +312,9 @@ def test_a_sequence_with_its_own_cells_continues_bit_for_bit(
             target.seq_restore(source.seq_snapshot(seq_id), seq_id)
         for seq_id in range(source.n_seq_max):
             error = nmse(next_logits(source, seq_id), next_logits(target, seq_id))
-            if options["flash_attn"] is False and len(cells.get(seq_id, ())) > WINDOWS[model.arch]:
+            if options["flash_attn"] is False and len(cells.get(seq_id, ())) > ALL_WINDOWS.get(
+                model.arch, MAX_LENGTH
+            ):
                 assert error < NMSE_LIMIT
             else:
                 assert error == 0
