@@ -147,7 +147,8 @@ class Family:
                 yield Traits(model.arch, module, k_only, with_ext, ple, window)
 
     def _window(self, model: ModelInfo) -> Window | None:
-        size = model.n_swa or self.window.size or model.window_size()
+        # The API says 0 of deepseek4, which has one: where a cache has a window, the GGUF tells.
+        size = model.n_swa or self.window.size or model.number("attention.sliding_window")
         return Window(self.window.kind, size) if size else None
 
 

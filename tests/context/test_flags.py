@@ -8,7 +8,8 @@ import pytest
 
 import llama_state as ls
 from llama_state import layout
-from tests.kinds import PARTIAL, UNCOUNTED
+from llama_state.testing.conformance import nmse
+from tests.kinds import OWN_STREAMS, PARTIAL, UNCOUNTED
 
 pytestmark = pytest.mark.libllama
 
@@ -48,7 +49,12 @@ def test_partial_states_rewind(model: ls.Model, options: dict[str, object]) -> N
         other = ctx.seq_snapshot(1)
         restored = ctx.seq_restore(partial, 0, partial=True)
         assert restored.sequences[0].n_past == ctx.n_past() == 60
-        assert after(ctx, 9) == expected
+        if model.arch in OWN_STREAMS and options.get("flash_attn") is False:
+            # The cells of its window come back in other places, and sums depend on them.
+            error = nmse(memoryview(expected).cast("f"), memoryview(after(ctx, 9)).cast("f"))
+            assert error < 1e-10
+        else:
+            assert after(ctx, 9) == expected
         assert ctx.seq_snapshot(1) == other
 
 

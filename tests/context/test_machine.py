@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 import llama_state as ls
 from llama_state.testing.conformance import nmse
-from tests.kinds import ENDS_ONLY, WINDOWS
+from tests.kinds import ENDS_ONLY, OWN_STREAMS, WINDOWS
 
 pytestmark = pytest.mark.libllama
 
@@ -152,6 +152,8 @@ class Machine(RuleBasedStateMachine):
             assert context.snapshot() == before
 
     def has_shared_cells(self) -> bool:
+        if self.model.arch in OWN_STREAMS:
+            return False
         return self.unified or self.model.arch == "mamba2"
 
     def can_end_at(self, ctx: int, seq_id: int, start: int) -> bool:

@@ -6,11 +6,12 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from llama_state.errors import FormatError, TruncatedError, UnsupportedError
-from llama_state.layout import Layout, Traits, parse_sequence, parse_whole
+from llama_state.errors import FormatError, StateError, TruncatedError, UnsupportedError
+from llama_state.layout import Layout, Traits, model_traits, parse_sequence, parse_whole
 from tests.layout.blobs import F16, F32, State, text, u32
 from tests.layout.test_parse import CHAT, traits_of
 
@@ -220,7 +221,7 @@ DSV4 = State("dsv4", seq=0, split=2)
     ("find", "new", "reason"),
     [
         (u32(0x34565344), u32(1), "not a deepseek4 payload"),
-        (u32(0x34565344), u32(0x34565344, 2), "not a deepseek4 payload"),
+        (u32(0x34565344), u32(0x34565344, 2), "version 2 of a deepseek4 payload"),
         (u32(0x34565344), u32(0x34565344, 1, 1), "a partial deepseek4 payload"),
         (u32(2, 0, 1, 1), u32(3), "csa: version 3"),
         (u32(2, 0, 1, 1), u32(2, 0, 2), "csa: 2 streams"),
@@ -235,6 +236,43 @@ DSV4 = State("dsv4", seq=0, split=2)
 def test_deepseek4(find: bytes, new: bytes, reason: str) -> None:
     """Each part of a deepseek4 state is recognized by its head."""
     assert reason in str(refuse(DSV4, (DSV4.blob().index(find), new)))
+
+
+MAGIC = str(0x34565344)
+
+
+@pytest.mark.parametrize("word", [{}, {"hybrid": True}, {"recurrent": True}, {"n_swa": 0}])
+@pytest.mark.parametrize("arch", ["", "deepseek4", "deepseek5", "llama", "mamba2", "jamba", "lfm2"])
+@pytest.mark.parametrize("seq", [None, 0])
+def test_the_magic_of_deepseek4_is_not_read_as_a_number(
+    arch: str, word: dict[str, Any], seq: int | None
+) -> None:
+    """Whatever is said of the model, and wherever the state is cut or damaged."""
+    state = State("dsv4", seq=seq, arch=arch or "deepseek4", split=1)
+    blob, traits = state.blob(), model_traits(arch, **word)
+    parse_any = parse_whole if seq is None else parse_sequence
+    start = blob.index(b"DSV4")
+    for length in (*range(start + 4, start + 60), *range(start + 60, len(blob), 97)):
+        for damaged in (blob[:length], blob[:start] + blob[start : start + 4] + bytes(length)):
+            with pytest.raises(StateError) as caught:
+                parse_any(damaged, version=11, traits=traits)
+            assert MAGIC not in str(caught.value)
+
+
+def test_the_error_is_that_of_the_reading_that_gets_furthest() -> None:
+    """Where the library contradicts the table: what the table says is read, and its error told."""
+    state = State("kv", cells=text(40), arch="llama")
+    blob = state.blob()
+    traits = model_traits("llama", hybrid=True, recurrent=False, n_swa=0, rope_type=0)
+    assert parse_whole(blob, version=11, traits=traits).module == "kv"
+    for damaged in (blob[:-1], blob[: len(blob) // 2], blob[:20]):
+        (alone,) = model_traits("llama", rope_type=0)
+        errors = []
+        for given in (alone, traits):
+            with pytest.raises(FormatError) as caught:
+                parse_whole(damaged, version=11, traits=given)
+            errors.append(str(caught.value))
+        assert errors[0] == errors[1]
 
 
 class TestOtherKinds:
