@@ -39,7 +39,8 @@ class Pool:
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
-        self._lock = threading.Lock()
+        # The collector can return a buffer in the middle of any line here, in the same thread.
+        self._lock = threading.RLock()
         self._idle: list[mmap.mmap] = []  # in the order in which they were returned
         self._limits = threading.local()
 
@@ -53,8 +54,8 @@ class Pool:
     def limited(self, nbytes: int | None) -> Iterator[None]:
         """Let this thread borrow buffers of up to *nbytes* only in the block; None: of any size."""
         before = getattr(self._limits, "nbytes", None)
-        self._limits.nbytes = nbytes
         try:
+            self._limits.nbytes = nbytes
             yield
         finally:
             self._limits.nbytes = before
@@ -96,13 +97,14 @@ class Pool:
         if limit is not None and nbytes > limit:
             raise MemoryError(f"a buffer of {nbytes} bytes; the limit is {limit}")
         with self._lock:
-            large_enough = [memory for memory in self._idle if len(memory) >= nbytes]
-            if large_enough:
+            while large_enough := [memory for memory in self._idle if len(memory) >= nbytes]:
                 smallest = min(large_enough, key=len)
-                self._idle.remove(smallest)
-                return smallest
+                with suppress(ValueError):  # gone meanwhile
+                    self._idle.remove(smallest)
+                    return smallest
             if self._idle:  # All are too small: the new one will be kept in place of the largest.
-                self._idle.remove(max(self._idle, key=len))
+                with suppress(ValueError):
+                    self._idle.remove(max(self._idle, key=len))
         try:
             return anonymous(_rounded(nbytes + nbytes // _GROWTH))
         except OSError:

@@ -45,7 +45,7 @@ class LogTap:
         self._api = api
         self._owned = owned
         self._readable = readable
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._users = 0
         # Lives as long as the process: a thread of llama.cpp may still hold the pointer.
         self._chain = ffi.new("struct log_chain *")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import subprocess
 import sys
 import threading
 from array import array
 from multiprocessing.shared_memory import SharedMemory
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,3 +186,41 @@ def test_flat_refuses_the_rest(wrong: object) -> None:
     """What has holes, or is no buffer, is a TypeError."""
     with pytest.raises(TypeError):
         flat(wrong)  # type: ignore[arg-type]
+
+
+class _Cycle:
+    """Refers to itself, so that only the collector finds it."""
+
+    def __init__(self, lent: object) -> None:
+        self.me, self.lent = self, lent
+
+
+def test_a_buffer_that_the_collector_returns() -> None:
+    """It comes back in the middle of anything, also of the borrowing of another one."""
+    pool = Pool(8 << 20)
+
+    def leave() -> None:
+        lent = pool.lend(1 << 16)
+        lent.__enter__()
+        _Cycle(lent)
+
+    def collect(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code is Pool._take.__code__:
+            gc.collect()
+            leave()
+        return collect
+
+    def borrow() -> None:
+        leave()
+        sys.settrace(collect)
+        with pool.lend(1 << 16):
+            pass
+
+    gc.disable()
+    try:
+        thread = threading.Thread(target=borrow, daemon=True)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+    finally:
+        gc.enable()
