@@ -150,24 +150,29 @@ class Restorer:
         Raises:
             RestoreError: llama.cpp refused it; ``rolled_back`` says what is left.
         """
+        put = bound(self._rewind if plan.rewinds else self._put, call, plan.target, incoming)
         with calls.lent(call, plan.kept) if plan.keeps else nullcontext() as copy:
             after = attempt(
                 change,
-                bound(self._attempt, call, change, plan, incoming, copy, check),
-                bound(self._settle, call, change, plan, incoming, copy),
+                bound(self._attempt, call, change, plan, put, incoming.parsed, copy, check),
+                bound(self._settle, call, change, plan, put, copy),
             )
         if incoming.parsed is not None:
             self._fit.learn(incoming.parsed)
         return {seq_id: span for seq_id, span in after.items() if plan.target in (None, seq_id)}
 
-    def put_back(self, call: Call, change: Change, copy: Buffer) -> None:
-        """Put a copy of this context's own back, over whatever the target holds.
-
-        The state of *change* is "done" then, or "emptied" where llama.cpp refused it.
-        """
-        change.state = "touched"
+    def put_back(self, call: Call, target: Target, copy: Buffer) -> bool:
+        """Put a copy of this context's own back; False where the target could only be emptied."""
+        view = memoryview(copy)
         self._shared.last_logits = None
-        change.state = "done" if self._replace(call, change.target, copy) else "emptied"
+        try:
+            parsed = self._form.parse_own(target, view)
+        except (FormatError, UnsupportedError):  # a format that was restored without validation
+            parsed = None
+        if self._put(call, target, Incoming(view, parsed, len(view))):
+            return True
+        calls.empty(call, target)
+        return False
 
     def give_up(self, call: Call, change: Change, error: BaseException) -> None:
         """Empty what *error* left half changed, and say so in a note of it."""
@@ -189,21 +194,21 @@ class Restorer:
         call: Call,
         change: Change,
         plan: Plan,
-        incoming: Incoming,
+        put: Callable[[], bool],
+        parsed: layout.Layout | None,
         copy: Buffer | None,
         check: Callable[[], None],
     ) -> Held:
         """Do what is planned, and undo it where the outcome is not what it must be."""
         change.state = "touched"
         self._shared.last_logits = None
-        put = self._rewind if plan.rewinds else self._put
-        consumed = put(call, plan.target, incoming)
+        consumed = put()
         after = calls.occupied(call, self._facts.n_seq_max)
-        if not consumed or not _agrees(plan, incoming.parsed, after):
+        if not consumed or not _agrees(plan, parsed, after):
             log = call.log()
             change.state = "undone" if self._undo(call, plan, copy) else "emptied"
-            raise self._refusal(incoming.parsed, log, change, consumed=consumed)
-        if incoming.parsed is None:
+            raise self._refusal(parsed, log, change, consumed=consumed)
+        if parsed is None:
             check()
         change.state = "done"
         return after
@@ -241,37 +246,24 @@ class Restorer:
         call: Call,
         change: Change,
         plan: Plan,
-        incoming: Incoming,
+        put: Callable[[], bool],
         copy: Buffer | None,
         error: BaseException,
     ) -> None:
         """Bring a restore that *error* interrupted to an end: undone, done, or empty and said."""
-        put = self._rewind if plan.rewinds else self._put
-        if copy is not None or not plan.filled:
-            if self._undo(call, plan, copy):
-                change.state = "undone"
-        elif put(call, plan.target, incoming):
-            # No copy was kept, since the state was sure to fit.
-            change.state = "done"
-        if change.state not in ("undone", "done"):
+        # Where no copy was kept of what was there, the state was sure to fit.
+        undoes = copy is not None or not plan.filled
+        if self._undo(call, plan, copy) if undoes else put():
+            change.state = "undone" if undoes else "done"
+        else:
             self.give_up(call, change, error)
 
     def _undo(self, call: Call, plan: Plan, copy: Buffer | None) -> bool:
         """Bring back what was there before; False where the target could only be emptied."""
+        if copy is not None:
+            return self.put_back(call, plan.kept, copy)
         calls.empty(call, plan.target)
-        return not plan.filled if copy is None else self._replace(call, plan.kept, copy)
-
-    def _replace(self, call: Call, target: Target, copy: Buffer) -> bool:
-        """Put a copy back; False where the target could only be emptied."""
-        view = memoryview(copy)
-        try:
-            parsed = self._form.parse_own(target, view)
-        except (FormatError, UnsupportedError):  # a format that was restored without validation
-            parsed = None
-        if self._put(call, target, Incoming(view, parsed, len(view))):
-            return True
-        calls.empty(call, target)
-        return False
+        return not plan.filled
 
     def _refusal(
         self,

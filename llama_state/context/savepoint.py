@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._llama.calls import Target
-from .._llama.handles import Handle
+from .._llama.handles import Call, Handle
 from ..errors import StateError
 from .changes import Change, Keeper, add_note
 from .restore import Restorer, called
@@ -79,10 +79,14 @@ class Savepoint:
             for target, copy, tokens in self._kept:
                 change = Change("undo", target, None, tokens)
                 try:
-                    put_back = bound(self._restorer.put_back, call, change, copy)
-                    self._keeper.count(call, change, put_back)
+                    self._keeper.count(call, change, bound(self._put_back, call, change, copy))
                 except StateError as refused:
                     add_note(error, f"{called(target)} was not undone: {refused}")
                 if change.state == "emptied":
                     why = "; ".join(call.log()) or "llama.cpp refused the copy"
                     add_note(error, f"{called(target)} was emptied, not undone: {why}")
+
+    def _put_back(self, call: Call, change: Change, copy: Buffer) -> None:
+        change.state = "touched"
+        put_back = self._restorer.put_back(call, change.target, copy)
+        change.state = "done" if put_back else "emptied"

@@ -161,12 +161,9 @@ class Sequences:
         elif start == 0 or start >= cuts.rewind_min(self._facts, span):
             calls.remove(call, seq_id, start)
             change.state = "undone"
-        elif copy is not None:
-            undo = Change("undo", seq_id, None)
-            self._restorer.put_back(call, undo, copy)
-            if undo.state == "done":
-                change.state = "undone"
-        if change.state != "undone":
+        elif copy is not None and self._restorer.put_back(call, seq_id, copy):
+            change.state = "undone"
+        else:
             self._restorer.give_up(call, change, error)
 
     # -- copying
