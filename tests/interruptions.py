@@ -20,14 +20,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+import pytest
+
 import llama_state
 
+needs_places = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="the places are those of CPython 3.11"
+)
 _PACKAGE = str(Path(llama_state.__file__).parent) + os.sep
 # Python itself reports and drops what a finalizer raises.
 _FINALIZERS = ("__del__", "_free", "finalize")
@@ -78,6 +84,44 @@ def interrupted(call: Callable[[], object], at: Place) -> BaseException | None:
             raise
         return error
     return None
+
+
+def at_places(
+    name: str, call: Callable[[], object], fresh: Callable[[], object]
+) -> Iterator[tuple[Place, str]]:
+    """End a call at one of every :data:`STRIDE` places, from the same state each time.
+
+    Args:
+        name: The call's, which says where to begin.
+        call: The call.
+        fresh: Brings that state back.
+
+    Yields:
+        The place, and what was said, after the call ended there and left nothing open.
+    """
+    fresh()
+    found = places(call)
+    fresh()
+    opened = open_files()
+    for place in found[sum(map(ord, name)) % STRIDE :: STRIDE]:
+        fresh()
+        said = _said(interrupted(call, place))
+        left = left_open(opened)
+        assert not left, (place, left)
+        yield place, said
+
+
+def at_signals(
+    call: Callable[[], object], fresh: Callable[[], object]
+) -> Iterator[tuple[Place, str]]:
+    """End a call by :data:`SIGNALS` signals that are swept over it; yields as :func:`at_places`."""
+    fresh()
+    start = time.perf_counter()
+    call()
+    took = time.perf_counter() - start
+    for i in range(SIGNALS):
+        fresh()
+        yield Place(f"signal {i}", ()), _said(signalled(call, took * (i + 1) / SIGNALS))
 
 
 def signalled(call: Callable[[], object], after: float) -> BaseException | None:
@@ -201,10 +245,13 @@ def open_files() -> Counter[str]:
     return Counter({name: n for name, n in found.items() if not name.startswith("/proc/")})
 
 
-def notes(error: BaseException | None) -> list[str]:
-    """The texts and the notes of an exception and of those that it came after."""
+def _said(error: BaseException | None) -> str:
+    """The texts and the notes of an exception and of those that it came after.
+
+    Nothing refers to the exception then, whose frames hold what they had open.
+    """
     found: list[str] = []
     while error is not None:
         found += [str(error), *getattr(error, "__notes__", [])]
         error = error.__context__
-    return found
+    return " ".join(found)

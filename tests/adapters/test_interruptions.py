@@ -5,8 +5,6 @@ That is known by content: for each list of tokens that may be there, the state t
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,24 +12,11 @@ import pytest
 
 from llama_state import MismatchWarning, StateError, attach
 from llama_state.adapters.llama_cpp import PromptCache
-from tests.interruptions import (
-    SIGNALS,
-    STRIDE,
-    interrupted,
-    is_free,
-    left_open,
-    notes,
-    open_files,
-    places,
-    signalled,
-)
+from tests.interruptions import at_places, at_signals, is_free, needs_places
 
 from .llamas import models
 
-pytestmark = [
-    pytest.mark.llama_cpp,
-    pytest.mark.skipif(sys.version_info < (3, 11), reason="the places are those of CPython 3.11"),
-]
+pytestmark = [pytest.mark.llama_cpp, needs_places]
 
 A, B = list(b"The password of chat A"), list(b"Hello, I am chat B and longer")
 MORE = list(b" goes on for more than one piece of sixteen tokens")
@@ -150,15 +135,7 @@ def test_interrupted_anywhere(bench: Bench, name: str) -> None:
     bench.fresh()
     call(bench)
     after = bench.held()
-    bench.fresh()
-    found = places(lambda: call(bench))
-    bench.fresh()
-    opened = open_files()
-    for place in found[sum(map(ord, name)) % STRIDE :: STRIDE]:
-        bench.fresh()
-        error = interrupted(lambda: call(bench), place)
-        said = " ".join(notes(error))
-        del error
+    for place, said in at_places(name, lambda: call(bench), bench.fresh):
         assert is_free(bench.ctx), place
         tokens, _ = bench.held()
         # A lookup forgets what the prompt does not begin with.
@@ -166,7 +143,6 @@ def test_interrupted_anywhere(bench: Bench, name: str) -> None:
         known = (tuple(A), tuple(B), after[0])
         assert tokens in known or forgotten or "emptied" in said, (place, tokens)
         bench.is_true()
-        assert not left_open(opened), place
         bench.fresh()
         call(bench)
         assert bench.held() == after, place
@@ -179,11 +155,5 @@ def test_interrupted_anywhere(bench: Bench, name: str) -> None:
 def test_signals(bench: Bench, name: str) -> None:
     """The same for signals, swept over the call."""
     call = CALLS[name]
-    bench.fresh()
-    start = time.perf_counter()
-    call(bench)
-    took = time.perf_counter() - start
-    for i in range(SIGNALS):
-        bench.fresh()
-        signalled(lambda: call(bench), took * (i + 1) / SIGNALS)
+    for _ in at_signals(lambda: call(bench), bench.fresh):
         bench.is_true()

@@ -6,8 +6,6 @@ takes all places, the other profiles a part of them, another one for each call a
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,24 +18,18 @@ from llama_state.context.savepoint import Savepoint
 from llama_state.inspection.conversion import convert_file
 from llama_state.inspection.verification import verify_file
 from tests.interruptions import (
-    SIGNALS,
-    STRIDE,
     Interruption,
     Place,
+    at_places,
+    at_signals,
     interrupted,
     is_free,
-    left_open,
-    notes,
-    open_files,
+    needs_places,
     places,
-    signalled,
 )
 from tests.libllama import MODELS
 
-pytestmark = [
-    pytest.mark.libllama,
-    pytest.mark.skipif(sys.version_info < (3, 11), reason="the places are those of CPython 3.11"),
-]
+pytestmark = [pytest.mark.libllama, needs_places]
 
 LONG = list(range(1, 20))  # three pieces
 BLOCK = [2, 2]
@@ -198,17 +190,8 @@ def test_interrupted_anywhere(bench: Bench, name: str) -> None:
     bench.fresh()
     bench.ctx.decode(BLOCK)
     block = bench.content()
-    bench.fresh()
-    found = places(lambda: call(bench))
-    bench.fresh()
-    opened = open_files()
-    for place in found[sum(map(ord, name)) % STRIDE :: STRIDE]:
-        bench.fresh()
-        error = interrupted(lambda: call(bench), place)
-        said = " ".join(notes(error))
-        del error  # its frames hold what they had open
+    for place, said in at_places(name, lambda: call(bench), bench.fresh):
         _is_sound(bench, place, before, block if _left(place) else after, said)
-        assert not left_open(opened), place
         bench.fresh()
         call(bench)
         assert bench.content() == after, place
@@ -224,16 +207,10 @@ def test_signals(bench: Bench, name: str) -> None:
     call = CALLS[name]
     bench.fresh()
     before = bench.content()
-    start = time.perf_counter()
     call(bench)
-    took = time.perf_counter() - start
     after = bench.content()
-    for i in range(SIGNALS):
-        bench.fresh()
-        error = signalled(lambda: call(bench), took * (i + 1) / SIGNALS)
-        said = " ".join(notes(error))
-        del error
-        _is_sound(bench, Place(f"signal {i}", ()), before, after, said)
+    for place, said in at_signals(lambda: call(bench), bench.fresh):
+        _is_sound(bench, place, before, after, said)
 
 
 def _is_sound(bench: Bench, place: Place, before: Content, after: Content, said: str) -> None:
