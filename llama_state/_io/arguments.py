@@ -170,7 +170,7 @@ def _checker(part: str, names: Mapping[str, Any]) -> Rule:
     first, *rest = kind.split(".")
     known = functools.reduce(getattr, rest, names[first])
     if isinstance(known, type):
-        return functools.partial(_instance, known)
+        return _instance(known)
     if typing.get_origin(known) is typing.Literal:
         return _one_of(typing.get_args(known))
     return _rule(str(known), names)  # an alias of something else
@@ -233,24 +233,12 @@ def _flag(name: str, value: Any) -> bool:
     raise _wrong(name, value, "True or False", "bool")
 
 
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise _wrong(name, value, "text", "str")
-    return value
-
-
 def _path(name: str, value: Any) -> Any:
     if isinstance(value, str) or (
         isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)
     ):
         return value
     raise _wrong(name, value, "a path as str or os.PathLike", "StrPath")
-
-
-def _bytes(name: str, value: Any) -> Any:
-    if not isinstance(value, (bytes, bytearray, memoryview)):
-        raise _wrong(name, value, "bytes", "bytes")
-    return value
 
 
 def _buffer(name: str, value: Any) -> Any:
@@ -292,12 +280,6 @@ def _callable(name: str, value: Any) -> Any:
     return value
 
 
-def _mapping(name: str, value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        raise _wrong(name, value, "a mapping", "Mapping")
-    return value
-
-
 def _sequence(name: str, value: Any) -> Any:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise _wrong(name, value, "a list or another sequence", "Sequence")
@@ -328,22 +310,32 @@ def _one_of(choices: Sequence[Any]) -> Rule:
     return rule
 
 
-def _instance(kind: type, name: str, value: Any) -> Any:
-    if not isinstance(value, kind):
-        article = "an" if kind.__name__[0] in "AEIO" else "a"
-        raise _wrong(name, value, f"{article} {kind.__name__}", kind.__name__)
-    return value
+def _instance(kind: type) -> Rule:
+    """Return the rule of a class."""
+    article = "an" if kind.__name__[0] in "AEIO" else "a"
+    return _one_kind(kind, f"{article} {kind.__name__}", kind.__name__)
 
+
+def _one_kind(kind: type | tuple[type, ...], wanted: str, annotation: str) -> Rule:
+    """Return the rule of an annotation that is known by the value's class."""
+
+    def rule(name: str, value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise _wrong(name, value, wanted, annotation)
+        return value
+
+    return rule
+
+
+_mapping = _one_kind(Mapping, "a mapping", "Mapping")
 
 _RULES: Final[Mapping[str, Rule]] = {
-    "Any": lambda _, value: value,
-    "object": lambda _, value: value,
-    "P.args": lambda _, value: value,
+    **dict.fromkeys(("Any", "object", "P.args"), lambda _, value: value),
     "int": _integer,
     "float": _number,
     "bool": _flag,
-    "str": _text,
-    "bytes": _bytes,
+    "str": _one_kind(str, "text", "str"),
+    "bytes": _one_kind((bytes, bytearray, memoryview), "bytes", "bytes"),
     "StrPath": _path,
     "Buffer": _buffer,
     "memoryview": _buffer,

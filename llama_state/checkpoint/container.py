@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from .._io.buffers import anonymous, flat
 from ..errors import ChecksumError, FormatError, TruncatedError, VersionError
-from ..layout.recognition import CHECKPOINT_MAGIC
+from ..layout.recognition import CHECKPOINT_MAGIC as MAGIC
 from . import compression, digests
 from .digests import Digest
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Container", "Part", "is_container", "open_container", "pack"]
 
-MAGIC: Final = CHECKPOINT_MAGIC
 MARK: Final = b"\x1aLLSTend"
 VERSION: Final = 1
 KEYED, COMPRESSED = 1, 2

@@ -6,7 +6,6 @@ moves between builds; see ``_params``.
 
 from __future__ import annotations
 
-import operator
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,12 +126,12 @@ def _read_back(call: Call, ptr: Any, fields: Mapping[str, int | bool]) -> None:
 
 
 def checked_tokens(tokens: Iterable[int], n_vocab: int) -> list[int]:
-    """*tokens* as a list of ids that are all in the vocabulary.
+    """*tokens*, which are integers, as a list of ids that are all in the vocabulary.
 
     Raises:
         DecodeError: One is not; nothing was given to llama.cpp.
     """
-    ids = [operator.index(token) for token in tokens]
+    ids = list(tokens)
     for token in ids:
         if not 0 <= token < n_vocab:
             raise DecodeError(

@@ -106,7 +106,8 @@ def _open_native(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a file that is not a checkpoint; *state* of *file* is the whole file."""
     found = recognize(file.state)
     if found.kind in _FILES:
-        return _open_file(file, traits)
+        kind: FileKind = "session file" if found.kind == _FILES[0] else "sequence file"
+        return _open_file(replace(file, kind=kind), traits)
     if found.kind == "sequence blob":
         return _open_blob(file, traits)
     if found.kind == "whole blob":
@@ -119,8 +120,7 @@ def _open_native(file: StateFile, traits: Sequence[Traits]) -> StateFile:
 def _open_file(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a session file, a sequence file or a slot file."""
     data = file.state
-    kind: FileKind = "session file" if recognize(data).kind == _FILES[0] else "sequence file"
-    file = replace(file, kind=kind, state=data[:0])
+    file = replace(file, state=data[:0])
     try:
         header = parse_file_header(data, any_version=True)
     except FormatError as error:

@@ -28,7 +28,6 @@ from .recognition import GGUF_MAGIC, recognize
 MAX_HEADER: Final = 1 << 28
 """The most bytes of a header that are read; the largest vocabularies take about 32 MiB."""
 
-_MAGIC = GGUF_MAGIC
 _VERSIONS = (2, 3)
 _BIG_ENDIAN = tuple(version << 24 for version in _VERSIONS)
 _PIECE = 1 << 20
@@ -274,8 +273,8 @@ def _read_one(path: StrPath, part: int) -> tuple[Mapping[str, Value], list[GGUFT
 
 def _read_preamble(cursor: _HeaderCursor) -> tuple[int, int]:
     """Read what precedes the keys; return the numbers of tensors and of keys."""
-    start = cursor.skip(len(_MAGIC), "magic")
-    if cursor.view[start : cursor.at] != _MAGIC:
+    start = cursor.skip(len(GGUF_MAGIC), "magic")
+    if bytes(cursor.view[start : cursor.at]) != GGUF_MAGIC:
         found = recognize(cursor.view[start:])
         raise FormatError(f"this is {found.what}, not a GGUF file: {found.use}", offset=start)
     version = cursor.u32("version")
