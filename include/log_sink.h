@@ -75,17 +75,18 @@ static void sink_callback(int level, const char *line, void *user_data)
         chain->next(level, line, chain->next_data);
 }
 
-// Calls of this thread store their lines from here on. Nests.
-SINK_API void log_sink_enter(void)
+// How many blocks of this thread are open.
+SINK_API int log_sink_depth(void)
 {
-    sink_depth++;
+    return sink_depth;
 }
 
-// Ends what the matching log_sink_enter began.
-SINK_API void log_sink_leave(void)
+// Opens or closes blocks of this thread up to a depth: above 0, its calls store their lines.
+// A depth, not a step, so that one block that was left without a word is mended by the next.
+SINK_API void log_sink_set_depth(int depth)
 {
-    sink_depth--;
-    if (sink_depth == 0) {
+    sink_depth = depth;
+    if (depth == 0) {
         free(sink_own.data);
         memset(&sink_own, 0, sizeof sink_own);
     }
@@ -110,6 +111,13 @@ SINK_API size_t log_sink_take(bool shared, char *out, size_t size)
     if (shared)
         SINK_UNLOCK();
     return n;
+}
+
+// A new chain with nothing in it. It is never freed: llama.cpp, or a thread of it, may still
+// hold the pointer when Python has forgotten the library.
+SINK_API struct log_chain *log_sink_chain(void)
+{
+    return calloc(1, sizeof(struct log_chain));
 }
 
 // Makes ours the library's callback. With a chain the one before goes on being called.

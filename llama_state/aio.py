@@ -176,6 +176,7 @@ class AsyncContext:
             stop: Set when the task is cancelled.
             droppable: A task that is cancelled before its turn has come leaves the work undone.
         """
+        self.context.library.check_process("context")  # the thread is not in a forked process
         try:
             running = self._worker.submit(work)
         except RuntimeError:

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Final
 
+from .forks import in_each_child
+
 if TYPE_CHECKING:
     from . import Buffer
 
@@ -123,8 +125,13 @@ class Pool:
             while self._idle and sum(map(len, self._idle)) > self._kept:
                 self._idle.pop(0)
 
+    def renew(self) -> None:
+        """Make it usable in a forked process, where a thread may have held the lock."""
+        self._lock = threading.RLock()
+
 
 POOL: Final = Pool(KEPT)
+in_each_child(POOL.renew)
 
 
 def trim_buffers() -> int:

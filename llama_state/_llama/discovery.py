@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from .._io import StrPath
 from .._io.arguments import checked
+from .._io.forks import in_each_child
 from ..errors import LibraryNotFoundError
 from .library import Library
 
@@ -67,6 +68,7 @@ def load_library(path: StrPath | None = None) -> Library:
 
     Raises:
         LibraryNotFoundError: Nothing usable; ``tried`` names every place and why it failed.
+        UnsupportedError: The process that this one was forked from has loaded it.
     """
     with _lock:
         tried: list[tuple[str, str]] = []
@@ -204,4 +206,13 @@ def _open(path: Path, source: str) -> Library:
             except OSError as error:
                 raise LibraryNotFoundError(f"cannot be opened: {error}") from error
             _loaded[key] = Library(handle, key, source, borrowed=borrowed)
+        _loaded[key].check_process()
         return _loaded[key]
+
+
+def _renew() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+in_each_child(_renew)

@@ -1,13 +1,17 @@
-"""Pointers of llama.cpp that are owned or borrowed, locked, and freed once.
+"""Handles of models and contexts, and the C objects behind them.
 
-:meth:`Handle.use` is the one gate to C: inside it the pointer is alive, no other thread is in a
-call on it, and what llama.cpp logs is collected.
+:meth:`Handle.use` is the one gate to C: inside it the object is alive and of this process, no
+other thread is in a call on it, and what llama.cpp logs is collected.
+
+An object is freed once, by the end of its owner. Where a call runs on it then, in this or another
+thread, the end of the last call frees it: nobody waits, least of all the garbage collector.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,9 +19,19 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._io.forks import check_process, in_each_child
 from ..errors import ClosedError
 from ._llama_cffi import ffi, lib
 from .library import Library
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Seconds that a call in a daemon thread may go on at the interpreter's exit.
+_PATIENCE = 5.0
+_exiting = threading.Event()
+# The collector can come back to any of this in the middle of a line, in the same thread.
+_guard = threading.RLock()
 
 
 class LastLogits(NamedTuple):
@@ -34,37 +48,215 @@ class LastLogits(NamedTuple):
     row: memoryview[float] | None = None
 
 
-class Shared:
-    """What all handles of one pointer have in common.
+class Pointer:
+    """The address of a C object, and what all handles of it have in common.
+
+    Args:
+        library: The library that made it.
+        ptr: The address.
+        free: The C wrapper that frees it, or None for one that belongs to another binding.
+        of: What must outlive it: the model of a context.
 
     Attributes:
-        freed: The pointer is dangling.
+        pid: The process that made it.
+        freed: It is dangling.
         lock: Held during every call.
         on_device: Sequence id -> the snapshot whose data llama.cpp keeps on the device.
         last_logits: Whose logits are there; None where the last call that changed the memory
             was no decode of ours: llama.cpp itself goes on giving the logits of before.
     """
 
-    __slots__ = ("__weakref__", "freed", "last_logits", "lock", "on_device")
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        library: Library,
+        ptr: Any,
+        free: Callable[[Any, Any], None] | None = None,
+        of: Pointer | None = None,
+    ) -> None:
+        self.library = library
+        self.ptr = ptr
+        self.pid = os.getpid()
         self.lock = threading.RLock()
         self.freed = False
         self.on_device: dict[int, object] = {}
         self.last_logits: LastLogits | None = None
+        self._free = free
+        self._of = of
+        self._doomed = False
+        self._calls = 0  # that are open, nested ones too; changed under the lock
+        self._dependents = 0  # that must be freed first; changed under the guard
+        if of is not None:
+            with _guard:
+                of._dependents += 1
+
+    @property
+    def owned(self) -> bool:
+        """Whether it is ours to free."""
+        return self._free is not None
+
+    @property
+    def gone(self) -> bool:
+        """Whether a call on it is a ClosedError."""
+        return self.freed or (self._doomed and not self._calls)
+
+    @property
+    def forked(self) -> bool:
+        """Whether it was made by the process that this one was forked from."""
+        return os.getpid() != self.pid
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other threads out for the length of a block, and free it then if it is time."""
+        try:
+            with self.lock:
+                yield
+        finally:
+            if self._doomed:
+                self._release()
+
+    @contextmanager
+    def open(self, what: str) -> Iterator[None]:
+        """Keep it alive for the length of a block, with no other thread in a call on it.
+
+        Args:
+            what: What to call it in an error.
+
+        Raises:
+            ClosedError: It was freed, or will be as soon as the last call has ended.
+            UnsupportedError: Another process made it.
+        """
+        check_process(self.pid, what)
+        with self.locked():
+            if self.gone:
+                raise ClosedError(f"the {what} was closed")
+            calls = self._calls
+            try:
+                self._calls = calls + 1
+                yield
+            finally:
+                self._calls = calls  # right wherever the block was interrupted
+
+    def doom(self) -> None:
+        """Free it, now or by the end of the last call on it, unless it is another process's."""
+        if self.forked:
+            return
+        if not _exiting.is_set():
+            self._doomed = True
+            self._release()
+        # A daemon thread in a call is not waited for long: the process ends without us then, and
+        # what the call needs stays. The lock is kept: daemon threads wait rather than fail.
+        elif self.lock.acquire(timeout=_PATIENCE):
+            self._doomed = True
+            if self._idle():
+                self._free_now()
+
+    def _idle(self) -> bool:
+        return not (self.freed or self._calls or self._dependents)
+
+    def _release(self) -> None:
+        # Who finds the lock taken can leave: whoever has it looks again after it.
+        while self._idle() and self.lock.acquire(blocking=False):
+            try:
+                if self._idle():
+                    self._free_now()
+            finally:
+                self.lock.release()
+
+    def _free_now(self) -> None:
+        try:
+            self.freed = True
+        finally:
+            if self._free is not None:
+                self._free(self.library.api, self.ptr)
+            if self._of is not None:
+                self._of._lose_dependent()
+
+    def _lose_dependent(self) -> None:
+        with _guard:
+            self._dependents -= 1
+        if self._doomed:
+            self._release()
 
 
-# One for each context, however many handles it has: (library, address) -> what they share.
-_shared: weakref.WeakValueDictionary[tuple[int, int], Shared] = weakref.WeakValueDictionary()
-_shared_guard = threading.Lock()
+class Resource:
+    """Keeps a pointer alive as long as something refers to this.
+
+    Args:
+        pointer: The pointer.
+        owned: It is freed after this.
+        keep: What a borrowed pointer belongs to.
+    """
+
+    __slots__ = ("__weakref__", "_keep", "pointer")
+
+    def __init__(self, pointer: Pointer, *, owned: bool, keep: object = None) -> None:
+        self.pointer = pointer
+        self._keep = keep
+        if owned:
+            weakref.finalize(self, pointer.doom)
+            _watch_exit()
 
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+class _Known(NamedTuple):
+    """A pointer that handles were made of, and whose it is, where that can be told."""
 
-# Seconds that a call in a daemon thread may go on at the interpreter's exit.
-_PATIENCE = 5.0
-_exiting = threading.Event()
+    pointer: weakref.ref[Pointer]
+    owner: weakref.ref[Any] | None
+
+
+# One for each context, however many handles it has.
+_contexts: dict[tuple[int, int], _Known] = {}
+
+
+def owned_context(library: Library, ptr: Any, model: Pointer) -> Resource:
+    """Return what keeps a context alive that was made of *model*, and keeps the model alive."""
+    pointer = Pointer(library, ptr, lib.llama_free, model)
+    with _guard:
+        _remember(pointer, None)
+    return Resource(pointer, owned=True)
+
+
+def borrowed_context(library: Library, ptr: Any, owner: object, *, keep: bool = True) -> Resource:
+    """Return what keeps a context alive that is another binding's, or has an owner already.
+
+    Args:
+        library: The library that made it.
+        ptr: Its address.
+        owner: What it belongs to. Only the same object is known to be the same context: others
+            may have been made at the address of one that was freed.
+        keep: Keep the owner alive, too.
+    """
+    with _guard:
+        known = _contexts.get(_key(library, ptr))
+        pointer = known and known.pointer()
+        if known is None or pointer is None or pointer.freed:
+            pointer = Pointer(library, ptr)
+            _remember(pointer, owner)
+        elif not (pointer.owned or (known.owner is not None and known.owner() is owner)):
+            pointer.last_logits = None
+            pointer.on_device = {}
+            _remember(pointer, owner)
+    return Resource(pointer, owned=False, keep=owner if keep else None)
+
+
+def _key(library: Library, ptr: Any) -> tuple[int, int]:
+    return id(library), int(ffi.cast("uintptr_t", ptr))
+
+
+def _remember(pointer: Pointer, owner: object) -> None:
+    key = _key(pointer.library, pointer.ptr)
+    try:
+        of = weakref.ref(owner) if owner is not None else None
+    except TypeError:  # a number
+        of = None
+    _contexts[key] = _Known(weakref.ref(pointer, functools.partial(_forget, key)), of)
+
+
+def _forget(key: tuple[int, int], gone: weakref.ref[Pointer]) -> None:
+    with _guard:
+        known = _contexts.get(key)
+        if known is not None and known.pointer is gone:
+            del _contexts[key]
 
 
 class Call:
@@ -76,57 +268,23 @@ class Call:
         log: Takes what llama.cpp has logged in this block so far.
     """
 
-    __slots__ = ("api", "log", "ptr")
-
     def __init__(self, api: Any, ptr: Any, log: Callable[[], tuple[str, ...]]) -> None:
         self.api = api
         self.ptr = ptr
         self.log = log
 
 
-class Resource:
-    """A C object that lives as long as something refers to this, and is freed exactly once.
-
-    Args:
-        ptr: The pointer.
-        free: The C wrapper that frees it, or None for one that belongs to another binding.
-        shared: What its handles share; marked when the pointer is freed.
-        keep: What must outlive it: a context keeps its model's resource, a borrowed
-            context the object that owns it.
-    """
-
-    __slots__ = ("__weakref__", "_finalizer", "ptr")
-
-    def __init__(
-        self,
-        api: Any,
-        ptr: Any,
-        free: Callable[[Any, Any], None] | None,
-        shared: Shared,
-        keep: object,
-    ) -> None:
-        self.ptr = ptr
-        self._finalizer = weakref.finalize(self, _free, free, api, ptr, shared, keep)
-        _watch_exit()
-
-    def abandon(self) -> None:
-        """Never free it: something that could not be freed still needs it."""
-        self._finalizer.detach()
-
-
 class Handle:
-    """A pointer of one library, with a lock.
+    """A pointer of one library.
 
     Args:
-        library: The library that made the pointer.
         resource: What keeps it alive.
-        shared: Its lock.
         what: What to call it in an error.
     """
 
-    def __init__(self, library: Library, resource: Resource, shared: Shared, what: str) -> None:
-        self.library = library
-        self.shared = shared
+    def __init__(self, resource: Resource, what: str) -> None:
+        self.pointer: Pointer = resource.pointer
+        self.library: Library = resource.pointer.library
         self._resource: Resource | None = resource
         self._what = what
 
@@ -134,40 +292,47 @@ class Handle:
         raise TypeError(f"a {self._what} lives in its process and cannot be pickled")
 
     @property
-    def resource(self) -> Resource:
-        """What keeps the pointer alive, for those that depend on it.
+    def address(self) -> Any:
+        """The pointer, to be shown and not to be used.
 
         Raises:
             ClosedError: It was closed.
         """
-        resource = self._resource
-        if resource is None:
+        if self.closed:
             raise ClosedError(f"the {self._what} was closed")
-        return resource
+        return self.pointer.ptr
 
     @property
     def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._resource is None
+        """Whether :meth:`use` is a ClosedError."""
+        return self._resource is None or self.pointer.gone
+
+    @property
+    def usable(self) -> bool:
+        """Whether :meth:`use` is no error."""
+        return not (self.closed or self.pointer.forked)
 
     @contextmanager
     def use(self) -> Iterator[Call]:
-        """Lock the pointer and collect the log for the length of the block.
+        """Keep the pointer alive, lock it and collect the log for the length of the block.
 
         Raises:
             ClosedError: It was closed.
+            UnsupportedError: It was made by the process that this one was forked from.
         """
-        with self.shared.lock:
-            resource = self.resource
-            if self.shared.freed:  # by its owner, or by the interpreter's exit
+        with self.pointer.open(self._what), self.library.log.capture():
+            resource = self._resource  # kept alive, also where the block closes this
+            if resource is None:
                 raise ClosedError(f"the {self._what} was closed")
-            with self.library.log.capture():
-                yield Call(self.library.api, resource.ptr, self.library.log.lines)
+            yield Call(self.library.api, self.pointer.ptr, self.library.log.lines)
 
     def close(self) -> None:
         """Let go of the pointer once no call runs on it. Safe to call again."""
-        with self.shared.lock:
+        if self.pointer.forked:  # a lock that was held at the fork is never released here
             self._resource = None
+        else:
+            with self.pointer.locked():
+                self._resource = None
 
 
 class Owner:
@@ -190,47 +355,21 @@ class Owner:
         """Let go of it once no call runs on it. Safe to call again.
 
         A context is freed with its last handle, an attached one never. A model that is closed
-        before its contexts is freed after the last of them.
+        before its contexts is freed after the last of them. One that is closed in the middle of
+        a call, by its *progress*, is freed by the end of the call.
         """
         self._handle.close()
-
-
-def model_handle(library: Library, ptr: Any) -> Handle:
-    """Return a handle that owns the model at *ptr*; its contexts keep the model alive."""
-    shared = Shared()
-    resource = Resource(library.api, ptr, lib.llama_model_free, shared, None)
-    return Handle(library, resource, shared, "model")
-
-
-def context_handle(library: Library, ptr: Any, *, owned: bool, keep: object) -> Handle:
-    """Return a handle of the context at *ptr*; only an *owned* one is freed."""
-    key = (id(library), int(ffi.cast("uintptr_t", ptr)))
-    with _shared_guard:
-        shared = _shared.get(key)
-        # The address of one that was freed is used again.
-        if shared is None or shared.freed or owned:
-            shared = _shared[key] = Shared()
-    free = lib.llama_free if owned else None
-    return Handle(library, Resource(library.api, ptr, free, shared, keep), shared, "context")
-
-
-def _free(
-    free: Callable[[Any, Any], None] | None, api: Any, ptr: Any, shared: Shared, keep: object
-) -> None:
-    if free is None:
-        return
-    # Only at exit can a call still run, in a daemon thread. It gets some time to end; then the
-    # process ends without us, and what the call needs stays.
-    if shared.lock.acquire(timeout=_PATIENCE):
-        shared.freed = True
-        free(api, ptr)
-        if not _exiting.is_set():
-            shared.lock.release()  # at exit daemon threads wait here rather than fail
-    elif isinstance(keep, Resource):
-        keep.abandon()
 
 
 @functools.cache
 def _watch_exit() -> None:
     # Registered after weakref's own function, and so called before it.
     atexit.register(_exiting.set)
+
+
+def _renew() -> None:
+    global _guard
+    _guard = threading.RLock()
+
+
+in_each_child(_renew)

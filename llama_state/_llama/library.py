@@ -12,6 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
+from .._io import forks
 from ..errors import LibraryNotFoundError, UnsupportedError
 from ._llama_cffi import ffi, lib
 from .log import LogTap
@@ -53,6 +54,7 @@ class Library:
     def __init__(self, handle: ctypes.CDLL, path: Path, source: str, *, borrowed: bool) -> None:
         self.path = path
         self.source = source
+        self._pid = os.getpid()
         self.api, missing = _bind(handle)
         lacking = sorted(missing - _OPTIONAL)
         if lacking:
@@ -73,6 +75,14 @@ class Library:
 
     def __reduce__(self) -> Any:
         raise TypeError("a Library belongs to its process and cannot be pickled")
+
+    def check_process(self, what: str = "library") -> None:
+        """Raise UnsupportedError in another process than the one that loaded it.
+
+        Args:
+            what: What of it is used, for the error.
+        """
+        forks.check_process(self._pid, what)
 
     def require(self, capability: str) -> None:
         """Raise UnsupportedError unless this library has *capability*."""

@@ -43,12 +43,13 @@ class LogTap:
 
     def __init__(self, api: Any, *, owned: bool, readable: bool) -> None:
         self._api = api
-        self._owned = owned
+        # Ours already is where this package was imported before in the process.
+        self._owned = owned or (readable and lib.log_sink_installed(api))
         self._readable = readable
         self._lock = threading.RLock()
-        self._users = 0
-        # Lives as long as the process: a thread of llama.cpp may still hold the pointer.
-        self._chain = ffi.new("struct log_chain *")
+        self._users: set[object] = set()  # one for each open block
+        self._before: tuple[Any, Any] | None = None  # the callback that ours stands in front of
+        self._chain = lib.log_sink_chain()
         if owned:
             lib.log_sink_install(api, self._chain)
 
@@ -59,18 +60,20 @@ class LogTap:
         Args:
             silent: Do not pass lines on to the other binding's callback or to the logger.
         """
-        if not self._owned and self._readable:
-            self._step_in(silent)
-        lib.log_sink_enter()
+        depth, user = lib.log_sink_depth(), object()
         try:
+            if not self._owned and self._readable:
+                self._step_in(user, silent)
+            lib.log_sink_set_depth(depth + 1)
             yield
         finally:
-            if self._owned and not silent and (lib.log_sink_size(False) or lib.log_sink_size(True)):
-                for line in [*_stored(shared=False), *_stored(shared=True)]:
-                    LOGGER.log(line.level, "%s", line.text)
-            lib.log_sink_leave()
-            if not self._owned and self._readable:
-                self._step_out()
+            try:
+                if self._owned and not silent:
+                    self._hand_on()
+            finally:  # a handler may raise
+                lib.log_sink_set_depth(depth)
+                if not self._owned and self._readable:
+                    self._step_out(user)
 
     def lines(self) -> tuple[str, ...]:
         """Take what this thread's calls have logged so far: warnings and errors."""
@@ -82,11 +85,16 @@ class LogTap:
                 LOGGER.log(line.level, "%s", line.text)
         return tuple(line.text for line in stored if line.level >= logging.WARNING)
 
-    def _step_in(self, silent: bool) -> None:
+    def _hand_on(self) -> None:
+        if lib.log_sink_size(False) or lib.log_sink_size(True):
+            for line in [*_stored(shared=False), *_stored(shared=True)]:
+                LOGGER.log(line.level, "%s", line.text)
+
+    def _step_in(self, user: object, silent: bool) -> None:
         with self._lock:
-            self._users += 1
+            self._users.add(user)
             # A second thread finds ours already in place and must not chain it to itself.
-            if self._users == 1 and not lib.log_sink_installed(self._api):
+            if len(self._users) == 1 and not lib.log_sink_installed(self._api):
                 following, data = ffi.new("ggml_log_callback *"), ffi.new("void **")
                 lib.llama_log_get(self._api, following, data)
                 self._before = (following[0], data[0])
@@ -94,12 +102,14 @@ class LogTap:
                 self._chain.next_data = data[0]
                 lib.log_sink_install(self._api, self._chain)
 
-    def _step_out(self) -> None:
+    def _step_out(self, user: object) -> None:
         with self._lock:
-            self._users -= 1
-            # Where the other binding has set a new callback meanwhile, that one stays.
-            if self._users == 0 and lib.log_sink_installed(self._api):
-                lib.llama_log_set(self._api, *self._before)
+            self._users.discard(user)
+            if not self._users and self._before is not None:
+                before, self._before = self._before, None
+                # Where the other binding has set a new callback meanwhile, that one stays.
+                if lib.log_sink_installed(self._api):
+                    lib.llama_log_set(self._api, *before)
 
 
 def _stored(*, shared: bool) -> list[LogLine]:

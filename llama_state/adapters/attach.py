@@ -11,7 +11,7 @@ from typing import Any
 from .._io import StrPath
 from .._io.arguments import checked
 from .._llama._llama_cffi import ffi
-from .._llama.handles import context_handle
+from .._llama.handles import Handle, borrowed_context
 from .._llama.library import Library
 from ..context.context import Context
 from ..context.identity import Origin
@@ -66,7 +66,7 @@ def attach(
             "attach(pointer, library=load_library('/path/to/libllama.so'))"
         )
     ptr = ffi.cast("struct llama_context *", address)
-    handle = context_handle(library, ptr, owned=False, keep=obj)
+    handle = Handle(borrowed_context(library, ptr, obj), "context")
     if model_path is None:
         return Context(handle)
     return Context(handle, origin=Origin(str(Path(model_path).absolute())))

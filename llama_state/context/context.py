@@ -85,7 +85,7 @@ class Context(Owner):
     @property
     def pointer(self) -> int:
         """The address of the ``llama_context``."""
-        return int(ffi.cast("uintptr_t", self._handle.resource.ptr))
+        return int(ffi.cast("uintptr_t", self._handle.address))
 
     # -- what its states belong to
 

@@ -69,12 +69,12 @@ class DeviceMemory:
             tokens = self._keeper.known_tokens(call, seq_id)
             head = calls.read(call, seq_id, calls.ON_DEVICE)
             kept = OnDevice(seq_id, head, calls.positions(call, seq_id), tokens)
-            self._handle.shared.on_device[seq_id] = kept
+            self._handle.pointer.on_device[seq_id] = kept
         return DeviceSnapshot(self, kept)
 
     def has(self, kept: OnDevice) -> bool:
         """Tell whether llama.cpp still has the tensors of *kept*."""
-        return not self._handle.closed and self._handle.shared.on_device.get(kept.seq_id) is kept
+        return not self._handle.closed and self._handle.pointer.on_device.get(kept.seq_id) is kept
 
     def restore(self, dest: int, kept: OnDevice) -> Restored:
         """Replace *dest* by *kept*; errors as :meth:`DeviceSnapshot.restore`."""
@@ -97,7 +97,7 @@ class DeviceMemory:
 
     def _write(self, call: Call, change: Change, dest: int, kept: OnDevice) -> dict[int, Span]:
         change.state = "touched"
-        self._handle.shared.last_logits = None
+        self._handle.pointer.last_logits = None
         calls.empty(call, dest)
         held = {}
         if kept.span.last >= 0:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .._llama._llama_cffi import ffi, lib
-from .._llama.handles import Call, Handle, model_handle
+from .._llama.handles import Call, Handle, Pointer, Resource, owned_context
 from .._llama.library import Library
 from .._llama.params import CONTEXT_FIELDS, context_offsets, model_offsets
 from ..errors import (
@@ -44,8 +44,10 @@ def load_model(library: Library, path: str, n_gpu_layers: int | None) -> Handle:
     Raises:
         ModelNotFoundError: There is no such file.
         ModelLoadError: It is no model, or llama.cpp could not load it; its log lines travel along.
-        UnsupportedError: *n_gpu_layers* is given and the struct's layout is unknown.
+        UnsupportedError: *n_gpu_layers* is given and the struct's layout is unknown, or another
+            process loaded the library.
     """
+    library.check_process()
     _expect_model(path)
     with library.log.capture():
         params = lib.llama_model_default_params(library.api)
@@ -56,7 +58,8 @@ def load_model(library: Library, path: str, n_gpu_layers: int | None) -> Handle:
         ptr = lib.llama_model_load_from_file(library.api, os.fsencode(path), params)
         if not ptr:
             raise ModelLoadError("llama.cpp cannot load it", path=path, log=library.log.lines())
-    return model_handle(library, ptr)
+    pointer = Pointer(library, ptr, lib.llama_model_free)
+    return Handle(Resource(pointer, owned=True), "model")
 
 
 def _expect_model(path: str) -> None:
@@ -79,15 +82,15 @@ def _expect_model(path: str) -> None:
         raise ModelLoadError(f"it cannot be read: {error.strerror}", path=path) from error
 
 
-def create_context(model: Handle, path: str, fields: Mapping[str, int | bool]) -> Any:
-    """Make a context pointer of *model*.
+def create_context(model: Handle, path: str, fields: Mapping[str, int | bool]) -> Handle:
+    """Make a context of *model*.
 
     Args:
         path: The model's file, for the error.
         fields: Values for names in :data:`CONTEXT_FIELDS`; the rest keeps llama.cpp's defaults.
 
     Returns:
-        An owned ``llama_context`` pointer.
+        A handle that owns the context, and keeps the model alive.
 
     Raises:
         ModelLoadError: llama.cpp refused the combination.
@@ -105,12 +108,9 @@ def create_context(model: Handle, path: str, fields: Mapping[str, int | bool]) -
             raise ModelLoadError(
                 f"llama.cpp refused a context with {shown}", path=path, log=call.log()
             )
-        try:
-            _read_back(call, ptr, fields)
-        except UnsupportedError:
-            lib.llama_free(call.api, ptr)
-            raise
-    return ptr
+        context = Handle(owned_context(model.library, ptr, model.pointer), "context")
+        _read_back(call, ptr, fields)
+    return context
 
 
 def _read_back(call: Call, ptr: Any, fields: Mapping[str, int | bool]) -> None:

@@ -12,7 +12,7 @@ from .._io.arguments import checked
 from .._llama._llama_cffi import lib
 from .._llama.discovery import load_library
 from .._llama.facts import CreationOptions, metadata
-from .._llama.handles import Owner, context_handle
+from .._llama.handles import Owner
 from .._llama.library import Library
 from ..errors import CapacityError, UnsupportedError
 from . import engine
@@ -134,8 +134,7 @@ class Model(Owner):
         }
         if n_batch is not None:
             fields["n_batch"] = n_batch
-        ptr = engine.create_context(self._handle, self.path, fields)
-        handle = context_handle(self.library, ptr, owned=True, keep=self._handle.resource)
+        handle = engine.create_context(self._handle, self.path, fields)
         threads = n_threads if n_threads is not None else _usable_cores()
         with handle.use() as call:
             lib.llama_set_n_threads(call.api, call.ptr, threads, threads)

@@ -91,7 +91,7 @@ class Restorer:
     """
 
     def __init__(self, handle: Handle, facts: Facts, form: StateForm, fit: Fit) -> None:
-        self._shared = handle.shared
+        self._pointer = handle.pointer
         self._facts = facts
         self._form = form
         self._fit = fit
@@ -164,7 +164,7 @@ class Restorer:
     def put_back(self, call: Call, target: Target, copy: Buffer) -> bool:
         """Put a copy of this context's own back; False where the target could only be emptied."""
         view = memoryview(copy)
-        self._shared.last_logits = None
+        self._pointer.last_logits = None
         try:
             parsed = self._form.parse_own(target, view)
         except (FormatError, UnsupportedError):  # a format that was restored without validation
@@ -201,7 +201,7 @@ class Restorer:
     ) -> Held:
         """Do what is planned, and undo it where the outcome is not what it must be."""
         change.state = "touched"
-        self._shared.last_logits = None
+        self._pointer.last_logits = None
         consumed = put()
         after = calls.occupied(call, self._facts.n_seq_max)
         if not consumed or not _agrees(plan, parsed, after):

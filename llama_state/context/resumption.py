@@ -64,7 +64,7 @@ class Checkpoints:
                 tokens = self._keeper.known_tokens(call, target) or ()
             last, row = None, None
             if logits:
-                last = _logits_to_keep(call, target, self._handle.shared.last_logits)
+                last = _logits_to_keep(call, target, self._handle.pointer.last_logits)
                 row = last.row or engine.last_logits(call, self._facts.n_vocab)
             payload = self._state.snapshot(target, out)
             recorded = self._state.recorded(target, payload)
@@ -93,7 +93,7 @@ class Checkpoints:
                 seq_id = checkpoint.logits_of if target is None else target
                 if (span := restored.sequences.get(seq_id)) is not None:
                     kept = LastLogits(seq_id, span.n_past, checkpoint.logits)
-                    self._handle.shared.last_logits = kept
+                    self._handle.pointer.last_logits = kept
         return replace(restored, tokens=tokens)
 
     def _destination(self, checkpoint: Checkpoint, dest_seq_id: int | None) -> Target:

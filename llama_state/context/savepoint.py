@@ -72,8 +72,9 @@ class Savepoint:
 
     def _undo(self, error: BaseException | None) -> None:
         """Put everything back; what fails is a note of the block's *error*, which goes on."""
-        # A context that the block has closed has nothing to be put back into.
-        if error is None or self._handle.closed:
+        # There is nothing to be put back into where the block has closed the context, or has
+        # forked the process and this is the child.
+        if error is None or not self._handle.usable:
             return
         with self._handle.use() as call:
             for target, copy, tokens in self._kept:

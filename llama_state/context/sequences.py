@@ -56,7 +56,7 @@ class Sequences:
     def logits(self) -> memoryview[float]:
         """Return the logits of the last token decoded, or of the checkpoint that was resumed."""
         with self._handle.use() as call:
-            last = self._handle.shared.last_logits
+            last = self._handle.pointer.last_logits
             if last is not None and last.row is not None:
                 return memoryview(bytes(last.row)).cast("f")
             row = engine.last_logits(call, self._facts.n_vocab) if last else None
@@ -118,7 +118,7 @@ class Sequences:
 
     def _clear(self, call: Call, change: Change) -> None:
         change.state = "touched"
-        self._handle.shared.last_logits = None
+        self._handle.pointer.last_logits = None
         calls.empty(call, None)
 
     # -- decoding
@@ -140,9 +140,9 @@ class Sequences:
         self, call: Call, change: Change, ids: Sequence[int], seq_id: int, span: Span
     ) -> None:
         change.state = "touched"
-        self._handle.shared.last_logits = None
+        self._handle.pointer.last_logits = None
         engine.decode(call, ids, seq_id, span.first, self._facts.n_batch)
-        self._handle.shared.last_logits = LastLogits(seq_id, span.last + 1)
+        self._handle.pointer.last_logits = LastLogits(seq_id, span.last + 1)
         change.state = "done"
 
     def _take_back(
@@ -182,9 +182,9 @@ class Sequences:
         self, call: Call, change: Change, src: int, dest: int, *, part: bool, one_stream: bool
     ) -> None:
         change.state = "touched"
-        logits = self._handle.shared.last_logits
+        logits = self._handle.pointer.last_logits
         if logits is not None and logits.seq_id == dest:
-            self._handle.shared.last_logits = None
+            self._handle.pointer.last_logits = None
         first, last = change.spans[dest] if change.spans else (0, -1)
         if one_stream or first > last:
             calls.empty(call, dest)

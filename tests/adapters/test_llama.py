@@ -58,7 +58,7 @@ def test_two_attachments_are_one_lock(make: Make) -> None:
     llm = make()
     one, two = ls.attach(llm), ls.attach(llm)
     raw = ls.attach(one.pointer, one.library)
-    assert one._handle.shared is two._handle.shared is raw._handle.shared
+    assert one._handle.pointer is two._handle.pointer is raw._handle.pointer
 
 
 def test_the_llama_is_kept_alive_and_never_freed(make: Make) -> None:
@@ -382,3 +382,36 @@ def test_other_sequences_do_not_concern_it(make: Make) -> None:
         raise KeyError
     is_true(llm, ctx, [65])
     assert ctx.n_past(1) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_llama_that_is_closed_in_the_middle_of_a_call(
+    make: Make, kind: str, tmp_path: Path
+) -> None:
+    """Its context is gone then: the call is a ClosedError, and touches nothing of it."""
+    llm = make(kind)
+    ctx = ls.attach(llm)
+    llm.eval(prompt_of(llm))
+    ctx.save_state(tmp_path / "state", ctx.tokens)
+
+    def close(done: int, total: int) -> None:
+        llm.close()
+
+    with pytest.raises(ls.ClosedError, match="the Llama was closed"):
+        ctx.load_state(tmp_path / "state", progress=close)
+    with pytest.raises(ls.ClosedError, match="the Llama was closed"):
+        ctx.n_past()
+
+
+def test_a_context_made_anew_at_the_same_address_inherits_nothing(make: Make) -> None:
+    """A Llama that was made again is another one, wherever its context lies."""
+    llm = make()
+    ctx = ls.attach(llm)
+    ctx.clear()
+    ctx.decode(prompt_of(llm))
+    ctx.logits()
+    llm._ctx = type("Again", (), {"ctx": llm._ctx.ctx, "close": llm._ctx.close})()
+    with pytest.raises(ls.ClosedError):
+        ctx.logits()
+    with pytest.raises(ls.StateError, match="decode a token first"):
+        ls.attach(llm).logits()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from ..._llama import calls
 from ..._llama._llama_cffi import ffi
 from ..._llama.discovery import load_library
-from ..._llama.handles import Call, Handle, Resource, context_handle
+from ..._llama.handles import Call, Handle, borrowed_context
 from ..._llama.library import Library
 from ...context.identity import ROPE_SETTINGS, Origin, scalar_text
 from ...errors import ClosedError, StateError
@@ -71,6 +72,30 @@ def new_llama_state(llm: Any, blob: bytes, tokens: Sequence[int]) -> Any:
     )
 
 
+class LlamaCall(Call):
+    """A call that sees when its ``Llama`` is closed in the middle of it.
+
+    Args:
+        call: What it is based on.
+        handle: Of the ``Llama``.
+    """
+
+    def __init__(self, call: Call, handle: LlamaHandle) -> None:
+        self.api = call.api
+        self.log = call.log
+        self._handle = handle
+
+    @property
+    def ptr(self) -> Any:
+        """The pointer.
+
+        Raises:
+            ClosedError: The ``Llama`` was closed meanwhile.
+        """
+        self._handle.check_in_use()
+        return self._handle.pointer.ptr
+
+
 class LlamaHandle(Handle):
     """The context of a ``Llama``, as long as the ``Llama`` is open.
 
@@ -86,16 +111,17 @@ class LlamaHandle(Handle):
     def __init__(self, owner: Callable[[], Any], library: Library | None = None) -> None:
         self._owner: Callable[[], Any] | None = owner
         check_llama(owner())
-        self._address = address_of(owner())
-        if not self._address:
+        address = address_of(owner())
+        if not address:
             raise ClosedError(_CLOSED)
         own = library_of_llama_cpp()
         if library not in (None, own):
             raise StateError(f"this Llama is of {own.path}, not of {library and library.path}")
-        ptr = ffi.cast("struct llama_context *", self._address)
-        plain = context_handle(own, ptr, owned=False, keep=None)
-        super().__init__(own, plain.resource, plain.shared, "context")
-        self._depth = 0
+        ptr = ffi.cast("struct llama_context *", address)
+        made_by = owner()._ctx
+        super().__init__(borrowed_context(own, ptr, made_by, keep=False), "context")
+        self._made_by = weakref.ref(made_by)
+        self._in_use: Any = None  # the Llama during a call, which keeps it alive
 
     @property
     def llm(self) -> Any:
@@ -106,10 +132,7 @@ class LlamaHandle(Handle):
         """
         if self._owner is None:
             raise ClosedError("the attachment was closed")
-        llm = self._owner()
-        if llm is None or address_of(llm) != self._address:
-            raise ClosedError(_CLOSED)
-        return llm
+        return self._checked(self._owner())
 
     @property
     def closed(self) -> bool:
@@ -119,28 +142,32 @@ class LlamaHandle(Handle):
         except ClosedError:
             return True
 
-    @property
-    def resource(self) -> Resource:
-        """What keeps the handle's lock; the pointer is the ``Llama``'s.
-
-        Raises:
-            ClosedError: The ``Llama``, or this attachment, was closed.
-        """
-        _ = self.llm
-        return super().resource
-
     @contextmanager
     def use(self) -> Iterator[Call]:
-        """As :meth:`Handle.use`, with what the ``Llama`` has cut lazily cut at once."""
+        """As :meth:`Handle.use`, with what the ``Llama`` has cut lazily cut at once.
+
+        The ``Llama`` is kept alive, but nothing can keep it from being closed in the block.
+        """
         with super().use() as call:
-            depth = self._depth
+            in_use = self._in_use
             try:
-                self._depth = depth + 1
-                if depth == 0:
-                    self._settle(call)
-                yield call
+                self._in_use = self.llm
+                checked = LlamaCall(call, self)
+                if in_use is None:
+                    self._settle(checked)
+                yield checked
             finally:
-                self._depth = depth  # right wherever the block was interrupted
+                self._in_use = in_use  # right wherever the block was interrupted
+
+    def check_in_use(self) -> None:
+        """Raise ClosedError where the ``Llama`` was closed in the block under :meth:`use`."""
+        self._checked(self._in_use)
+
+    def _checked(self, llm: Any) -> Any:
+        # At the same address there may be another context by now.
+        if llm is None or getattr(llm, "_ctx", None) is not self._made_by() or not address_of(llm):
+            raise ClosedError(_CLOSED)
+        return llm
 
     def close(self) -> None:
         """Let go of the ``Llama`` once no call runs on it. Safe to call again."""
@@ -148,6 +175,6 @@ class LlamaHandle(Handle):
         self._owner = None
 
     def _settle(self, call: Call) -> None:
-        n_tokens = self.llm.n_tokens
+        n_tokens = self._in_use.n_tokens
         if calls.positions(call, 0).last >= n_tokens:
             calls.remove(call, 0, *((n_tokens, -1) if n_tokens else (-1, -1)))
