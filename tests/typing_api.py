@@ -15,7 +15,7 @@ from llama_state import inspection
 from llama_state.adapters.llama_cpp import LlamaContext, PromptCache
 from llama_state.aio import AsyncContext
 from llama_state.checkpoint.fingerprint import adapter_digest, model_fields
-from llama_state.layout import Layout, SlotTokens
+from llama_state.layout import Layout, MediaChunk, SlotTokens
 from llama_state.testing import KINDS, write_benchmark_model, write_model, write_probe
 from llama_state.testing.conformance import Report, Row, check_model, round_trips
 
@@ -36,6 +36,8 @@ def checkpoints(ctx: ls.Context, path: Path) -> None:
         ls.Checkpoint.from_native(path, fingerprint=ctx.fingerprint, meta={}), ls.Checkpoint
     )
     assert_type(taken.tokens, tuple[int, ...])
+    assert_type(taken.media, tuple[MediaChunk, ...])
+    assert_type(ctx.resume(taken).media, tuple[MediaChunk, ...])
     assert_type(taken.payload, memoryview[int])
     assert_type(taken.logits, memoryview[float] | None)
     assert_type(taken.source, int | None)
@@ -279,6 +281,7 @@ def inspecting(path: Path) -> None:
     assert_type(found.tokens, "array[int]")
     assert_type(found.layout, Layout | None)
     assert_type(found.slot, SlotTokens | None)
+    assert_type(found.media, tuple[MediaChunk, ...])
     assert_type(found.state, memoryview)
     assert_type(found.checkpoint, ls.Checkpoint | None)
     assert_type(found.problem, ls.StateError | None)

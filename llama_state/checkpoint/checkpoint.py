@@ -15,6 +15,7 @@ from .._io.arguments import checked
 from .._io.buffers import flat
 from ..errors import ChecksumError, FormatError, VersionError
 from ..layout.recognition import expect, naming
+from ..layout.slots import given_prompt, pack_listed
 from . import container
 from .fingerprint import Fingerprint
 
@@ -47,13 +48,17 @@ class Checkpoint:
         logits_of: The sequence that *logits* belong to.
         fingerprint: The model and the settings that it belongs to.
         meta: Any JSON object of the caller, kept with it.
-        packed_tokens: int32 words of a token list that llama-server packed, in place of *tokens*.
+        packed_tokens: int32 words of a token list that llama-server packed, for files of one
+            sequence. Its tokens need not be given again.
 
     Attributes:
         kind: "whole" or "sequence".
         session_version: The session version of the llama.cpp that wrote it.
         source: The sequence that was saved; None for a whole context.
-        tokens: The tokens that were decoded to get this state; empty if there are *packed_tokens*.
+        tokens: The tokens that were decoded to get this state; empty where there are *media*, since
+            then it is not the tokens alone that give it.
+        media: The images and sounds in the prompt of a slot file, in order.
+        slot: The prompt of a slot file, with its images and sounds; None of other states.
         packed_tokens: int32 words of a token list that llama-server packed, or empty.
         logits: A read-only view of float32, or None.
         logits_of: The sequence that the logits belong to, or None.
@@ -61,7 +66,8 @@ class Checkpoint:
         payload: A read-only view of the state.
 
     Raises:
-        FormatError: *meta* is not a JSON object, or a token is not a 32-bit integer.
+        FormatError: *meta* is not a JSON object, a token is not a 32-bit integer, or
+            *packed_tokens* are not such a list, or not one of *tokens*.
         VersionError: The session version is not known.
     """
 
@@ -84,8 +90,9 @@ class Checkpoint:
         self.kind: layout.Kind = kind
         self.session_version = session_version
         self.source = source
-        self.tokens = tuple(layout.token_array(tokens))
         self.packed_tokens = tuple(layout.token_array(packed_tokens))
+        prompt = given_prompt(layout.token_array(tokens), layout.token_array(self.packed_tokens))
+        self.tokens, self.media, self.slot = prompt.tokens, prompt.media, prompt.slot
         self.fingerprint = fingerprint
         self.payload = flat(payload).toreadonly()
         self.logits: memoryview[float] | None = None
@@ -153,7 +160,10 @@ class Checkpoint:
     def __repr__(self) -> str:
         what = "the whole context" if self.kind == "whole" else f"sequence {self.source}"
         arch = self.fingerprint.model.get("architecture", "an unknown model")
-        extras = [f"{len(self.tokens)} tokens", f"{len(self)} bytes"]
+        tokens = self.slot.tokens if self.slot else self.tokens
+        extras = [f"{len(tokens)} tokens", f"{len(self)} bytes"]
+        if self.media:
+            extras[0] += f" with {len(self.media)} media"
         if self.logits is not None:
             extras.append("logits")
         return (
@@ -167,7 +177,7 @@ class Checkpoint:
 
     def _token_bytes(self) -> bytes:
         """Return the token list, packed or not, as files store it."""
-        return array("i", self.tokens or self.packed_tokens).tobytes()
+        return array("i", self.packed_tokens or self.tokens).tobytes()
 
     def _logit_bytes(self) -> bytes:
         return b"" if self.logits is None else self.logits.tobytes()
@@ -208,7 +218,7 @@ class Checkpoint:
         size = container.at_most(
             len(self._metadata),
             len(self.payload),
-            n_tokens=len(self.tokens or self.packed_tokens),
+            n_tokens=len(self.packed_tokens or self.tokens),
             n_logits=len(self.logits or ()),
         )
         return atomic.write_file(
@@ -331,7 +341,7 @@ class Checkpoint:
         """
         whole = self.kind == "whole"
         version = self.session_version if whole else self.sequence_version
-        header = layout.pack_file_header(self.kind, version, self._token_bytes())
+        header = pack_listed(self.kind, version, array("i", self._token_bytes()))
         head_size = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
         place = layout.FileLayout(len(header), head_size)
         parts: list[Buffer] = [header, place.payload(self.payload)]
@@ -383,7 +393,7 @@ class Checkpoint:
         data = file.view if file else reading.read_file(path)
         expect(path, data, "session file", "sequence file", "slot file")
         header = layout.parse_file_header(data)
-        words = layout.unpack_tokens(data, header)
+        prompt = layout.listed_tokens(data, header)
         start, version = header.payload_offset, header.session_version
         try:
             parsed = _parse(data[start:], header.kind, version, fingerprint, headed=False)
@@ -395,14 +405,13 @@ class Checkpoint:
             # This changes our copy of the page, not the file.
             data[place.blob_offset : start] = layout.sequence_head(source)
             start = place.blob_offset
-        packed = layout.is_packed(words)
         checkpoint = cls(
             data[start:],
             kind=header.kind,
             session_version=version,
             source=None if header.kind == "whole" else source,
-            tokens=() if packed else words,
-            packed_tokens=words if packed else (),
+            tokens=() if prompt.slot else prompt.words,
+            packed_tokens=prompt.words if prompt.slot else (),
             fingerprint=fingerprint,
             meta=meta,
         )

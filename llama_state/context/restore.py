@@ -26,6 +26,7 @@ from ..errors import (
     StateError,
     UnsupportedError,
 )
+from ..layout.slots import NO_PROMPT
 from . import refusals
 from .changes import Change, add_note, attempt
 from .fit import Fit, Held
@@ -43,14 +44,14 @@ class Incoming:
         blob: The state as the context's library wants it.
         parsed: What it holds; None where it was not validated.
         nbytes: Bytes of the blob as it was given, or of the file.
-        tokens: The token list of the file; empty for blobs.
+        prompt: What the token list of the file says; nothing for blobs.
         partial: It was taken with ``partial=True``.
     """
 
     blob: memoryview
     parsed: layout.Layout | None
     nbytes: int
-    tokens: tuple[int, ...] = ()
+    prompt: layout.Prompt = NO_PROMPT
     partial: bool = False
 
     @property

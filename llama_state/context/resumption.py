@@ -94,7 +94,7 @@ class Checkpoints:
                 if (span := restored.sequences.get(seq_id)) is not None:
                     kept = LastLogits(seq_id, span.n_past, checkpoint.logits)
                     self._handle.pointer.last_logits = kept
-        return replace(restored, tokens=tokens)
+        return replace(restored, tokens=tokens, media=checkpoint.media)
 
     def _destination(self, checkpoint: Checkpoint, dest_seq_id: int | None) -> Target:
         if checkpoint.kind == "whole":

@@ -23,8 +23,9 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
-from ..errors import UnsupportedError, VersionError
+from ..errors import FormatError, UnsupportedError, VersionError
 from ..layout.recognition import expect, naming
+from ..layout.slots import NO_PROMPT, pack_listed
 from .changes import Change, Keeper
 from .cuts import rewind_min
 from .fit import Fit, Held
@@ -73,18 +74,25 @@ class Restored:
 
     Attributes:
         nbytes: Bytes of the blob, or of the file.
-        tokens: The token list of the file; empty for blobs.
+        tokens: The tokens that the file lists; empty for blobs, and where the file also lists
+            *media*, since then it is not the tokens alone that give the state.
         sequences: The non-empty sequences that were restored, by their id in this context.
+        media: The images and sounds in the prompt of a slot file of llama-server, in order.
     """
 
     nbytes: int
     tokens: tuple[int, ...]
     sequences: Mapping[int, Span]
+    media: tuple[layout.MediaChunk, ...] = ()
 
     def __repr__(self) -> str:
         first = ", ".join(map(str, self.tokens[:_SHOWN_TOKENS]))
         more = f", ... {len(self.tokens)} in all" if len(self.tokens) > _SHOWN_TOKENS else ""
-        return f"Restored(nbytes={self.nbytes}, tokens=({first}{more}), sequences={self.sequences})"
+        media = f", media=<{len(self.media)}>" if self.media else ""
+        return (
+            f"Restored(nbytes={self.nbytes}, tokens=({first}{more}), "
+            f"sequences={self.sequences}{media})"
+        )
 
 
 class ContextState:
@@ -157,7 +165,7 @@ class ContextState:
             with self._handle.use() as call:
                 if ids is None:
                     ids = array("i", self._keeper.known_tokens(call, target) or ())
-                header = layout.pack_file_header(*self._form.file_kind(target), ids)
+                header = pack_listed(*self._form.file_kind(target), ids)
                 place = self._form.file_layout(target, len(header))
                 need = calls.size(call, target)
                 try:
@@ -194,7 +202,7 @@ class ContextState:
             incoming = self._incoming(target, path, file.view, validate=validate)
             if file.secure():
                 incoming = self._incoming(target, path, file.view, validate=validate)
-            return self._put(target, incoming, given or incoming.tokens or None)
+            return self._put(target, incoming, given or incoming.prompt.tokens or None)
 
     def _incoming(
         self, target: Target, path: StrPath, data: memoryview, *, validate: bool
@@ -205,7 +213,7 @@ class ContextState:
         header = layout.parse_file_header(data, any_version=True)
         if header.version != version:
             raise VersionError("state file", found=header.version, expected=version, offset=4)
-        listed = tuple(layout.unpack_tokens(data, header))
+        prompt = _prompt(data, header, validate=validate)
         place = self._form.file_layout(target, header.payload_offset)
         parsed = None
         if validate:
@@ -214,7 +222,7 @@ class ContextState:
         if target is not None and place.head_size:
             # The end of the header, which was read, makes room for the head of the blob.
             pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
-        return Incoming(data[place.blob_offset :], parsed, len(data), listed)
+        return Incoming(data[place.blob_offset :], parsed, len(data), prompt)
 
     def restore(
         self,
@@ -254,7 +262,9 @@ class ContextState:
             plan = self._restorer.plan(call, target, incoming)
             restore = bound(self._restorer.restore, call, change, plan, incoming, check)
             held = self._keeper.count(call, change, restore)
-            return Restored(incoming.nbytes, incoming.tokens, restored_spans(self._facts, held))
+            sequences = restored_spans(self._facts, held)
+            prompt = incoming.prompt
+            return Restored(incoming.nbytes, prompt.tokens, sequences, prompt.media)
 
     def _flags(self, partial: bool) -> int:
         if partial:
@@ -264,6 +274,16 @@ class ContextState:
 
 def _listed(tokens: Iterable[int] | None) -> tuple[int, ...] | None:
     return None if tokens is None else tuple(layout.token_array(tokens))
+
+
+def _prompt(data: memoryview, header: layout.FileHeader, *, validate: bool) -> layout.Prompt:
+    """Return the prompt of a file; none if it cannot be read and need not be."""
+    try:
+        return layout.listed_tokens(data, header)
+    except FormatError:
+        if validate:
+            raise
+        return NO_PROMPT
 
 
 def restored_spans(facts: Facts, held: Held) -> dict[int, Span]:

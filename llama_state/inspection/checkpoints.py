@@ -11,7 +11,7 @@ from ..checkpoint.checkpoint import Checkpoint, from_parts
 from ..checkpoint.container import HEAD_PARTS, VERSION, Container, Part, is_keyed, open_container
 from ..errors import ChecksumError, FormatError
 from ..layout import Traits, has_sequence_head, model_traits
-from .statefile import Digests, Reading, StateFile, with_packed_tokens, with_problem, with_state
+from .statefile import Digests, Reading, StateFile, with_problem, with_state
 from .words import count
 
 KEY_NEEDED = "it can be read only with its key"
@@ -78,11 +78,9 @@ def _with_checkpoint(file: StateFile, opened: Container, state: memoryview) -> S
         checkpoint = from_parts(state, bytes(opened.metadata), opened.tokens, opened.logits)
     except FormatError as error:
         return with_problem(file, error)
-    file = replace(file, checkpoint=checkpoint)
-    if checkpoint.packed_tokens:
-        tokens_at = opened.parts[HEAD_PARTS.index("tokens")].offset
-        return with_packed_tokens(file, array("i", checkpoint.packed_tokens), at=tokens_at)
-    return replace(file, tokens=array("i", checkpoint.tokens))
+    slot = checkpoint.slot
+    tokens = slot.tokens if slot else array("i", checkpoint.tokens)
+    return replace(file, checkpoint=checkpoint, slot=slot, tokens=tokens)
 
 
 def _with_layout(file: StateFile, checkpoint: Checkpoint, traits: Sequence[Traits]) -> StateFile:

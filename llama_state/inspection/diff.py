@@ -145,8 +145,7 @@ def _fields(a: StateFile, b: StateFile, ours: Layout, theirs: Layout) -> Iterato
 
 def _media_texts(file: StateFile) -> list[str]:
     """Return a text for each image and sound in the prompt."""
-    media = file.slot.media if file.slot else ()
-    return [f"{chunk.kind or 'media'} {chunk.id or ''} at {chunk.start}" for chunk in media]
+    return [f"{chunk.kind or 'media'} {chunk.id or ''} at {chunk.start}" for chunk in file.media]
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

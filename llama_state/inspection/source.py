@@ -16,19 +16,21 @@ from ..layout import (
     SEQUENCE_VERSION,
     Kind,
     Traits,
-    is_packed,
+    listed_tokens,
     model_traits,
     parse_file_header,
-    unpack_tokens,
 )
 from ..layout.recognition import naming, recognize
 from .checkpoints import open_checkpoint
-from .statefile import FileKind, Reading, StateFile, with_packed_tokens, with_problem, with_state
+from .statefile import FileKind, Reading, StateFile, with_problem, with_state
 
 _NEWEST_FIRST = tuple(sorted(SEQUENCE_VERSION, reverse=True))
 _HEADLESS_VERSION = 9
-_TOKENS_AT = 12
-_FILES = ("session file", "sequence file", "slot file")
+_FILES: dict[str, FileKind] = {
+    "session file": "session file",
+    "sequence file": "sequence file",
+    "slot file": "slot file",
+}
 
 
 @checked
@@ -106,8 +108,7 @@ def _open_native(file: StateFile, traits: Sequence[Traits]) -> StateFile:
     """Describe a file that is not a checkpoint; *state* of *file* is the whole file."""
     found = recognize(file.state)
     if found.kind in _FILES:
-        kind: FileKind = "session file" if found.kind == _FILES[0] else "sequence file"
-        return _open_file(replace(file, kind=kind), traits)
+        return _open_file(replace(file, kind=_FILES[found.kind]), traits)
     if found.kind == "sequence blob":
         return _open_blob(file, traits)
     if found.kind == "whole blob":
@@ -125,12 +126,14 @@ def _open_file(file: StateFile, traits: Sequence[Traits]) -> StateFile:
         header = parse_file_header(data, any_version=True)
     except FormatError as error:
         return with_problem(file, error)
-    offset, words = header.payload_offset, unpack_tokens(data, header)
+    offset = header.payload_offset
     file = replace(file, version=header.version, state_offset=offset, state=data[offset:])
-    if header.kind == "sequence" and is_packed(words):
-        file = with_packed_tokens(replace(file, kind="slot file"), words, at=_TOKENS_AT)
+    try:
+        prompt = listed_tokens(data, header)
+    except FormatError as error:  # the words of the list are not tokens: do not show them
+        file = with_problem(file, error)
     else:
-        file = replace(file, tokens=words)
+        file = replace(file, slot=prompt.slot, tokens=prompt.listed)
     try:
         parse_file_header(data)  # Now check the version: the tokens do not depend on it.
     except FormatError as error:

@@ -15,10 +15,10 @@ from ..layout import (
     Cells,
     Kind,
     Layout,
+    MediaChunk,
     SlotTokens,
     Traits,
     leading_cells,
-    parse_slot_tokens,
     parse_state,
 )
 
@@ -88,6 +88,11 @@ class StateFile:
     problem: StateError | None = None
 
     @property
+    def media(self) -> tuple[MediaChunk, ...]:
+        """The images and sounds in the packed prompt, in order."""
+        return self.slot.media if self.slot else ()
+
+    @property
     def has_tokens(self) -> bool:
         """Whether it has a token list, which can be empty: blobs have none."""
         return self.version is not None
@@ -118,15 +123,6 @@ class Reading:
         return leading_cells(
             state, self.kind, version=self.version, headed=self.headed, traits=traits
         )
-
-
-def with_packed_tokens(file: StateFile, words: array[int], *, at: int) -> StateFile:
-    """Add the tokens of a list that llama-server packed and that starts at byte *at*."""
-    try:
-        slot = parse_slot_tokens(words)
-    except FormatError as error:  # the words of the list are not tokens: do not show them
-        return with_problem(file, error, moved=at)
-    return replace(file, slot=slot, tokens=slot.tokens)
 
 
 def with_state(file: StateFile, readings: Sequence[Reading], traits: Sequence[Traits]) -> StateFile:

@@ -160,7 +160,7 @@ def _tokens(file: StateFile) -> Data | None:
             "grid": None if chunk.grid is None else list(chunk.grid),
             "id": chunk.id,
         }
-        for chunk in (file.slot.media if file.slot else ())
+        for chunk in file.media
     ]
     return {
         "count": len(file.tokens),

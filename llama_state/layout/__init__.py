@@ -40,7 +40,7 @@ from .headers import (
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
 from .recognition import Recognized, recognize
 from .salvage import leading_cells
-from .slots import MediaChunk, SlotTokens, is_packed, parse_slot_tokens
+from .slots import MediaChunk, Prompt, SlotTokens, is_packed, listed_tokens, parse_slot_tokens
 from .spans import Span
 from .state import Layout
 from .traits import Module, Traits, Window, has_partial
@@ -66,6 +66,7 @@ __all__ = [
     "Layout",
     "MediaChunk",
     "Module",
+    "Prompt",
     "Recognized",
     "RecurrentCache",
     "SlotTokens",
@@ -80,6 +81,7 @@ __all__ = [
     "is_known",
     "is_packed",
     "leading_cells",
+    "listed_tokens",
     "merge",
     "model_traits",
     "pack_file_header",

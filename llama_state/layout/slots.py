@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from struct import Struct
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from .._io.arguments import checked
 from ..errors import FormatError, TruncatedError, VersionError
 from .cursor import Cursor, open_view
+from .headers import HEAD, FileHeader, Kind, pack_file_header, unpack_tokens
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -72,10 +73,93 @@ class SlotTokens:
     media: tuple[MediaChunk, ...]
 
 
+class Prompt(NamedTuple):
+    """What a token list says of the prompt.
+
+    Attributes:
+        words: The list as it is in the file.
+        slot: What llama-server packed into it; None for a list of tokens.
+    """
+
+    words: array[int]
+    slot: SlotTokens | None = None
+
+    @property
+    def listed(self) -> array[int]:
+        """The tokens; -1 for each token of an image or a sound."""
+        return self.slot.tokens if self.slot else self.words
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens that give the state when they are decoded; none where there are media."""
+        return () if self.media else tuple(self.listed)
+
+    @property
+    def media(self) -> tuple[MediaChunk, ...]:
+        """The images and sounds, in order."""
+        return self.slot.media if self.slot else ()
+
+
+NO_PROMPT: Final = Prompt(array("i"))
+"""Where no token list says anything of it."""
+
+
 @checked
 def is_packed(tokens: Sequence[int]) -> bool:
     """Return whether the token list of a sequence file is a packed one."""
     return len(tokens) > 0 and tokens[0] == NULL_TOKEN
+
+
+@checked
+def listed_tokens(data: Buffer, header: FileHeader) -> Prompt:
+    """Return what the token list of a session, sequence or slot file says of the prompt.
+
+    Args:
+        data: The file, or its first ``header.payload_offset`` bytes or more.
+        header: Its header.
+
+    Raises:
+        FormatError: The list is a packed one, and damaged or of a version that is not known.
+    """
+    words = unpack_tokens(data, header)
+    try:
+        return read_prompt(header.kind, words)
+    except FormatError as error:
+        raise error.moved(HEAD.size) from None
+
+
+def read_prompt(kind: Kind, words: array[int]) -> Prompt:
+    """Return what the token list *words* of a file of a *kind* of state says of the prompt."""
+    packed = kind == "sequence" and is_packed(words)
+    return Prompt(words, parse_slot_tokens(words) if packed else None)
+
+
+def pack_listed(kind: Kind, version: int, words: array[int]) -> bytes:
+    """Return the header of a state file whose token list can be read again.
+
+    Raises:
+        FormatError: It could not: the first token is -1, as in a packed list.
+    """
+    try:
+        read_prompt(kind, words)
+    except FormatError as error:
+        raise FormatError(
+            f"a token list that starts with -1 must be one of llama-server: {error.reason}"
+        ) from None
+    return pack_file_header(kind, version, words)
+
+
+def given_prompt(tokens: array[int], packed: array[int]) -> Prompt:
+    """Return the prompt of which the caller has given the tokens, the packed list, or both."""
+    if not packed:
+        return Prompt(tokens)
+    try:
+        prompt = Prompt(packed, parse_slot_tokens(packed))
+    except FormatError as error:
+        raise FormatError(f"packed_tokens: {error.reason}") from None
+    if tokens and tuple(tokens) != prompt.tokens:
+        raise FormatError("the tokens are not those of packed_tokens")
+    return prompt
 
 
 @checked

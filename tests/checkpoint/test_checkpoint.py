@@ -445,20 +445,6 @@ def test_recurrent_sequences_name_no_sequence(tmp_path: Path) -> None:
     assert Checkpoint.from_native(path).source == 0
 
 
-def test_packed_tokens_of_a_server_are_no_tokens(tmp_path: Path) -> None:
-    """They are kept as they are, through containers and back into the file."""
-    path, again = tmp_path / "slot.bin", tmp_path / "again.bin"
-    path.write_bytes(file_of(SEQUENCE, (-1, 1, 2, 77, 88)))
-    one = Checkpoint.from_native(path)
-    assert (one.tokens, one.packed_tokens) == ((), (-1, 1, 2, 77, 88))
-    two = Checkpoint.from_bytes(one.to_bytes())
-    assert (two.tokens, two.packed_tokens) == ((), (-1, 1, 2, 77, 88))
-    assert two == one
-    assert two != make_checkpoint(tokens=(-1, 1, 2, 77, 88), fingerprint=Fingerprint(), meta={})
-    two.to_native(again)
-    assert again.read_bytes() == path.read_bytes()
-
-
 def test_native_files_that_are_none(tmp_path: Path) -> None:
     """Cut, extended, of an unknown version, or something else; offsets are those in the file."""
     path = tmp_path / "native"

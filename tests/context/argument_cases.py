@@ -213,6 +213,7 @@ class World:
             "sequence_head": (layout.sequence_head, {"source": 0}),
             "parse_file_header": (layout.parse_file_header, {"data": native}),
             "unpack_tokens": (layout.unpack_tokens, {"data": native, "header": header}),
+            "listed_tokens": (layout.listed_tokens, {"data": native, "header": header}),
             "token_array": (layout.token_array, {"tokens": [1]}),
             "pack_file_header": (layout.pack_file_header, {"kind": "whole", "version": version}),
             "parse_whole": (layout.parse_whole, {"data": self.blob, "version": version}),

@@ -33,7 +33,7 @@ def unified(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(params=[0, 3000], ids=["no tokens", "3000 tokens"])
 def tokens(request: pytest.FixtureRequest) -> Tokens:
-    return tuple(range(-1, request.param - 1))
+    return tuple(range(request.param - 2, -2, -1))  # only a packed list starts with -1
 
 
 @pytest.fixture

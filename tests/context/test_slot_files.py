@@ -6,16 +6,19 @@ import ctypes
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import llama_state as ls
+from llama_state.errors import FormatError, VersionError
 from llama_state.inspection import convert_file
 from llama_state.testing.models import write_model
-from tests.layout.slots import AUDIO, IMAGE, audio, image
-from tests.libllama import LIBRARY
+from tests.context.c_files import Native
+from tests.layout.slots import AUDIO, IMAGE, audio, image, packed
+from tests.libllama import LIBRARY, MODELS
 
 pytestmark = pytest.mark.libllama
 
@@ -28,35 +31,183 @@ params = xllamacpp.CommonParams()
 params.model.path = model
 params.slot_save_path = folder + "/"
 params.n_ctx, params.n_parallel, params.warmup, params.port = 256, 1, False, 0
+params.n_ctx_checkpoints = 0  # their bytes in a slot file are not read here
+params.swa_full = True  # else without them a windowed slot is decoded anew
 server = xllamacpp.Server(params)
-
-def post(path, data):
+for line in sys.stdin:
+    path, data = json.loads(line)
     request = urllib.request.Request(server.listening_address + path, json.dumps(data).encode())
-    return json.load(urllib.request.urlopen(request, timeout=60))
-
-post("/completion", {"prompt": "hello", "n_predict": 1, "id_slot": 0, "cache_prompt": True})
-print(json.dumps(post("/slots/0?action=save", {"filename": "slot"})))
+    print(json.dumps(json.load(urllib.request.urlopen(request, timeout=60))), flush=True)
 """
+NEXT = 99
+TEXT = (5, 6, 7, 8)
+MIXED = (5, -1, -1, 8)
+MEDIA = {1: image(2, 1, "cat")}
+
+Post = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
-def test_the_prompt_is_found(tmp_path: Path) -> None:
-    """The prompt of a real one is found, and no packed word is taken for a token."""
-    model = write_model(tmp_path / "m.gguf", text=True)
-    with ls.Model(model, LIBRARY) as opened:
-        prompt = opened.tokenize("hello")
-    command = [sys.executable, "-c", SERVER, str(tmp_path), str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    saved = json.loads(done.stdout)
-    found = ls.inspect_file(tmp_path / "slot", model=model)
-    assert (found.kind, found.problem, found.nbytes) == ("slot file", None, saved["n_written"])
-    assert len(found.tokens) == saved["n_saved"]
-    assert list(found.tokens[: len(prompt)]) == prompt
-    assert found.layout is not None
-    assert found.layout.spans == {0: (0, len(found.tokens) - 1)}
-    convert_file(tmp_path / "slot", tmp_path / "c")
+@pytest.fixture(params=["llama-dense", "gemma3-dense", "mamba2-dense", "lfm2-dense"])
+def gguf(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A model with a KV cache, sliding windows, a recurrent state, or windows and a state."""
+    return write_model(tmp_path / "m.gguf", request.param, text=True)
+
+
+@pytest.fixture
+def post(tmp_path: Path, gguf: Path) -> Iterator[Post]:
+    """Asks a llama-server with one slot, whose files are in the folder of the test."""
+    command = [sys.executable, "-c", SERVER, str(tmp_path), str(gguf)]
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as server,
+    ):
+        assert server.stdin is not None
+        assert server.stdout is not None
+        asked, answered = server.stdin, server.stdout
+
+        def post(path: str, data: dict[str, Any]) -> dict[str, Any]:
+            print(json.dumps([path, data]), file=asked, flush=True)
+            line = answered.readline()
+            assert line, (tmp_path / "log").read_text()[-2000:]
+            answer: dict[str, Any] = json.loads(line)
+            return answer
+
+        yield post
+
+
+def completion(post: Post, prompt: Sequence[int], n_predict: int = 1) -> tuple[list[int], int]:
+    """Return the likeliest tokens after a prompt, and how much of it the slot held."""
+    settings = {"id_slot": 0, "temperature": 0, "return_tokens": True}
+    answer = post("/completion", {"prompt": list(prompt), "n_predict": n_predict, **settings})
+    return answer["tokens"], answer["timings"]["cache_n"]
+
+
+def save_slot(post: Post, folder: Path) -> tuple[Path, tuple[int, ...]]:
+    """Let the server save a slot; return the file, and the tokens that it decoded before."""
+    prompt = range(40, 100)  # more than the windows
+    predicted, _ = completion(post, prompt, 4)
+    tokens = (*prompt, *predicted[:-1])  # the last one was not decoded
+    saved = post("/slots/0?action=save", {"filename": "slot"})
+    path = folder / "slot"
+    assert (saved["n_saved"], saved["n_written"]) == (len(tokens), path.stat().st_size)
+    return path, tokens
+
+
+def likeliest(ctx: ls.Context) -> int:
+    """Return the token that a server would choose after NEXT."""
+    ctx.decode([NEXT])
+    logits = list(ctx.logits())
+    return logits.index(max(logits))
+
+
+def test_slot_files_of_a_server_load(post: Post, gguf: Path, tmp_path: Path) -> None:
+    """The tokens come with the state, and the state goes on as the server's does."""
+    path, tokens = save_slot(post, tmp_path)
+    found = ls.inspect_file(path, model=gguf)
+    assert (found.kind, found.problem, tuple(found.tokens)) == ("slot file", None, tokens)
+    if found.version != LIBRARY.sequence_version:
+        return  # no build reads the files of another version
+    (expected,), held = completion(post, [*tokens, NEXT])
+    assert held == len(tokens)
+    checkpoint = ls.Checkpoint.from_native(path)
+    assert (checkpoint.tokens, checkpoint.media) == (tokens, ())
+    native = Native(LIBRARY)
+    checkpoint.to_native(tmp_path / "again")
+    with ls.Model(gguf, LIBRARY) as opened, opened.context(n_ctx=256) as ctx:
+        for restored in (ctx.seq_load_state(path), ctx.resume(checkpoint, check="off")):
+            assert (restored.tokens, restored.media) == (tokens, ())
+            assert restored.sequences[0].n_past == len(tokens)
+        assert likeliest(ctx) == expected
+        ctx.clear()
+        words = checkpoint.packed_tokens
+        assert native.seq_load(ctx, tmp_path / "again", 0) == (path.stat().st_size, words)
+        assert likeliest(ctx) == expected
+
+
+def test_a_server_loads_our_files(post: Post, gguf: Path, tmp_path: Path) -> None:
+    """With its own list, as ``to_native`` writes it, and with plain tokens."""
+    path, tokens = save_slot(post, tmp_path)
+    (expected,), _ = completion(post, [*tokens, NEXT])
+    ls.Checkpoint.from_native(path).to_native(tmp_path / "converted")
+    convert_file(path, tmp_path / "c")
     convert_file(tmp_path / "c", tmp_path / "back")
-    assert (tmp_path / "back").read_bytes() == (tmp_path / "slot").read_bytes()
+    names = ["converted", "back"]
+    if ls.inspect_file(path).version == LIBRARY.sequence_version:
+        with ls.Model(gguf, LIBRARY) as opened, opened.context(n_ctx=256) as ctx:
+            restored = ctx.seq_load_state(path)
+            ctx.seq_save_state(tmp_path / "plain", 0, restored.tokens)
+            ctx.checkpoint(0, tokens=restored.tokens).to_native(tmp_path / "taken")
+        names += ["plain", "taken"]
+    for name in names:
+        assert completion(post, [70, 71])[1] == 0  # something else is in the slot
+        read = post("/slots/0?action=restore", {"filename": name})
+        assert read["n_restored"] == len(tokens)
+        assert completion(post, [*tokens, NEXT]) == ([expected], len(tokens))
+    for name in ("converted", "back"):
+        assert (tmp_path / name).read_bytes() == path.read_bytes()
+
+
+@pytest.fixture
+def ctx() -> Iterator[ls.Context]:
+    """A context with four tokens in sequence 0 and two in sequence 1."""
+    with MODELS["llama-dense"].context(n_ctx=256, n_seq_max=2) as ctx:
+        ctx.decode(TEXT)
+        ctx.decode(TEXT[:2], 1)
+        yield ctx
+
+
+def test_text_comes_back_as_tokens(ctx: ls.Context, tmp_path: Path) -> None:
+    """Also where the state is not validated, and into another sequence."""
+    ctx.seq_save_state(tmp_path / "slot", 0, packed(TEXT))
+    for validate in (True, False):
+        restored = ctx.seq_load_state(tmp_path / "slot", 1, validate=validate)
+        assert (restored.tokens, restored.media) == (TEXT, ())
+    assert "tokens=(5, 6, 7, 8), sequences" in repr(restored)
+    assert "media" not in repr(restored)
+
+
+def test_media_come_back_as_such(ctx: ls.Context, tmp_path: Path) -> None:
+    """The state is restored; no tokens are said to give it."""
+    before = ctx.seq_snapshot(0)
+    ctx.seq_save_state(tmp_path / "slot", 0, packed(MIXED, MEDIA))
+    ctx.seq_rm(0)
+    checkpoint = ls.Checkpoint.from_native(tmp_path / "slot")
+    for restored in (
+        ctx.seq_load_state(tmp_path / "slot"),
+        ctx.seq_load_state(tmp_path / "slot", validate=False),
+        ctx.resume(checkpoint, check="off"),
+    ):
+        assert restored.tokens == ()
+        assert [(chunk.kind, chunk.n_tokens) for chunk in restored.media] == [("image", 2)]
+        assert repr(restored).endswith(", media=<1>)")
+        assert ctx.seq_snapshot(0) == before
+
+
+def test_lists_that_cannot_be_read(ctx: ls.Context, tmp_path: Path) -> None:
+    """They are refused before anything is touched, or there are no tokens."""
+    path = tmp_path / "slot"
+    ctx.seq_save_state(path, 0, packed(TEXT))
+    data = bytearray(path.read_bytes())
+    data[16] = 2  # the version of the list
+    path.write_bytes(data)
+    before = ctx.snapshot()
+    with pytest.raises(VersionError, match="packed token list") as caught:
+        ctx.seq_load_state(path, 1)
+    assert (caught.value.offset, caught.value.path) == (16, str(path))
+    assert ctx.snapshot() == before
+    restored = ctx.seq_load_state(path, 1, validate=False)
+    assert (restored.tokens, restored.media, ctx.n_past(1)) == ((), (), 4)
+
+
+def test_no_file_is_written_that_cannot_be_read(ctx: ls.Context, tmp_path: Path) -> None:
+    """A list that starts with -1 is a packed one in files of one sequence, and only there."""
+    with pytest.raises(FormatError, match="starts with -1"):
+        ctx.seq_save_state(tmp_path / "slot", 0, (-1, 259))
+    assert not (tmp_path / "slot").exists()
+    ctx.save_state(tmp_path / "session", (-1, 259))
+    assert ctx.load_state(tmp_path / "session").tokens == (-1, 259)
 
 
 @pytest.mark.parametrize(("chunk", "kind"), [(image, IMAGE), (audio, AUDIO)])

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_state.errors import FormatError, TruncatedError, VersionError
-from llama_state.layout import MediaChunk, is_packed, parse_slot_tokens
+from llama_state.layout import (
+    MediaChunk,
+    is_packed,
+    listed_tokens,
+    parse_file_header,
+    parse_slot_tokens,
+)
 from tests.layout.blobs import u32
 from tests.layout.slots import audio, image, packed
 
@@ -132,3 +138,18 @@ def test_any_flip() -> None:
             except FormatError:
                 continue
             assert all(chunk.nbytes < 4 * len(words) for chunk in found.media)
+
+
+@pytest.mark.parametrize(("magic", "slot_file"), [(b"qsgg", True), (b"nsgg", False)])
+def test_listed_tokens(magic: bytes, slot_file: bool) -> None:
+    """What a file says of its prompt: -1 marks a packed list in sequence files only."""
+    version = 4 if slot_file else 11
+    for words in (array("i", TEXT), packed(TEXT), packed(MIXED, MEDIA)):
+        data = magic + u32(version, len(words)) + words.tobytes()
+        prompt = listed_tokens(data, parse_file_header(data))
+        assert prompt.words == words
+        unpacked = parse_slot_tokens(words) if slot_file and is_packed(words) else None
+        assert prompt.slot == unpacked
+        assert prompt.listed == (unpacked.tokens if unpacked else words)
+        assert prompt.media == (unpacked.media if unpacked else ())
+        assert prompt.tokens == (() if prompt.media else tuple(prompt.listed))
