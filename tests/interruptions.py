@@ -36,7 +36,7 @@ needs_places = pytest.mark.skipif(
 )
 _PACKAGE = str(Path(llama_state.__file__).parent) + os.sep
 # Python itself reports and drops what a finalizer raises.
-_FINALIZERS = ("__del__", "_free", "finalize")
+_FINALIZERS = ("__del__", "doom", "finalize")
 _LOAD_CONST = dis.opmap["LOAD_CONST"]
 
 
@@ -105,7 +105,7 @@ def at_places(
     opened = open_files()
     for place in found[sum(map(ord, name)) % STRIDE :: STRIDE]:
         fresh()
-        said = _said(interrupted(call, place))
+        said = said_of(interrupted(call, place))
         left = left_open(opened)
         assert not left, (place, left)
         yield place, said
@@ -121,7 +121,7 @@ def at_signals(
     took = time.perf_counter() - start
     for i in range(SIGNALS):
         fresh()
-        yield Place(f"signal {i}", ()), _said(signalled(call, took * (i + 1) / SIGNALS))
+        yield Place(f"signal {i}", ()), said_of(signalled(call, took * (i + 1) / SIGNALS))
 
 
 def signalled(call: Callable[[], object], after: float) -> BaseException | None:
@@ -245,7 +245,7 @@ def open_files() -> Counter[str]:
     return Counter({name: n for name, n in found.items() if not name.startswith("/proc/")})
 
 
-def _said(error: BaseException | None) -> str:
+def said_of(error: BaseException | None) -> str:
     """The texts and the notes of an exception and of those that it came after.
 
     Nothing refers to the exception then, whose frames hold what they had open.

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 import llama_state as ls
+from llama_state.context import device, restore, sequences
+from llama_state.context.changes import Change, attempt
 from llama_state.context.savepoint import Savepoint
 from llama_state.inspection.conversion import convert_file
 from llama_state.inspection.verification import verify_file
 from tests.interruptions import (
+    STRIDE,
     Interruption,
     Place,
     at_places,
@@ -26,6 +30,7 @@ from tests.interruptions import (
     is_free,
     needs_places,
     places,
+    said_of,
 )
 from tests.libllama import MODELS
 
@@ -140,6 +145,20 @@ CALLS: dict[str, Callable[[Bench], object]] = {
 }
 # An attribute, and the end of all.
 NOT_HERE = {"close", "pointer"}
+# What these replace is not at hand any more. All others leave what was there, or what came in.
+MAY_EMPTY = {"seq_cp", "seq_cp into an empty one", "DeviceSnapshot.restore"}
+# Those that are settled where they are interrupted.
+SETTLED = [
+    "decode",
+    "decode into an empty one",
+    "seq_cp",
+    "restore",
+    "restore unread",
+    "load_state",
+    "seq_restore over it",
+    "seq_restore partial",
+    "DeviceSnapshot.restore",
+]
 
 
 # After the line of the head.
@@ -191,7 +210,7 @@ def test_interrupted_anywhere(bench: Bench, name: str) -> None:
     bench.ctx.decode(BLOCK)
     block = bench.content()
     for place, said in at_places(name, lambda: call(bench), bench.fresh):
-        _is_sound(bench, place, before, block if _left(place) else after, said)
+        _is_sound(bench, name, place, before, block if _left(place) else after, said)
         bench.fresh()
         call(bench)
         assert bench.content() == after, place
@@ -210,10 +229,68 @@ def test_signals(bench: Bench, name: str) -> None:
     call(bench)
     after = bench.content()
     for place, said in at_signals(lambda: call(bench), bench.fresh):
-        _is_sound(bench, place, before, after, said)
+        _is_sound(bench, name, place, before, after, said)
 
 
-def _is_sound(bench: Bench, place: Place, before: Content, after: Content, said: str) -> None:
+class Settling:
+    """Stands in front of ``attempt``, to interrupt what settles an interruption.
+
+    Attributes:
+        at: Where to raise; None: nowhere.
+        places: The places that it went by.
+    """
+
+    def __init__(self, at: Place | None = None) -> None:
+        self.at = at
+        self.places: list[Place] = []
+
+    def attempt(
+        self, change: Change, act: Callable[[], Any], settle: Callable[[BaseException], None]
+    ) -> Any:
+        return attempt(change, act, lambda error: self._settle(partial(settle, error)))
+
+    def _settle(self, settle: Callable[[], None]) -> None:
+        if self.places:  # the second time
+            settle()
+        elif self.at is None:
+            self.places = places(settle)
+        else:
+            self.places = [self.at]
+            if (error := interrupted(settle, self.at)) is not None:
+                raise error
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", SETTLED)
+def test_interrupted_twice(bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where an interruption is being settled, and that is interrupted, too."""
+    call = partial(CALLS[name], bench)
+    bench.fresh()
+    before = bench.content()
+    found = [place for place in places(call) if "attempt" in dict(place.stack)]
+    if not found:
+        pytest.skip("nothing of this memory is settled")
+    after = bench.content()
+    # In the middle of it, where the sequence is neither as before nor as after.
+    first = found[len(found) // 2]
+
+    def end(settling: Settling) -> str:
+        bench.fresh()
+        with monkeypatch.context() as patch:
+            for module in (device, restore, sequences):
+                patch.setattr(module, "attempt", settling.attempt)
+            return said_of(interrupted(call, first))
+
+    settling = Settling()
+    end(settling)
+    for place in settling.places[sum(map(ord, name)) % STRIDE :: STRIDE]:
+        said = end(Settling(place))
+        _is_sound(bench, name, place, before, after, said)
+
+
+def _is_sound(
+    bench: Bench, name: str, place: Place, before: Content, after: Content, said: str
+) -> None:
     assert is_free(bench.ctx), place
     assert not [path for path in bench.folder.iterdir() if ".part" in path.name], place
     held = bench.content()
@@ -222,6 +299,7 @@ def _is_sound(bench: Bench, place: Place, before: Content, after: Content, said:
             if content not in (before[seq_id], after[seq_id]):
                 assert content == _emptied(bench, seq_id), place
                 assert "emptied" in said, (place, said)
+                assert name in MAY_EMPTY, (place, said)
 
 
 def _left(place: Place) -> bool:
