@@ -92,9 +92,19 @@ def fuzz(session: nox.Session) -> None:
     for version in FUZZ_BUILDS:
         library = CACHE / f"xllamacpp-{version}" / "xllamacpp" / "xllamacpp.abi3.so"
         session.run(
-            *("python", "-m", "tests.fuzz", *(session.posargs or ("--cases", "6800"))),
+            *("python", "-m", "tests.fuzz", *(session.posargs or ("--cases", "7650"))),
             env={"LLAMA_STATE_LIBRARY": str(library), "GGML_NO_BACKTRACE": "1"},
         )
+
+
+@nox.session
+def kinds(session: nox.Session) -> None:
+    """Test in full the kinds of model of which the other sessions try few examples."""
+    session.install("-e", ".[test]")
+    slow = ("tests/context/test_round_trips.py", "tests/context/test_machine.py")
+    env = {"HYPOTHESIS_PROFILE": "whole", "GGML_NO_BACKTRACE": "1"}
+    session.run("python", "-m", "pytest", "-q", *(session.posargs or slow), env=env)
+    session.run("python", "-m", "tests.fuzz", "--cases", "11050", env=env)
 
 
 @nox.session

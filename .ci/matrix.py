@@ -64,19 +64,27 @@ class Build:
         return self.package == "llama-cpp-python"
 
 
+UNKNOWN = "does not know the architecture"
+OTHERWISE = "counts the tensors of such a model otherwise"
+
+AUGUST = {"deepseek4-moe": OTHERWISE, "dots3note-moe": UNKNOWN, "qwen4exp-moe": UNKNOWN}
+JULY = {**AUGUST, "deepseek4-moe": UNKNOWN, "minimax-m3-moe": UNKNOWN}
+MAY = {**JULY, "deepseek32-moe": UNKNOWN}
+APRIL = {**MAY, "qwen3next-moe": OTHERWISE}
+
 BUILDS = (
     Build(
         "xllamacpp",
         "2026.4.8672",
         (9, 2),
-        {"qwen3next-moe": "counts the tensors of such a model otherwise"},
+        APRIL,
         # This wheel was compiled for the machine that compiled it; elsewhere it dies of SIGILL.
         needs="avx512vl",
     ),
-    Build("xllamacpp", "2026.5.9294", (9, 2)),
-    Build("xllamacpp", "2026.6.9713", (9, 2)),
-    Build("xllamacpp", "2026.7.10068", (9, 2)),
-    Build("xllamacpp", "2026.8.10566", (9, 2)),
+    Build("xllamacpp", "2026.5.9294", (9, 2), MAY),
+    Build("xllamacpp", "2026.6.9713", (9, 2), JULY),
+    Build("xllamacpp", "2026.7.10068", (9, 2), JULY),
+    Build("xllamacpp", "2026.8.10566", (9, 2), AUGUST),
     Build("xllamacpp", "2026.9.11063", (10, 3)),
     Build("xllamacpp", "2026.10.11549", (11, 4)),
     Build("llama-cpp-python", "0.3.36", (10, 3)),

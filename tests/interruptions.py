@@ -41,9 +41,9 @@ _LOAD_CONST = dis.opmap["LOAD_CONST"]
 
 
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
-STRIDE = {"quick": 23, "ci": 5, "soak": 1}[_PROFILE]
+STRIDE = {"quick": 23, "ci": 5, "whole": 5, "soak": 1}[_PROFILE]
 """Of how many places one is tried."""
-SIGNALS = {"quick": 5, "ci": 30, "soak": 700}[_PROFILE]
+SIGNALS = {"quick": 5, "ci": 30, "whole": 30, "soak": 700}[_PROFILE]
 """Signals over one call."""
 
 

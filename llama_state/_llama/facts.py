@@ -92,7 +92,7 @@ def context_facts(call: Call, options: CreationOptions) -> Facts:
         traits=tuple(traits),
         recurrent=recurrent or hybrid,
         encoder=lib.llama_model_has_encoder(api, model),
-        n_swa=n_swa,
+        n_swa=max([n_swa, *(one.window.size for one in traits if one.window)]),
         n_vocab=lib.llama_vocab_n_tokens(api, lib.llama_model_get_vocab(api, model)),
         n_ctx=lib.llama_n_ctx(api, ctx),
         n_ctx_seq=lib.llama_n_ctx_seq(api, ctx),

@@ -7,6 +7,7 @@ the families above it, or a :class:`~.families.Family` of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from .._io.arguments import checked
@@ -220,6 +221,12 @@ def is_known(arch: str) -> bool:
     return arch in ARCHITECTURES
 
 
+def is_of_table(traits: Traits) -> bool:
+    """Return whether the table has this kind of memory for the architecture of *traits*."""
+    family = ARCHITECTURES.get(traits.arch)
+    return family is not None and traits.module in family.modules
+
+
 @checked
 def model_traits(
     arch: str = "",
@@ -241,14 +248,19 @@ def model_traits(
         metadata: Returns the value of a GGUF key as text, None if the GGUF lacks the key (as
             ``llama_model_meta_val_str`` does). None: the metadata is not at hand.
         rope_type: ``llama_model_rope_type``, which overrules what is known of *arch*.
-        recurrent: ``llama_model_is_recurrent``, likewise.
+        recurrent: ``llama_model_is_recurrent``. If it contradicts what is known of *arch*, every
+            kind of memory that agrees with it is possible too.
         hybrid: ``llama_model_is_hybrid``, likewise.
         n_swa: ``llama_model_n_swa`` (positions).
     """
     model = ModelInfo(arch, metadata, rope_type, recurrent, hybrid, n_swa)
     families = [ARCHITECTURES[arch]] if is_known(arch) else []
-    # If llama.cpp contradicts the table, the table is out of date.
-    return _candidates(families, model) or _candidates(GUESSES, model)
+    if agreed := _candidates(families, model):
+        return agreed
+    # llama.cpp contradicts the table: a word of it has changed its meaning, or the memory of the
+    # architecture is another one now. Which it is, only a state can tell.
+    mute = replace(model, recurrent=None, hybrid=None)
+    return tuple(dict.fromkeys((*_candidates(families, mute), *_candidates(GUESSES, model))))
 
 
 def _candidates(families: Iterable[Family], model: ModelInfo) -> tuple[Traits, ...]:

@@ -6,8 +6,9 @@ from struct import Struct
 
 from ..errors import FormatError
 from .blocks import Block, Compressed, Compressor
-from .cursor import Cursor
+from .cursor import U32, Cursor
 from .formats import DSV4_MAGIC, MAX_SEQUENCES, TYPES, check_layers, check_row
+from .traits import Module
 
 HEAD = Struct("<III")
 COMPRESSED_HEAD = Struct("<IIII")
@@ -20,11 +21,20 @@ def read_head(cursor: Cursor, *, partial: bool) -> None:
     """Read the head of a deepseek4 payload."""
     offset = cursor.at
     magic, version, mode = cursor.read(HEAD, "deepseek4 head")
-    if magic != DSV4_MAGIC or version != 1:
+    if magic != DSV4_MAGIC:
         raise FormatError("not a deepseek4 payload", offset=offset)
+    if version != 1:
+        raise FormatError(f"version {version} of a deepseek4 payload", offset=offset + 4)
     if mode != int(partial):
         actual, expected = ("partial", "full") if mode else ("full", "partial")
         raise FormatError(f"a {actual} deepseek4 payload, not a {expected} one", offset=offset + 8)
+
+
+def refuse_head(cursor: Cursor, module: Module) -> None:
+    """Raise FormatError where a deepseek4 payload begins: as *module* it would be numbers."""
+    head = cursor.view[cursor.at : cursor.at + U32.size]
+    if head == U32.pack(DSV4_MAGIC):
+        raise FormatError(f"a deepseek4 payload, not one of {module} memory", offset=cursor.at)
 
 
 def read_compressed(cursor: Cursor, name: str, n_stream: int | None) -> Compressed:

@@ -54,6 +54,9 @@ class ModelInfo:
 
     def agrees_with(self, module: Module) -> bool:
         """Return whether llama.cpp's ``is_hybrid`` and ``is_recurrent`` allow *module*."""
+        if module == "dsv4":
+            # Its compressors run, so later builds call it hybrid and earlier ones do not.
+            return not self.recurrent
         hybrid = module.startswith("hybrid")
         if self.hybrid is not None and self.hybrid != hybrid:
             return False
@@ -124,6 +127,11 @@ class Family:
     ple: Rule = False
     window: Window = _ANY_SIZE
 
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The kinds of memory that its architectures can have."""
+        return (self.module,) if self.condition is True else (self.module, self.fallback)
+
     def candidates(self, model: ModelInfo, *, known_arch: bool) -> Iterator[Traits]:
         """Yield the traits that the states of *model* can have, the most likely first.
 
@@ -144,7 +152,8 @@ class Family:
                 yield Traits(model.arch, module, k_only, with_ext, ple, window)
 
     def _window(self, model: ModelInfo) -> Window | None:
-        size = model.n_swa or self.window.size or model.window_size()
+        # The API says 0 of deepseek4, which has one: where a cache has a window, the GGUF tells.
+        size = model.n_swa or self.window.size or model.number("attention.sliding_window")
         return Window(self.window.kind, size) if size else None
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from .._io.arguments import checked
 from ..errors import FormatError, StateError, UnsupportedError
-from .architectures import is_known, model_traits
+from .architectures import is_known, is_of_table, model_traits
 from .blocks import UNKNOWN_ID, Cache, Cells
 from .cells import Ownership
 from .cursor import U32, Cursor, open_view
-from .dsv4 import read_compressed, read_compressor, read_head
+from .dsv4 import read_compressed, read_compressor, read_head, refuse_head
 from .formats import (
     EXT_WORDS,
     MAX_ARCH_BYTES,
@@ -197,12 +197,12 @@ class _Reader:
     def layout(self, candidates: Sequence[Traits], *, arch: str | None = None) -> Layout:
         """Return the layout by the first of *candidates* that reads the payload to its end."""
         readings: dict[Traits, tuple[Cache, ...]] = {}
-        errors: list[FormatError] = []
+        errors: dict[Traits, FormatError] = {}
         for traits in candidates:
             try:
                 caches = self.caches(traits)
             except FormatError as error:
-                errors.append(error.with_traceback(None))
+                errors[traits] = error.with_traceback(None)
             else:
                 # Traits that lead to the same caches are not an alternative.
                 if caches not in readings.values():
@@ -223,6 +223,8 @@ class _Reader:
         cursor = Cursor(self.view, self.start)
         if traits.module == "dsv4":
             read_head(cursor, partial=self.partial)
+        else:
+            refuse_head(cursor, traits.module)
         return self._read(cursor, traits, sub_caches(traits.module, partial=self.partial), ())
 
     def _read(
@@ -282,9 +284,17 @@ class _Reader:
             return self.ownership
         return Ownership(False, next((i for i in owners(done) if i != UNKNOWN_ID), None))
 
-    def _refusal(self, candidates: Sequence[Traits], errors: list[FormatError]) -> StateError:
-        """Return the error to raise: that of the reading that came furthest."""
-        error = _furthest(errors)
+    def _refusal(
+        self, candidates: Sequence[Traits], errors: dict[Traits, FormatError]
+    ) -> StateError:
+        """Return the error to raise: that of the reading that came furthest.
+
+        A guess counts only where the table has no row: it can read the caches of another kind of
+        memory, and fail behind them.
+        """
+        known = [error for traits, error in errors.items() if is_of_table(traits)]
+        error = _furthest(known or list(errors.values()))
+        errors.clear()
         arch = candidates[0].arch
         if error and (len(candidates) == 1 or is_known(arch)):
             return error

@@ -42,11 +42,16 @@ def reported(caches: Sequence[Cache], traits: Traits, seq_id: int) -> Span:
 
     Memory of several caches reports the positions that all of them hold.
     """
-    names = {sub_cache.name for sub_cache in sub_caches(traits.module) if sub_cache.reports}
-    spans = [span(cache, seq_id) for cache in caches if cache.name in names]
+    reporting = {one.name: one for one in sub_caches(traits.module) if one.reports}
+    spans = [
+        Span(held.last, held.last) if reporting[cache.name].ends else held
+        for cache in caches
+        if cache.name in reporting
+        for held in [span(cache, seq_id)]
+    ]
     if not spans:
         return NO_SPAN
-    return Span(max(span.first for span in spans), min(span.last for span in spans))
+    return Span(max(held.first for held in spans), min(held.last for held in spans))
 
 
 def rewind_min(caches: Sequence[Cache], traits: Traits, seq_id: int) -> int:

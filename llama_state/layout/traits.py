@@ -115,6 +115,8 @@ class SubCache:
         partial: Whether partial states hold it.
         optional: Whether it can be missing at the end of a payload.
         reports: Whether llama.cpp takes the positions of a sequence from it.
+        ends: Whether it takes only the last one, as the first too: what runs beside the cells
+            stands there, so that none of them can be removed.
     """
 
     name: str
@@ -126,6 +128,7 @@ class SubCache:
     partial: bool = True
     optional: bool = False
     reports: bool = False
+    ends: bool = False
 
     def is_k_only(self, traits: Traits) -> bool:
         """Return whether it stores no V in a model of *traits*."""
@@ -172,7 +175,7 @@ SUB_CACHES: Mapping[Module, tuple[SubCache, ...]] = MappingProxyType(
         ),
         "dsv4": (
             SubCache("base", k_only=True, partial=False),
-            SubCache("swa", k_only=True, within="base", reports=True),
+            SubCache("swa", k_only=True, within="base", reports=True, ends=True),
             SubCache("csa", "compressed", partial=False),
             SubCache("hca", "compressed", partial=False),
             SubCache("lid", "compressed", partial=False),

@@ -6,13 +6,23 @@ extra ``testing``.
 
 from __future__ import annotations
 
-from .conformance import CONFIGURATIONS, NMSE_LIMIT, Report, Row, check_model, nmse, round_trips
+from .conformance import (
+    CONFIGURATIONS,
+    NMSE_LIMIT,
+    NMSE_LIMITS,
+    Report,
+    Row,
+    check_model,
+    nmse,
+    round_trips,
+)
 from .models import KINDS, write_benchmark_model, write_model, write_probe
 
 __all__ = [
     "CONFIGURATIONS",
     "KINDS",
     "NMSE_LIMIT",
+    "NMSE_LIMITS",
     "Report",
     "Row",
     "check_model",

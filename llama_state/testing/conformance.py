@@ -28,12 +28,25 @@ from ..context.model import Model
 from ..context.state import Restored
 from ..errors import ModelLoadError, StateError
 
-__all__ = ["CONFIGURATIONS", "NMSE_LIMIT", "Report", "Row", "check_model", "nmse", "round_trips"]
+__all__ = [
+    "CONFIGURATIONS",
+    "NMSE_LIMIT",
+    "NMSE_LIMITS",
+    "Report",
+    "Row",
+    "check_model",
+    "nmse",
+    "round_trips",
+]
 
 Outcome: TypeAlias = Literal["same", "differs", "error", "not available"]
 
 NMSE_LIMIT = 1e-5
-"""The largest error at which logits count as equal: the bound of llama.cpp's own test."""
+"""The error below which logits count as equal: the bound of llama.cpp's own test."""
+
+NMSE_LIMITS: Mapping[str, float] = {"deepseek4": 5e-5}
+"""Architecture -> its bound, where it is another. With flash attention, what deepseek4 computes
+depends on where the cells lie: up to 1.6e-5 after a restore. A wrong token makes 1.4e-4 or more."""
 
 _SEQUENCES: Mapping[str, Mapping[str, Any]] = {
     "1 sequence": {"n_seq_max": 1},
@@ -326,8 +339,9 @@ def _run(trip: _Trip, row: Row) -> Row:
     except StateError as state_error:
         detail = f"{type(state_error).__name__}: {state_error}"
         return replace(row, outcome="error", detail=detail)
-    if not error < NMSE_LIMIT:
-        differences.append(f"logits: error {error:.1e}, not below {NMSE_LIMIT:.0e}")
+    limit = NMSE_LIMITS.get(trip.target.arch, NMSE_LIMIT)
+    if not error < limit:
+        differences.append(f"logits: error {error:.1e}, not below {limit:.0e}")
     outcome: Outcome = "differs" if differences else "same"
     return replace(row, nmse=error, outcome=outcome, detail="; ".join(differences))
 

@@ -206,7 +206,7 @@ def test_convert(chat: ls.Context, run: Run, tmp_path: Path) -> None:
         assert status == 1
         assert "LOCKED checkpoint" in " ".join(out.split())
         assert run("verify", "--key-file", key, made, path)[0] == 1
-        status, out, _ = run("diff", made, path, "--key-file", key)
+        status, out, _ = run("diff", made, path, *options)
         assert status == 0
         status, _, err = run("convert", path, made)
         assert status == 2

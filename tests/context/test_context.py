@@ -10,6 +10,7 @@ import pytest
 
 import llama_state as ls
 from llama_state.testing.conformance import NMSE_LIMIT, nmse
+from tests.kinds import K_ONLY
 
 pytestmark = pytest.mark.libllama
 
@@ -308,7 +309,7 @@ def test_branching_keeps_the_logits(make: Make) -> None:
 
 def test_different_types_without_v(model: ls.Model) -> None:
     """A model that keeps no V takes one type; older builds of llama.cpp crash on two."""
-    if model.arch == "deepseek2":
+    if model.arch in K_ONLY:
         with pytest.raises(ls.UnsupportedError, match="keeps no V"):
             model.context(n_ctx=256, type_k="q8_0", flash_attn=False)
 

@@ -8,6 +8,8 @@ import pytest
 
 import llama_state as ls
 from llama_state import layout
+from llama_state.testing.conformance import nmse
+from tests.kinds import OWN_STREAMS, PARTIAL, UNCOUNTED
 
 pytestmark = pytest.mark.libllama
 
@@ -28,7 +30,7 @@ def after(ctx: ls.Context, token: int, seq_id: int = 0) -> bytes:
 
 
 def has_partial(model: ls.Model) -> bool:
-    return model.arch in {"gemma3", "jamba", "lfm2", "qwen3next"}
+    return model.arch in PARTIAL
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -47,7 +49,12 @@ def test_partial_states_rewind(model: ls.Model, options: dict[str, object]) -> N
         other = ctx.seq_snapshot(1)
         restored = ctx.seq_restore(partial, 0, partial=True)
         assert restored.sequences[0].n_past == ctx.n_past() == 60
-        assert after(ctx, 9) == expected
+        if model.arch in OWN_STREAMS and options.get("flash_attn") is False:
+            # The cells of its window come back in other places, and sums depend on them.
+            error = nmse(memoryview(expected).cast("f"), memoryview(after(ctx, 9)).cast("f"))
+            assert error < 1e-10
+        else:
+            assert after(ctx, 9) == expected
         assert ctx.seq_snapshot(1) == other
 
 
@@ -105,7 +112,7 @@ def test_partial_states_parse(model: ls.Model, library: ls.Library) -> None:
 
 def on_device(ctx: ls.Context, seq_id: int = 0) -> ls.DeviceSnapshot | None:
     """A snapshot on the device, or None where this build or memory has none."""
-    if ctx.library.session_version == 9 or ctx.arch == "qwen2vl":
+    if ctx.library.session_version == 9 or ctx.arch in UNCOUNTED:
         with pytest.raises(ls.UnsupportedError):
             ctx.seq_device_snapshot(seq_id)
         return None

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import llama_state as ls
 from llama_state.testing.models import KINDS, write_model
+from tests.kinds import SHARE, is_sampled
 
 HANG = 120.0
 """Seconds without a word after which a case counts as hanging."""
@@ -100,10 +101,16 @@ def run(cases: int, first: int, jobs: int) -> Counter[str]:
     with tempfile.TemporaryDirectory(prefix="llama_state-fuzz-") as name:
         folder = Path(name)
         kinds = loadable(folder, library)
-        share = -(-cases // len(kinds))
+        shares = spread(cases, kinds)
         with ThreadPoolExecutor(jobs) as pool:
-            counters = pool.map(lambda kind: run_worker(kind, folder, first, share), kinds)
+            counters = pool.map(lambda kind: run_worker(kind, folder, first, shares[kind]), kinds)
             return sum(counters, Counter())
+
+
+def spread(cases: int, kinds: list[str]) -> dict[str, int]:
+    """Return the cases of each kind, together at least *cases*: fewer of those that are sampled."""
+    weights = {kind: 1 if is_sampled(kind.rpartition("-")[0]) else SHARE for kind in kinds}
+    return {kind: -(-cases * weight // sum(weights.values())) for kind, weight in weights.items()}
 
 
 def main() -> int:

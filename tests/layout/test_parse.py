@@ -185,7 +185,7 @@ def test_spans_are_those_of_the_cache_that_answers() -> None:
         ("dsa", (0, 9)),
         ("dsa-iswa", (6, 9)),
         ("msa", (0, 9)),
-        ("dsv4", (6, 9)),
+        ("dsv4", (9, 9)),
     ):
         layout = parse(State(module, cells=cells, window=4, split=int(module == "dsv4")))
         assert layout.spans == {0: span}

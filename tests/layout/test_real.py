@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 
 import pytest
 
 import llama_state as ls
 from llama_state import layout
 from tests.context.test_flags import tokens
+from tests.kinds import K_ONLY
+from tests.layout.blobs import State, u32
 
 pytestmark = pytest.mark.libllama
 
@@ -49,7 +52,7 @@ def test_every_byte_is_accounted_for(model: ls.Model, options: dict[str, object]
     try:
         ctx = model.context(n_ctx=768, n_threads=1, **options)  # type: ignore[arg-type]
     except ls.UnsupportedError:
-        assert model.arch == "deepseek2"  # keeps no V: its type must be that of K
+        assert model.arch in K_ONLY  # keeps no V: its type must be that of K
         assert options.get("type_k", "f16") != options.get("type_v", "f16")
         return
     library, traits = model.library, ctx._facts.traits
@@ -72,3 +75,33 @@ def test_every_byte_is_accounted_for(model: ls.Model, options: dict[str, object]
                     )
                     assert alone.nbytes == len(blob)
                 assert set(alone.sequences) <= {seq_id, layout.UNKNOWN_ID}
+
+
+DSV4_MAGIC = u32(0x34565344)
+
+
+@pytest.mark.parametrize("unified", [True, False], ids=["unified", "split"])
+def test_a_damaged_state_of_deepseek4_is_told_as_one(model: ls.Model, unified: bool) -> None:
+    """Its head is not read as a stream count, in a context of any model and on any build."""
+    with model.context(n_ctx=256, n_seq_max=2, kv_unified=unified, n_threads=1) as ctx:
+        ctx.decode(tokens(50))
+        state = State("dsv4", seq=0, version=ctx.library.session_version).blob()
+        own = ctx.seq_snapshot(0)
+        said = [refusal(ctx, state)] if DSV4_MAGIC not in own else []
+        for blob in (state, own):
+            rng = Random(0)
+            first = blob.find(DSV4_MAGIC) + 4 if DSV4_MAGIC in blob else 0
+            for _ in range(60):
+                at = rng.randrange(first, min(len(blob), first + 600))
+                said += [refusal(ctx, blob[:at]), refusal(ctx, blob[:at] + u32(9) + blob[at + 4 :])]
+        assert not any(str(0x34565344) in text for text in said)
+        assert DSV4_MAGIC in own or "a deepseek4 payload, not one of" in said[0]
+
+
+def refusal(ctx: ls.Context, blob: bytes) -> str:
+    """The text with which a state is refused, or nothing."""
+    try:
+        ctx.seq_restore(blob, 0)
+    except ls.StateError as error:
+        return str(error)
+    return ""

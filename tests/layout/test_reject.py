@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from llama_state.errors import FormatError, TruncatedError, UnsupportedError
-from llama_state.layout import Layout, Traits, parse_sequence, parse_whole
+from llama_state.errors import FormatError, StateError, TruncatedError, UnsupportedError
+from llama_state.layout import Layout, Traits, model_traits, parse_sequence, parse_whole
 from tests.layout.blobs import F16, F32, State, text, u32
 from tests.layout.test_parse import CHAT, traits_of
 
@@ -221,7 +222,7 @@ DSV4 = State("dsv4", seq=0, split=2)
     ("find", "new", "reason"),
     [
         (u32(0x34565344), u32(1), "not a deepseek4 payload"),
-        (u32(0x34565344), u32(0x34565344, 2), "not a deepseek4 payload"),
+        (u32(0x34565344), u32(0x34565344, 2), "version 2 of a deepseek4 payload"),
         (u32(0x34565344), u32(0x34565344, 1, 1), "a partial deepseek4 payload"),
         (u32(2, 0, 1, 1), u32(3), "csa: version 3"),
         (u32(2, 0, 1, 1), u32(2, 0, 2), "csa: 2 streams"),
@@ -236,6 +237,78 @@ DSV4 = State("dsv4", seq=0, split=2)
 def test_deepseek4(find: bytes, new: bytes, reason: str) -> None:
     """Each part of a deepseek4 state is recognized by its head."""
     assert reason in str(refuse(DSV4, (DSV4.blob().index(find), new)))
+
+
+MAGIC = 0x34565344
+
+
+def damaged_at(blob: bytes, at: int) -> Iterator[bytes]:
+    """The blob cut there, and with other numbers and more bytes in that place."""
+    yield blob[:at]
+    yield blob[:at] + bytes(len(blob))
+    for new in (u32(0xFFFFFFFF), u32(0x7FFFFFF), u32(3)):
+        yield blob[:at] + new + blob[at + 4 :]
+    yield blob[:at] + u32(1, 2) + blob[at:]
+
+
+@pytest.mark.parametrize("word", [{}, {"hybrid": True}, {"recurrent": True}, {"n_swa": 0}])
+@pytest.mark.parametrize("arch", ["", "deepseek4", "deepseek5", "llama", "mamba2", "jamba", "lfm2"])
+@pytest.mark.parametrize("seq", [None, 0])
+def test_the_magic_of_deepseek4_is_not_read_as_a_number(
+    arch: str, word: dict[str, Any], seq: int | None
+) -> None:
+    """Whatever is said of the model, and wherever behind its head the state is damaged."""
+    state = State("dsv4", seq=seq, arch=arch or "deepseek4", split=1)
+    blob, traits = state.blob(), model_traits(arch, **word)
+    parse_any = parse_whole if seq is None else parse_sequence
+    start = blob.index(u32(MAGIC))
+    for at in (*range(start + 4, start + 60, 4), *range(start + 60, len(blob), 197)):
+        for damaged in damaged_at(blob, at):
+            assert str(MAGIC) not in (said(parse_any, damaged, traits) or "")
+
+
+@pytest.mark.parametrize("seq", [None, 0])
+def test_damage_of_deepseek4_is_told_as_what_it_is(seq: int | None) -> None:
+    """Also in its head: no build makes a state of other memory of this architecture."""
+    blob = State("dsv4", seq=seq, arch="deepseek4", split=1).blob()
+    parse_any = parse_whole if seq is None else parse_sequence
+    start = blob.index(u32(MAGIC))
+    for word in ({"hybrid": True}, {"recurrent": True, "hybrid": False}, {}):
+        traits = model_traits("deepseek4", rope_type=0, n_swa=0, **word)
+        (alone,) = model_traits("deepseek4", rope_type=0, n_swa=0)
+        for at in range(start, min(start + 400, len(blob)), 12):
+            for damaged in damaged_at(blob, at):
+                assert said(parse_any, damaged, traits) == said(parse_any, damaged, alone)
+
+
+def said(
+    parse_any: Callable[..., Layout], blob: bytes, traits: Traits | Sequence[Traits]
+) -> str | None:
+    """The text of the error that a state is refused with, or None."""
+    try:
+        parse_any(blob, version=11, traits=traits)
+    except StateError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("arch", "module", "hybrid"),
+    [("llama", "kv", True), ("mamba2", "recurrent", False), ("jamba", "hybrid", False)],
+)
+def test_where_library_and_table_differ_the_error_is_that_of_the_table(
+    arch: str, module: str, hybrid: bool
+) -> None:
+    """What is only guessed can read the caches of other memory, and fail behind them."""
+    blob = State(module, cells=text(40), arch=arch).blob()
+    (alone,) = model_traits(arch, rope_type=0)
+    traits = model_traits(arch, hybrid=hybrid, recurrent=False, n_swa=0, rope_type=0)
+    assert parse_whole(blob, version=11, traits=traits).module == module
+    for at in range(0, len(blob), 20):
+        for damaged in damaged_at(blob, at):
+            assert said(parse_whole, damaged, alone) == said(parse_whole, damaged, traits)
+    longer = blob + u32(1) * 12
+    assert said(parse_whole, longer, alone) == said(parse_whole, longer, traits) is not None
 
 
 class TestOtherKinds:

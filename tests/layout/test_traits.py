@@ -120,17 +120,26 @@ def test_an_unknown_architecture_is_narrowed_by_what_the_library_says() -> None:
     assert not is_known("nova")
     assert modules("nova")[0] == "kv"
     assert set(modules("nova", recurrent=True, hybrid=False)) == {"recurrent"}
-    assert set(modules("nova", hybrid=True)) == {"hybrid", "hybrid-iswa", "hybrid-idx"}
+    assert set(modules("nova", hybrid=True)) == {*("hybrid", "hybrid-iswa", "hybrid-idx", "dsv4")}
     plain = modules("nova", recurrent=False, hybrid=False, n_swa=0)
     assert set(plain) == {"kv", "dsv4", "dsa", "dsa-iswa", "msa", "none"}
     assert {traits.ext for traits in model_traits("nova", rope_type=0)} == {False}
     assert len(model_traits("nova")) == len(set(model_traits("nova")))
 
 
-def test_the_library_overrules_the_table() -> None:
-    """A newer llama.cpp may know better what an architecture is."""
-    assert set(modules("llama", hybrid=True)) == {"hybrid", "hybrid-iswa", "hybrid-idx"}
+def test_where_library_and_table_contradict_each_other_both_are_tried() -> None:
+    """Either may be out of date; of equal readings the table's is the first."""
+    assert modules("llama", hybrid=True) == ["kv", *modules("nova", hybrid=True)]
     assert modules("jamba", recurrent=False, hybrid=True) == ["hybrid"]
+    assert modules("mamba2", recurrent=False, hybrid=False)[0] == "recurrent"
+
+
+@pytest.mark.parametrize("hybrid", [True, False])
+def test_deepseek4_may_be_called_hybrid_or_not(hybrid: bool) -> None:
+    """Builds differ; it is the same memory, with a window of which the API says nothing."""
+    size = metadata("deepseek4", attention__sliding_window=128)
+    (found,) = model_traits("deepseek4", size, recurrent=False, hybrid=hybrid, n_swa=0)
+    assert (found.module, found.window) == ("dsv4", Window("standard", 128))
 
 
 def test_text_that_is_no_number_leaves_it_open() -> None:

@@ -43,7 +43,7 @@ def test_versions_are_a_known_pair(library: ls.Library) -> None:
 
 
 def test_the_default_engine_loads_all_kinds(library: ls.Library) -> None:
-    """All eight kinds of memory are tested on the newest format."""
+    """All thirteen kinds of model are tested on the newest format."""
     if library.session_version == 11:
         assert set(MODELS) == set(KINDS)
     assert "llama-dense" in MODELS
