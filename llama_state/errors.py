@@ -39,6 +39,7 @@ __all__ = [
     "DecodeError",
     "Difference",
     "FormatError",
+    "IdentityWarning",
     "LibraryNotFoundError",
     "MismatchError",
     "MismatchWarning",
@@ -168,6 +169,10 @@ class MismatchError(StateError, ValueError):
     def __init__(self, differences: Sequence[Difference]) -> None:
         super().__init__("the state does not fit: " + "; ".join(map(str, differences)))
         self.differences = tuple(differences)
+
+
+class IdentityWarning(UserWarning):
+    """A checkpoint does not know all that it belongs to; the text says what, and what to do."""
 
 
 class MismatchWarning(UserWarning):

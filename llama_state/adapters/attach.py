@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import reprlib
 import sys
-from pathlib import Path
 from typing import Any
 
 from .._io import StrPath
@@ -14,7 +13,7 @@ from .._llama._llama_cffi import ffi
 from .._llama.handles import Handle, borrowed_context
 from .._llama.library import Library
 from ..context.context import Context
-from ..context.identity import Origin
+from ..context.identity import Origin, stamped
 from ..errors import ClosedError, StateError
 
 # Nothing is ever in the first page of memory.
@@ -69,7 +68,7 @@ def attach(
     handle = Handle(borrowed_context(library, ptr, obj), "context")
     if model_path is None:
         return Context(handle)
-    return Context(handle, origin=Origin(str(Path(model_path).absolute())))
+    return Context(handle, origin=Origin(*stamped(model_path)))
 
 
 def _address(obj: Any) -> int:

@@ -13,18 +13,16 @@ from .. import layout
 from .._io import Progress, StrPath, atomic, reading
 from .._io.arguments import checked
 from .._io.buffers import flat
-from ..errors import ChecksumError, FormatError, VersionError
+from ..errors import ChecksumError, FormatError
 from ..layout.recognition import expect, naming
 from ..layout.slots import given_prompt, pack_listed
 from . import container
 from .fingerprint import Fingerprint
+from .metadata import checked_logits, decode, encode
 
 if TYPE_CHECKING:
     from .._io import Buffer
 
-_FIELDS: Final = frozenset(
-    ["kind", "source", "session version", "fingerprint", "logits of", "packed tokens", "meta"]
-)
 _PIECE: Final = 4 << 20
 NOTHING_KNOWN: Final = Fingerprint()
 
@@ -66,8 +64,10 @@ class Checkpoint:
         payload: A read-only view of the state.
 
     Raises:
-        FormatError: *meta* is not a JSON object, a token is not a 32-bit integer, or
-            *packed_tokens* are not such a list, or not one of *tokens*.
+        FormatError: What :meth:`load` would refuse: a sequence without *source*, a whole context
+            with one, *meta* that is not a JSON object, a token that is not a 32-bit integer,
+            *packed_tokens* that are no such list, or not one of *tokens*, *logits* of no float32,
+            texts of a fingerprint that are too long.
         VersionError: The session version is not known.
     """
 
@@ -85,8 +85,6 @@ class Checkpoint:
         meta: Mapping[str, Any] | None = None,
         packed_tokens: Iterable[int] = (),
     ) -> None:
-        if session_version not in layout.SEQUENCE_VERSION:
-            raise VersionError("state", found=session_version, expected=[*layout.SEQUENCE_VERSION])
         self.kind: layout.Kind = kind
         self.session_version = session_version
         self.source = source
@@ -95,11 +93,9 @@ class Checkpoint:
         self.tokens, self.media, self.slot = prompt.tokens, prompt.media, prompt.slot
         self.fingerprint = fingerprint
         self.payload = flat(payload).toreadonly()
-        self.logits: memoryview[float] | None = None
+        self.logits = checked_logits(logits)
         self.logits_of = logits_of
-        if logits is not None:
-            self.logits = flat(logits).cast("f").toreadonly()
-        self._metadata = _to_json(
+        self._metadata = encode(
             {
                 "kind": kind,
                 "source": source,
@@ -421,7 +417,7 @@ class Checkpoint:
 
 def from_parts(payload: Buffer, metadata: bytes, token_words: Buffer, logits: Buffer) -> Checkpoint:
     """Return the checkpoint of the parts of a container or of a pickle, without verifying them."""
-    fields = _from_json(metadata)
+    fields = decode(metadata)
     words = flat(token_words).cast("i")
     packed = fields["packed tokens"]
     return Checkpoint(
@@ -449,39 +445,6 @@ def _parse(
     model = fingerprint.model
     traits = layout.model_traits(model.get("architecture", ""), model.get)
     return layout.parse_state(kind, payload, version=version, headed=headed, traits=traits)
-
-
-def _to_json(fields: Mapping[str, Any]) -> bytes:
-    try:
-        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise FormatError(f"meta must be a JSON object: {error}") from None
-    return text.encode()
-
-
-def _from_json(metadata: bytes) -> dict[str, Any]:
-    """Parse the metadata of a container and check the type of each field.
-
-    Raises:
-        FormatError: It is not the metadata of a checkpoint.
-    """
-    try:
-        fields = json.loads(metadata)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"the metadata is not JSON: {error}", offset=64) from None
-    if not isinstance(fields, dict) or set(fields) != _FIELDS:
-        raise FormatError("the fields of the metadata are not those of a checkpoint", offset=64)
-    ids = (fields["logits of"], fields["source"])
-    valid = (
-        fields["kind"] == ("whole" if fields["source"] is None else "sequence")
-        and type(fields["session version"]) is int
-        and all(type(seq_id) is int or seq_id is None for seq_id in ids)
-        and isinstance(fields["packed tokens"], bool)
-        and isinstance(fields["meta"], dict)
-    )
-    if not valid:
-        raise FormatError("a field of the metadata has the wrong type", offset=64)
-    return fields
 
 
 def _equal(a: memoryview, b: memoryview) -> bool:

@@ -31,6 +31,9 @@ __all__ = ["Fingerprint", "adapter_digest", "model_fields", "state_fields"]
 MODEL_FILE: Final = "model file"
 """The key in :attr:`Fingerprint.unknown` for all the fields that are read from the file."""
 
+ALL_WEIGHTS: Final = "all weights"
+"""The model field of all bytes of the weights; "weights" is of samples."""
+
 PLAIN: Final[Mapping[str, str]] = {"adapters": "none", "rope": "the model's own"}
 """Context fields of a context without adapters and with the model's own rope settings."""
 
@@ -41,14 +44,17 @@ _LONG_TEXT = 1 << 12
 _LONG_ARRAY = 1 << 10
 _SMALL_TENSOR = 16 << 10
 _SAMPLE = 4 << 10
+_PIECE = 1 << 20
 _N_SAMPLE = 4
 _ARRAY = Struct("<IQ")
 
 # Model fields that llama.cpp gives for a model whose file is not known. The digests of the file
 # make them superfluous.
 _COMPARED_IF_BOTH = frozenset({"parameters", "tensor bytes"})
-# Context fields: the first two change what is computed, the build does not.
-_ALWAYS_COMPARED = frozenset({"adapters", "rope"})
+# What both sides must know: nothing else says whether a state means the same.
+FROM_FILE: Final = ("tokenizer", "tensor types", "tensor table", "weights")
+_DECLARED = ("adapters", "rope")
+# It changes nothing that is computed.
 _NEVER_COMPARED = frozenset({"llama.cpp build"})
 
 Stamp: TypeAlias = "tuple[tuple[str, int, int, int], ...]"
@@ -62,7 +68,9 @@ class Fingerprint:
 
     Attributes:
         model: Field -> text: the architecture, the hyperparameters by their GGUF keys, and digests
-            of tokenizer and weights. Compared field by field.
+            of tokenizer and weights. Compared field by field. "weights" is of samples of each
+            tensor: it tells models apart, not a model from one with a few other bytes. That does
+            "all weights", where it was asked for.
         context: Field -> text: adapters, rope settings, kind of memory, types of the cache.
         unknown: Field that is not known -> why, or what to do about it. "model file" stands for
             all the fields that are read from the model's file.
@@ -90,38 +98,48 @@ class Fingerprint:
     def differences(self, current: Fingerprint) -> list[Difference]:
         """Return the fields that are not known to be equal in *current*.
 
-        A field of the model, the rope settings or the adapters that only one side knows is a
-        difference: what was not compared is not equal. What a state itself records (types of the
-        cache, streams, ...) is compared if both sides know it.
+        What is unknown on either side, or on both, is a difference: what was not compared is not
+        equal. That goes for each field of the model, the rope settings, the adapters and whatever
+        is in ``unknown``. What a state itself records (types of the cache, streams, ...) is
+        compared if both sides know it.
 
         Returns:
-            The differences of the model, then those of the context; empty if there are none.
+            The differences of the model, then those of the context; empty if there are none. The
+            text of a side that does not know a field says why, or what to do about it.
         """
-        if bool(self.model) != bool(current.model):
-            # One side has no model fields at all: report that once, not for each field.
+        if not (self.model and current.model):
+            # A side has no model fields at all: report that once, not for each field.
             names = [side.model.get("architecture", "not recorded") for side in (self, current)]
             return [Difference("model", *names)]
+        of_model = self._needed_of_model(current)
+        of_context = {*_DECLARED, *self.unknown, *current.unknown} - of_model - {MODEL_FILE}
         return [
-            *_differing(self, current, "model", strict=self._strict_in_model(current)),
-            *_differing(self, current, "context", strict=_ALWAYS_COMPARED),
+            *_differing(self, current, "model", of_model),
+            *_differing(self, current, "context", of_context),
         ]
 
-    def _strict_in_model(self, current: Fingerprint) -> frozenset[str]:
-        return frozenset((*self.model, *current.model)) - _COMPARED_IF_BOTH
+    def _needed_of_model(self, current: Fingerprint) -> set[str]:
+        told = {*self.model, *current.model}
+        # If neither side knows the file, that is one difference, not four.
+        of_file = FROM_FILE if told.intersection(FROM_FILE) else (MODEL_FILE,)
+        needed = {"architecture", *of_file, *told} - _COMPARED_IF_BOTH
+        return needed if ALL_WEIGHTS in self.model else needed - {ALL_WEIGHTS}
 
 
 @checked
-def model_fields(path: StrPath) -> dict[str, str]:
+def model_fields(path: StrPath, *, full: bool = False) -> dict[str, str]:
     """Return the model fields of a fingerprint, from the model's file.
 
-    Its header and samples of its tensors are read, once for each version of the file.
+    Its header and samples of its tensors are read, once for each version of the file. Bytes
+    between the samples do not count, unless *full* is given.
 
     Args:
         path: The GGUF file; of a split model any part.
+        full: Read all bytes of the tensors, for "all weights".
 
     Returns:
         Field -> text: "architecture", each hyperparameter by its GGUF key, "tokenizer",
-        "tensor types", "tensor table" and "weights".
+        "tensor types", "tensor table", "weights" (of samples), and with *full* "all weights".
 
     Raises:
         OSError: The file, or a part of a split model, cannot be read.
@@ -129,15 +147,18 @@ def model_fields(path: StrPath) -> dict[str, str]:
         UnsupportedError: It is big-endian.
     """
     with naming(path):
-        return dict(read_model(file_stamp(path)).fields)
+        stamp = file_stamp(path)
+        fields = dict(read_model(stamp).fields)
+        return {**fields, ALL_WEIGHTS: all_weights(stamp)} if full else fields
 
 
 @checked
-def adapter_digest(path: StrPath) -> str:
+def adapter_digest(path: StrPath, *, full: bool = False) -> str:
     """Return the digest of the settings and weights of a LoRA adapter or control vector.
 
     Args:
         path: Its GGUF file.
+        full: Of all bytes of its tensors. A fingerprint has the digest of samples.
 
     Returns:
         32 hexadecimal digits.
@@ -148,7 +169,7 @@ def adapter_digest(path: StrPath) -> str:
         UnsupportedError: It is big-endian.
     """
     with naming(path):
-        return _adapter_digest(file_stamp(path))
+        return _adapter_digest(file_stamp(path), full)
 
 
 def state_fields(parsed: layout.Layout) -> dict[str, str]:
@@ -221,16 +242,16 @@ def _checked(section: str, value: object) -> dict[str, str]:
 
 
 def _differing(
-    saved: Fingerprint, current: Fingerprint, section: str, *, strict: frozenset[str]
+    saved: Fingerprint, current: Fingerprint, section: str, needed: set[str]
 ) -> Iterator[Difference]:
-    """Yield the differences of a section, for fields in *strict* also if one side lacks them."""
+    """Yield the differences of a section; those in *needed* must be known to both sides."""
     a: Mapping[str, str] = getattr(saved, section)
     b: Mapping[str, str] = getattr(current, section)
-    for name in {**a, **b}:
+    for name in dict.fromkeys((*a, *b, *sorted(needed))):
         both = name in a and name in b
-        if name in _NEVER_COMPARED or not (both or name in strict):
+        if name in _NEVER_COMPARED or not (both or name in needed):
             continue
-        if a.get(name) != b.get(name):
+        if not both or a[name] != b[name]:
             yield Difference(name, _shown(saved, a, name), _shown(current, b, name))
 
 
@@ -285,7 +306,14 @@ def read_model(stamp: Stamp) -> ModelFile:
 
 
 @lru_cache(maxsize=64)
-def _adapter_digest(stamp: Stamp) -> str:
+def all_weights(stamp: Stamp) -> str:
+    """Return the digest of all bytes of all tensors of a model."""
+    paths = [path for path, *_ in stamp]
+    return _weights(paths, gguf.read_header(paths), full=True)
+
+
+@lru_cache(maxsize=64)
+def _adapter_digest(stamp: Stamp, full: bool) -> str:
     paths = [path for path, *_ in stamp]
     header = gguf.read_header(paths)
     arch = _architecture(header)
@@ -294,7 +322,7 @@ def _adapter_digest(stamp: Stamp) -> str:
         **(_values(header, f"{arch}.") if arch else {}),
         **_values(header, "adapter."),
         "tensor table": _tensor_table(header),
-        "weights": _weights(paths, header),
+        "weights": _weights(paths, header, full=full),
     }
     return digest(_packed(text) for item in sorted(fields.items()) for text in item)
 
@@ -343,21 +371,22 @@ def _tensor_table(header: gguf.GGUFHeader) -> str:
     )
 
 
-def _weights(paths: Sequence[str], header: gguf.GGUFHeader) -> str:
-    """Return the digest of samples of all tensors."""
-    sampled: dict[str, bytes] = {}
+def _weights(paths: Sequence[str], header: gguf.GGUFHeader, *, full: bool = False) -> str:
+    """Return the digest of samples of all tensors, or of all of their bytes."""
+    pieces = _pieces if full else _samples
+    hashes: dict[str, bytes] = {}
     for part, path in enumerate(paths):
         with open_regular(path) as (file, _):
             for tensor in header.tensors:
                 if tensor.part == part:
-                    sampled[tensor.name] = _sampled(file.fileno(), tensor)
-    return digest(chunk for name, own in sorted(sampled.items()) for chunk in (_packed(name), own))
+                    hashes[tensor.name] = _hashed(file.fileno(), tensor, pieces(tensor.nbytes))
+    return digest(chunk for name, own in sorted(hashes.items()) for chunk in (_packed(name), own))
 
 
-def _sampled(fd: int, tensor: gguf.GGUFTensor) -> bytes:
-    """Return the SHA-256 of a small tensor, or of samples of a large one."""
+def _hashed(fd: int, tensor: gguf.GGUFTensor, pieces: Iterable[tuple[int, int]]) -> bytes:
+    """Return the SHA-256 of pieces of a tensor."""
     hashed = hashlib.sha256()
-    for at, size in _samples(tensor.nbytes):
+    for at, size in pieces:
         piece = os.pread(fd, size, tensor.offset + at)
         if len(piece) < size:
             raise TruncatedError(
@@ -373,6 +402,12 @@ def _samples(nbytes: int) -> list[tuple[int, int]]:
         return [(0, nbytes)]
     last = _N_SAMPLE - 1
     return [(i * (nbytes - _SAMPLE) // last, _SAMPLE) for i in range(_N_SAMPLE)]
+
+
+def _pieces(nbytes: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of pieces that are together the whole tensor."""
+    for at in range(0, nbytes, _PIECE):
+        yield at, min(_PIECE, nbytes - at)
 
 
 def _packed(text: str) -> bytes:

@@ -93,8 +93,7 @@ class Context(Owner):
     def fingerprint(self) -> Fingerprint:
         """The model and the settings that this context's states belong to, as far as known.
 
-        Samples of the model's file are read the first time. What cannot be learned is in its
-        ``unknown``, with the reason, and is no error here.
+        Samples of the model's file are read first. What is not known is in its ``unknown``.
         """
         return self._checkpoints.fingerprint
 
@@ -103,6 +102,7 @@ class Context(Owner):
         *,
         adapters: Sequence[tuple[StrPath, float]] | None = None,
         rope: identity.Rope | None = None,
+        full: bool = False,
     ) -> None:
         """Declare what llama.cpp does not say of a context, for its :attr:`fingerprint`.
 
@@ -110,8 +110,8 @@ class Context(Owner):
             adapters: (GGUF file, scale) of every LoRA adapter and control vector in use; none
                 at all is ``[]``.
             rope: The rope and YaRN settings that the context was made with, by their names in
-                ``llama_context_params``, such as ``{"rope_freq_base": 1e6}``; those left out
-                are the model's own.
+                ``llama_context_params``, as in ``{"rope_freq_base": 1e6}``; others are the model's.
+            full: Compare all bytes of the weights from now on: the whole file is read.
 
         Raises:
             OSError: An adapter's file cannot be read.
@@ -119,7 +119,7 @@ class Context(Owner):
             UnsupportedError: There is no such rope setting.
         """
         with self._handle.use():
-            self._identity.declare(adapters, rope)
+            self._identity.declare(adapters, rope, full=full)
 
     # -- decoding and positions
 
@@ -440,12 +440,12 @@ class Context(Owner):
     ) -> Checkpoint:
         """Take the state with everything that must be known to trust it later, elsewhere.
 
+        An ``IdentityWarning`` says what of that is not known, and what to do about it.
+
         Args:
             seq_id: The sequence; None for the whole context.
-            tokens: The tokens that it stands for, to be kept with it. Not given: as in
-                :meth:`save_state`.
-            logits: Keep the logits of the last token too, so that sampling can go on after
-                :meth:`resume` without decoding again. It must have been decoded last.
+            tokens: Those that it stands for, kept with it. Not given: as in :meth:`save_state`.
+            logits: Keep those of the last token, which must have been decoded last, to sample.
             meta: Anything else to be kept with it, as a JSON object: sampler settings, a name.
             out: A writable buffer for the state, which the checkpoint refers to from then on.
 

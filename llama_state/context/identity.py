@@ -7,10 +7,10 @@ fingerprint says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from .. import layout
 from .._io import StrPath
@@ -19,12 +19,14 @@ from .._llama.facts import Facts, hyperparameters
 from .._llama.handles import Call
 from .._llama.library import Library
 from ..checkpoint.fingerprint import (
+    ALL_WEIGHTS,
     MODEL_FILE,
     PLAIN,
     Fingerprint,
     ModelFile,
     Stamp,
     adapter_digest,
+    all_weights,
     file_stamp,
     geometry_fields,
     read_model,
@@ -34,6 +36,9 @@ from ..errors import FormatError, UnsupportedError
 
 Rope: TypeAlias = "Mapping[str, float | str]"
 """Settings by their names in ``llama_context_params``; what is not there is the model's own."""
+
+Adapters: TypeAlias = "Sequence[tuple[StrPath, float]]"
+"""(GGUF file, scale) of each adapter."""
 
 _SCALING = ("none", "linear", "yarn", "longrope")
 # Name -> the key that has the model's own value, and what llama.cpp takes where there is none.
@@ -48,8 +53,28 @@ _ROPE: Mapping[str, tuple[str, str | None]] = {
     "yarn_orig_ctx": ("rope.scaling.original_context_length", None),
 }
 ROPE_SETTINGS: Final = tuple(_ROPE)
+_ANOTHER_FILE = "the file is not, or no longer, the one that the model was loaded from"
 # Of other kinds of memory llama.cpp makes some caches of other types than requested.
 _AS_REQUESTED = frozenset({"kv", "iswa", "hybrid", "hybrid-iswa"})
+
+
+class Reading(NamedTuple):
+    """What can be read of the adapters of a context.
+
+    Attributes:
+        key: Differs when they were changed, as far as that can be seen.
+        adapters: Which they are; None if that is not known.
+        why: Why it is not, or what to do about it.
+    """
+
+    key: object
+    adapters: Adapters | None
+    why: str = ""
+
+
+def undeclared() -> Reading:
+    """Return what can be read of a context of which nobody says anything."""
+    return Reading(None, None, "say with declare(adapters=[...]) which ones the context uses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +83,17 @@ class Origin:
 
     Attributes:
         model_path: The model's file, absolute.
-        loaded: That file's stamp when it was loaded.
+        loaded: That file's stamp when it was loaded, or as soon after as we were told of it.
         overrides: Hyperparameters that were set instead of those in the file.
         rope: Rope settings.
-        adapters: (path, scale) of LoRA adapters and control vectors.
+        adapters: Reads which LoRA adapters and control vectors are in use now, at each call.
     """
 
     model_path: str | None = None
     loaded: Stamp | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     rope: Rope | None = None
-    adapters: Sequence[tuple[StrPath, float]] | None = None
+    adapters: Callable[[], Reading] = undeclared
 
 
 UNKNOWN: Final = Origin()
@@ -76,11 +101,16 @@ UNKNOWN: Final = Origin()
 
 def origin_of_file(path: str) -> Origin:
     """Return the origin of contexts of the file that is about to be loaded: nothing else is set."""
+    return Origin(*stamped(path), rope={}, adapters=lambda: Reading((), ()))
+
+
+def stamped(path: StrPath) -> tuple[str, Stamp]:
+    """Return a path, absolute, and the stamp of now: one of no files where it is not there."""
+    found = Path(path).absolute()
     try:
-        loaded = file_stamp(path)
-    except OSError:  # llama.cpp says why
-        loaded = None
-    return Origin(str(Path(path).absolute()), loaded, rope={}, adapters=())
+        return str(found), file_stamp(found)
+    except OSError:  # llama.cpp, or the fingerprint, says why
+        return str(found), ()
 
 
 class Identity:
@@ -89,32 +119,47 @@ class Identity:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._rope = None if origin.rope is None else _settings(origin.rope)
-        self._adapters: str | None = None
+        # The adapters as text, with the key of what was read when they were declared, or read.
+        self._declared: tuple[object, str] | None = None
+        self._read: tuple[object, str] | None = None
         self._model: Fingerprint | None = None
+        self._full = False
 
-    def declare(self, adapters: Sequence[tuple[StrPath, float]] | None, rope: Rope | None) -> None:
-        """Take over what the caller declares; None leaves what is known."""
+    def declare(
+        self, adapters: Adapters | None, rope: Rope | None = None, *, full: bool = False
+    ) -> None:
+        """Take over what the caller declares; None and False leave what is known."""
         # Both are looked at before either is kept.
-        named = self._adapters if adapters is None else adapters_text(adapters)
+        declared = self._declared
+        if adapters is not None:
+            declared = self._origin.adapters().key, adapters_text(adapters)
         self._rope = self._rope if rope is None else _settings(rope)
-        self._adapters = named
+        self._declared = declared
+        self._full = self._full or full
 
     def fingerprint(
-        self, call: Call, library: Library, facts: Facts, known: layout.Geometry | None
+        self,
+        call: Call,
+        library: Library,
+        facts: Facts,
+        known: layout.Geometry | None,
+        *,
+        full: bool = False,
     ) -> Fingerprint:
         """Return all that is known now.
 
         Args:
             call: An open call on the context.
             known: What has been learned of its caches.
+            full: Also of all bytes of the weights, as if that were declared.
         """
         if self._model is None:
             self._model = _of_model(call, facts.arch, facts.n_ctx_seq, self._origin)
-        model = self._model
+        model = _with_all_weights(self._model, self._origin) if full or self._full else self._model
         unknown = dict(model.unknown)
         context = {**_of_context(library, facts, known), **model.context}
         try:
-            context["adapters"] = self._named_adapters()
+            context["adapters"] = self._named(self._origin.adapters())
         except (OSError, FormatError, UnsupportedError, _UndeclaredError) as error:
             unknown["adapters"] = _why(error)
         if self._rope is None:
@@ -125,20 +170,33 @@ class Identity:
             context["rope"] = rope_text(self._rope, facts.arch, model.model)
         return Fingerprint(model.model, context, unknown)
 
-    def _named_adapters(self) -> str:
-        if self._adapters is None:
-            if self._origin.adapters is None:
-                reason = "say with declare(adapters=[...]) which ones the context uses"
-                raise _UndeclaredError(reason)
-            self._adapters = adapters_text(self._origin.adapters)
-        return self._adapters
+    def adapters_key(self) -> str:
+        """Return what tells the adapters of now from others, also where they are not known."""
+        reading = self._origin.adapters()
+        try:
+            return self._named(reading)
+        except (OSError, FormatError, UnsupportedError, _UndeclaredError):
+            return f"not known: {reading.key!r}, declared: {self._declared!r}"
+
+    def _named(self, reading: Reading) -> str:
+        """Return the adapters as text: those declared, unless they were changed since."""
+        if self._declared is not None:
+            key, named = self._declared
+            if key != reading.key:
+                raise _UndeclaredError("they were changed since declare(): declare them again")
+            return named
+        if reading.adapters is None:
+            raise _UndeclaredError(reading.why)
+        if self._read is None or self._read[0] != reading.key:
+            self._read = reading.key, adapters_text(reading.adapters)
+        return self._read[1]
 
 
 class _UndeclaredError(Exception):
     """Something that only the caller knows was not declared."""
 
 
-def adapters_text(adapters: Sequence[tuple[StrPath, float]]) -> str:
+def adapters_text(adapters: Adapters) -> str:
     """Return adapters by content and scale, sorted; those of scale 0 do nothing."""
     named = sorted(f"{adapter_digest(path)} x {scale:g}" for path, scale in adapters if scale)
     return ", ".join(named) or PLAIN["adapters"]
@@ -227,16 +285,34 @@ def _reported(call: Call, arch: str) -> dict[str, str]:
     }
 
 
+def _with_all_weights(model: Fingerprint, origin: Origin) -> Fingerprint:
+    """Return *model* with a digest of all bytes, or why there is none."""
+    if MODEL_FILE in model.unknown:
+        return model
+    try:
+        digest = all_weights(_loaded_stamp(origin))
+    except (OSError, FormatError, _UndeclaredError) as error:
+        return Fingerprint(model.model, model.context, {ALL_WEIGHTS: _why(error)})
+    return Fingerprint({**model.model, ALL_WEIGHTS: digest}, model.context)
+
+
 def _loaded_file(origin: Origin, reported: Mapping[str, str]) -> ModelFile:
     """Return the file that the loaded model is of."""
+    file = read_model(_loaded_stamp(origin))
+    if file.reported != reported:
+        raise _UndeclaredError(_ANOTHER_FILE)
+    _loaded_stamp(origin)  # what was read while the file was replaced is of neither
+    return file
+
+
+def _loaded_stamp(origin: Origin) -> Stamp:
+    """Return the stamp of the file that the loaded model is of, if it is still there."""
     if origin.model_path is None:
         raise _UndeclaredError("attach() was given no model_path")
     stamp = file_stamp(origin.model_path)
-    if origin.loaded in (None, stamp):
-        file = read_model(stamp)
-        if file.reported == reported:
-            return file
-    raise _UndeclaredError("the file is not, or no longer, the one that the model was loaded from")
+    if origin.loaded != stamp:
+        raise _UndeclaredError(_ANOTHER_FILE)
+    return stamp
 
 
 def _why(error: Exception) -> str:

@@ -12,8 +12,15 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle, LastLogits
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.fingerprint import Fingerprint
-from ..errors import Difference, FormatError, MismatchError, MismatchWarning, StateError
+from ..checkpoint.fingerprint import ALL_WEIGHTS, Fingerprint
+from ..errors import (
+    Difference,
+    FormatError,
+    IdentityWarning,
+    MismatchError,
+    MismatchWarning,
+    StateError,
+)
 from . import engine
 from .changes import Keeper
 from .identity import Identity
@@ -45,9 +52,12 @@ class Checkpoints:
     @property
     def fingerprint(self) -> Fingerprint:
         """The model and the settings that states of this context belong to, as far as known."""
+        return self._fingerprint(full=False)
+
+    def _fingerprint(self, *, full: bool) -> Fingerprint:
         with self._handle.use() as call:
             library, known = self._handle.library, self._state.known
-            return self._identity.fingerprint(call, library, self._facts, known)
+            return self._identity.fingerprint(call, library, self._facts, known, full=full)
 
     def take(
         self,
@@ -69,6 +79,7 @@ class Checkpoints:
             payload = self._state.snapshot(target, out)
             recorded = self._state.recorded(target, payload)
             known = self.fingerprint
+        _warn_of_unknown(known.unknown)
         return Checkpoint(
             payload,
             kind="whole" if target is None else "sequence",
@@ -111,14 +122,28 @@ class Checkpoints:
         saved, current = checkpoint.session_version, self._handle.library.session_version
         if saved != current:  # llama.cpp has no way to read it
             raise MismatchError([Difference("session version", saved, current)])
+        logits, n_vocab = checkpoint.logits, self._facts.n_vocab
+        if logits is not None and len(logits) != n_vocab:  # nothing could sample from them
+            raise MismatchError([Difference("logits", len(logits), n_vocab)])
         if check == "off":
             return
-        error = MismatchError(checkpoint.fingerprint.differences(self.fingerprint))
+        # Whoever took it with all bytes of the weights wants them compared.
+        wanted = checkpoint.fingerprint
+        now = self._fingerprint(full=ALL_WEIGHTS in wanted.model)
+        error = MismatchError(wanted.differences(now))
         if not error.differences:
             return
         if check == "strict":
             raise error
         warnings.warn(str(error), MismatchWarning, stacklevel=5)
+
+
+def _warn_of_unknown(unknown: Mapping[str, str]) -> None:
+    """Warn now, while the caller can still say it, of what a strict resume will miss."""
+    if unknown:
+        missing = "; ".join(f"{name} ({why})" for name, why in sorted(unknown.items()))
+        text = f"not known of this context, so that a strict resume refuses it: {missing}"
+        warnings.warn(text, IdentityWarning, stacklevel=5)
 
 
 def _logits_to_keep(call: Call, target: Target, last: LastLogits | None) -> LastLogits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,28 @@ def is_true(llm: Any, ctx: Any, tokens: list[int]) -> None:
     assert llm.input_ids[: llm.n_tokens].tolist() == tokens
     assert list(ctx.tokens) == tokens
     assert llm._requires_eval
+
+
+def load_adapter(llm: Any, path: Path) -> Any:
+    """Load a LoRA adapter, which is freed with the model."""
+    loaded = llama_cpp.llama_adapter_lora_init(llm._model.model, str(path).encode())
+    assert loaded
+    return loaded
+
+
+def set_adapters(llm: Any, *adapters: tuple[Any, float]) -> None:
+    """Set these and no others, by llama.cpp's own function: the ``Llama`` does not know."""
+    loaded = (llama_cpp.llama_adapter_lora_p_ctypes * len(adapters))(*(a for a, _ in adapters))
+    scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
+    assert not llama_cpp.llama_set_adapters_lora(llm._ctx.ctx, loaded, len(adapters), scales)
+
+
+def swap(llm: Any, path: Path | None, scale: float = 1.0) -> None:
+    """Give a ``Llama`` another adapter, or none, and let it say so."""
+    loaded = load_adapter(llm, path) if path else None
+    set_adapters(llm, *[(loaded, scale)] if path else [])
+    llm.lora_path, llm.lora_scale = str(path) if path else None, scale
+    llm._lora_adapter = loaded
 
 
 class Counter:

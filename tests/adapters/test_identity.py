@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import llama_state as ls
-from tests.adapters.llamas import KINDS, models
+from tests.adapters.llamas import KINDS, load_adapter, models, set_adapters, swap
 from tests.layout.ggufs import adapter
 
 pytestmark = pytest.mark.llama_cpp
@@ -48,6 +48,53 @@ def test_an_adapter(make: Make, tmp_path: Path) -> None:
     assert ls.attach(plain).seq_snapshot() != ls.attach(changed).seq_snapshot()
     for one, two in ((plain, changed), (changed, weaker)):
         assert [d.name for d in fingerprint(one).differences(fingerprint(two))] == ["adapters"]
+
+
+def test_an_adapter_that_is_swapped_after_attach(make: Make, tmp_path: Path) -> None:
+    """What the Llama says is read at each call: a checkpoint of before is refused."""
+    one, two = adapter(tmp_path / "1.gguf"), adapter(tmp_path / "2.gguf", seed=1)
+    llm = make()
+    ctx = ls.attach(llm)
+    prints = {"plain": ctx.fingerprint}
+    llm.eval([1, 2, 3])
+    checkpoint = ctx.checkpoint(0)
+    for name, path, scale in (("one", one, 1.0), ("half", one, 0.5), ("two", two, 1.0)):
+        swap(llm, path, scale)
+        prints[name] = ctx.fingerprint
+        fresh = fingerprint(make(lora_path=str(path), lora_scale=scale))
+        # The path of one and the place of another: only its maker can say what that is.
+        known = name != "half"
+        assert ("adapters" in prints[name].unknown) != known
+        assert fresh.context["adapters"] == prints[name].context.get("adapters") or not known
+        with pytest.raises(ls.MismatchError, match="adapters"):
+            ctx.resume(checkpoint)
+    llm.lora_scale = 0.25
+    assert ctx.fingerprint.context["adapters"].endswith(" x 0.25")
+    swap(llm, None)
+    assert ctx.fingerprint.differences(prints["plain"]) == []
+    ctx.resume(checkpoint)
+
+
+def test_an_adapter_that_only_llama_cpp_knows(make: Make, tmp_path: Path) -> None:
+    """It cannot be read, so it is declared; and a swap that can be read takes that back."""
+    one, two = adapter(tmp_path / "1.gguf"), adapter(tmp_path / "2.gguf", seed=1)
+    llm = make()
+    ctx = ls.attach(llm)
+    llm.eval([1, 2, 3])
+    plain = ctx.checkpoint(0)
+    loaded = load_adapter(llm, one)
+    set_adapters(llm, (loaded, 1.0))
+    ctx.declare(adapters=[(one, 1.0)])
+    with pytest.raises(ls.MismatchError, match="adapters"):
+        ctx.resume(plain)
+    swap(llm, two)
+    assert "declare them again" in ctx.fingerprint.unknown["adapters"]
+    with pytest.warns(ls.IdentityWarning, match="declare them again"):
+        ctx.checkpoint(0)
+    ctx.declare(adapters=[(two, 1.0)])
+    assert ctx.fingerprint.differences(fingerprint(make(lora_path=str(two)))) == []
+    llm.lora_path = None  # an adapter without a name
+    assert "without a lora_path" in fingerprint(llm).unknown["adapters"]
 
 
 def test_rope_settings(make: Make) -> None:

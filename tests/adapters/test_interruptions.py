@@ -13,6 +13,7 @@ import pytest
 from llama_state import MismatchWarning, StateError, attach
 from llama_state.adapters.llama_cpp import PromptCache
 from tests.interruptions import at_places, at_signals, is_free, needs_places
+from tests.layout.ggufs import adapter
 
 from .llamas import models
 
@@ -28,6 +29,7 @@ class Bench:
     def __init__(self, make: Callable[..., Any], kind: str) -> None:
         self.llm = make(kind, n_batch=16)
         self.ctx = attach(self.llm)
+        self.lora = adapter(make.path(kind).with_name("lora.gguf"))
         self.cache = PromptCache(self.llm)
         self.llm.set_cache(self.cache)
         # The state of each list of tokens.
@@ -48,9 +50,10 @@ class Bench:
 
     def fresh(self) -> None:
         """Bring state A back, with A in the cache."""
+        self.cache.declare(adapters=[])
         self.ctx.restore(self.a, tokens=A)
-        for words in list(self.cache._entries):
-            self.cache._drop(words)
+        for key in list(self.cache._entries):
+            self.cache._drop(key)
         self.cache.remember()
 
     def held(self) -> tuple[tuple[int, ...], bytes]:
@@ -65,6 +68,7 @@ class Bench:
         assert self.truth[tokens] == content, tokens
         cache = self.cache
         assert list(cache._prefixes._sorted) == sorted(cache._entries) == sorted(cache._store)
+        cache.declare(adapters=[])  # all of them were kept under none
         for prompt in cache.prompts():
             self.ctx.clear()  # what the Llama holds itself is no hit
             hit = cache[[*prompt, 1]]
@@ -106,6 +110,7 @@ CALLS: dict[str, Callable[[Bench], object]] = {
     "savepoint": _undone,
     "tokens": lambda b: b.ctx.tokens,
     "remember": lambda b: (b.ctx.restore(b.b, tokens=B), b.cache.remember()),
+    "declare": lambda b: b.cache.declare(adapters=[(b.lora, 1.0)]),
     "a hit": _found,
     "a new prompt": _kept,
 }

@@ -11,7 +11,7 @@ import pytest
 import llama_state as ls
 from llama_state.adapters.llama_cpp import LlamaContext, PromptCache
 
-from ..context.argument_cases import BUFFER, COUNT, NO_LIST, OBJECT, TOKENS_32
+from ..context.argument_cases import BUFFER, COUNT, NAMES, NO_LIST, OBJECT, TOKENS_32
 
 pytestmark = pytest.mark.llama_cpp
 
@@ -23,6 +23,7 @@ BAD: dict[str, list[Any]] = {
     "state": OBJECT,
     "blob": BUFFER,
     "tokens": TOKENS_32,
+    "adapters": NAMES["adapters"],
     "key": [*NO_LIST, ["1"], [1.5]],
 }
 
@@ -39,6 +40,7 @@ def calls(llm: Any, ctx: LlamaContext) -> dict[str, tuple[Any, Any, dict[str, An
             ctx.to_llama_state,
             {"blob": ctx.snapshot(), "tokens": ctx.tokens},
         ),
+        "declare": (cache.declare, cache.declare, {"adapters": []}),
         "in": (lambda key: key in cache, cache.__contains__, {"key": [1]}),
         "get": (lambda key: cache[key], cache.__getitem__, {"key": [1]}),
     }

@@ -10,13 +10,25 @@ import logging
 import pickle
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import llama_state as ls
 from llama_state.adapters.llama_cpp import PromptCache, prompt_cache
-from tests.adapters.llamas import CUT, GREEDY, KINDS, Counter, answer, llama_cpp
+from tests.adapters.llamas import (
+    CUT,
+    GREEDY,
+    KINDS,
+    Counter,
+    answer,
+    llama_cpp,
+    load_adapter,
+    set_adapters,
+    swap,
+)
+from tests.layout.ggufs import adapter
 
 pytestmark = pytest.mark.llama_cpp
 
@@ -198,7 +210,7 @@ def test_the_limit_holds(make: Make) -> None:
     assert store.most <= room
     kept = cache.prompts()
     assert len(kept) == 3
-    assert list(store) == [prompt_cache.prefixes.pack(tokens) for tokens in kept]
+    assert [key[16:] for key in store] == [prompt_cache.prefixes.pack(tokens) for tokens in kept]
     # One that is used is not the next to go.
     elsewhere(llm)
     llm.load_state(cache[[*kept[0], 65]])
@@ -362,3 +374,82 @@ def test_a_cache_that_somebody_else_changed(make: Make) -> None:
     assert cache.prompts() == []
     assert answer(llm, QUESTIONS[0])[0] == fresh_answer(make, "llama-dense", QUESTIONS[0])
     assert len(cache.prompts()) == 1
+
+
+# -- adapters
+
+
+@pytest.fixture
+def loras(tmp_path: Path) -> list[Path]:
+    return [adapter(tmp_path / f"{seed}.gguf", seed=seed) for seed in (0, 1)]
+
+
+def changed_by(llm: Any, cache: PromptCache, way: str, lora: Path | None) -> None:
+    """Give the Llama an adapter, or none, in one of the ways that there are."""
+    if way == "read":
+        swap(llm, lora, 4.0)
+        return
+    set_adapters(llm, *[(load_adapter(llm, lora), 4.0)] if lora else [])
+    cache.declare(adapters=[(lora, 4.0)] if lora else [])
+
+
+@pytest.mark.parametrize("way", ["read", "declared"])
+def test_a_state_is_served_under_its_own_adapters(make: Make, way: str, loras: list[Path]) -> None:
+    """Nor is what the Llama holds gone on with; and what was kept is found again."""
+    llm = make(n_ctx=1024)
+    cache = with_cache(llm)
+    prompt = llm.tokenize(QUESTIONS[0].encode())
+    plain = fresh_answer(make, "llama-dense", prompt)
+    assert answer(llm, prompt)[0] == plain
+    for lora in loras:
+        expected = fresh_answer(make, "llama-dense", prompt, lora_path=str(lora), lora_scale=4.0)
+        assert expected != plain
+        changed_by(llm, cache, way, lora)
+        assert prompt not in cache
+        text, evaluated = answer(llm, prompt)
+        assert (text, evaluated >= len(prompt)) == (expected, True)
+        elsewhere(llm)
+        text, evaluated = answer(llm, prompt)
+        assert (text, evaluated < len(prompt)) == (expected, True)
+    kept = cache.prompts()
+    assert len(kept) == 3
+    changed_by(llm, cache, way, None)
+    text, evaluated = answer(llm, prompt)
+    assert (text, evaluated < len(prompt)) == (plain, True)
+    assert sorted(cache.prompts()) == sorted(kept)
+
+
+def test_adapters_that_change_unsaid_while_it_goes(make: Make, loras: list[Path]) -> None:
+    """What was evaluated under both is not kept, under either name."""
+    llm = make(n_ctx=1024)
+    cache = with_cache(llm)
+    llm.eval([1, 2, 3])
+    swap(llm, loras[0])
+    with pytest.raises(ls.StateError, match="declare them first"):
+        cache.remember()
+    saved = llm.save_state()
+    cache[[1, 2, 3, 4]] = saved
+    assert cache.prompts() == []
+    cache.declare(adapters=[(loras[0], 1.0)])
+    assert llm.n_tokens == 0
+    llm.eval([1, 2, 3])
+    cache.remember()
+    assert cache.prompts() == [(1, 2, 3)]
+    # Declaring the same again changes nothing.
+    cache.declare(adapters=[(loras[0], 1.0)])
+    assert llm.n_tokens == 3
+
+
+def test_a_state_that_was_saved_before_a_declaration(make: Make, loras: list[Path]) -> None:
+    """It is kept under the adapters that it was evaluated with."""
+    llm = make(n_ctx=1024)
+    cache = with_cache(llm)
+    llm.eval([1, 2, 3])
+    before = llm.save_state()
+    set_adapters(llm, (load_adapter(llm, loras[0]), 1.0))
+    cache.declare(adapters=[(loras[0], 1.0)])
+    cache[[1, 2, 3, 4]] = before
+    assert [1, 2, 3, 4] not in cache
+    set_adapters(llm)
+    cache.declare(adapters=[])
+    assert [1, 2, 3, 4] in cache

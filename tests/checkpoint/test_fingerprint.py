@@ -99,6 +99,32 @@ def test_what_differs_is_named(
     assert differing(base, model_fields(path)) == names
 
 
+@pytest.mark.parametrize("at", [4096, 5000, 30_000, (64 << 10) - 4097])
+def test_all_bytes_of_the_weights(at: int, base: dict[str, str], tmp_path: Path) -> None:
+    """Between the samples nothing is seen, unless all is asked for."""
+    other = {**TENSORS, "b.weight": ((32 << 10,), F16, changed(LARGE, at))}
+    path = ggufs.write(tmp_path / "other.gguf", KEYS, other)
+    assert model_fields(path) == base
+    assert adapter_digest(path) == adapter_digest(tmp_path / "base.gguf")
+    full = model_fields(tmp_path / "base.gguf", full=True)
+    assert {name: full[name] for name in base} == base
+    assert differing(full, model_fields(path, full=True)) == {"all weights"}
+    one, two = (adapter_digest(gguf, full=True) for gguf in (path, tmp_path / "base.gguf"))
+    assert one != two
+
+
+def test_all_bytes_by_hand(tmp_path: Path) -> None:
+    """The digest of the names and the SHA-256 of each tensor, as the samples' is."""
+    large = bytes(range(256)) * (12 << 10)  # three pieces
+    tensors = {"b.weight": ((len(large) // 2,), F16, large), "a.weight": ((1,), F32, bytes(4))}
+    path = ggufs.write(tmp_path / "m.gguf", KEYS, tensors)
+    expected = hashlib.sha256()
+    for name in sorted(tensors):
+        expected.update(struct.pack("<Q", len(name)) + name.encode())
+        expected.update(hashlib.sha256(tensors[name][2]).digest())
+    assert model_fields(path, full=True)["all weights"] == expected.hexdigest()[:32]
+
+
 def test_the_same_content_elsewhere(base: dict[str, str], tmp_path: Path) -> None:
     """Path, order of keys and tensors, alignment, version and split do not count."""
     folder = tmp_path / "elsewhere"
@@ -218,7 +244,11 @@ def test_an_empty_state_records_little() -> None:
 
 
 SAVED = Fingerprint(
-    {"architecture": "llama", "llama.rope.freq_base": "10000.000000", "weights": "ab"},
+    {
+        "architecture": "llama",
+        "llama.rope.freq_base": "10000.000000",
+        **dict.fromkeys(("tokenizer", "tensor types", "tensor table", "weights"), "ab"),
+    },
     {"rope": "the model's own", "adapters": "none", "type_k": "f16", "llama.cpp build": "b1"},
 )
 
@@ -230,9 +260,12 @@ def side(drop: str = "", **fields: str) -> Fingerprint:
     return Fingerprint(model, {**context, **fields})
 
 
+def names(differences: list[Difference]) -> list[str]:
+    return [difference.name for difference in differences]
+
+
 def test_the_same_has_no_differences() -> None:
     assert SAVED.differences(SAVED) == []
-    assert Fingerprint().differences(Fingerprint()) == []
 
 
 def test_differences_of_the_model_come_first() -> None:
@@ -248,15 +281,31 @@ def test_what_one_side_does_not_know_is_a_difference(name: str) -> None:
     value = {**SAVED.model, **SAVED.context}[name]
     assert SAVED.differences(lacking) == [Difference(name, value, "not recorded")]
     assert lacking.differences(SAVED) == [Difference(name, "not recorded", value)]
-    assert lacking.differences(lacking) == []
     known = Fingerprint(lacking.model, lacking.context, {name: "not recorded here"})
     assert SAVED.differences(known) == [Difference(name, value, "not known: not recorded here")]
+
+
+@pytest.mark.parametrize("name", ["architecture", "weights", "tokenizer", "rope", "adapters"])
+def test_what_neither_side_knows_is_a_difference(name: str) -> None:
+    """Two that know nothing of it are not the same: strict means that it was compared."""
+    lacking = side(drop=name)
+    assert lacking.differences(lacking) == [Difference(name, "not recorded", "not recorded")]
+
+
+def test_two_of_which_nothing_is_known() -> None:
+    """With or without hyperparameters, which other models of that shape have too."""
+    assert names(Fingerprint().differences(Fingerprint())) == ["model"]
+    why = {"model file": "no path", "adapters": "say which", "rope": "say which"}
+    bare = Fingerprint({"architecture": "llama"}, {}, why)
+    found = bare.differences(bare)
+    assert names(found) == ["model file", "adapters", "rope"]
+    assert [found.saved for found in found] == [f"not known: {text}" for text in why.values()]
 
 
 def test_one_reason_for_all_that_is_in_the_file() -> None:
     """Fields of the model that have no reason of their own take that of its file."""
     bare = Fingerprint({"architecture": "llama"}, SAVED.context, {"model file": "no path"})
-    assert [str(found.current) for found in SAVED.differences(bare)] == ["not known: no path"] * 2
+    assert [str(found.current) for found in SAVED.differences(bare)] == ["not known: no path"] * 5
     no_rope = Fingerprint(SAVED.model, side(drop="rope").context, {"model file": "no path"})
     assert SAVED.differences(no_rope) == [("rope", "the model's own", "not recorded")]
 
@@ -267,16 +316,22 @@ def test_what_need_not_be_known(name: str) -> None:
     assert SAVED.differences(side(drop=name)) == side(drop=name).differences(SAVED) == []
 
 
+def test_all_weights_are_compared_where_the_saved_side_has_them() -> None:
+    full = [Fingerprint({**SAVED.model, "all weights": n}, SAVED.context) for n in ("1", "2")]
+    assert full[0].differences(full[1]) == [("all weights", "1", "2")]
+    assert full[0].differences(SAVED) == [("all weights", "1", "not recorded")]
+    assert SAVED.differences(full[0]) == []
+
+
 def test_the_build_is_no_difference() -> None:
     assert SAVED.differences(side(**{"llama.cpp build": "b2"})) == []
 
 
 def test_sums_are_compared_where_both_are_told() -> None:
     """Without a file they are all that tells sizes apart; with one they are not needed."""
-    known = [Fingerprint({"parameters": n}) for n in ("1", "2")]
-    assert known[0].differences(known[1]) == [("parameters", "1", "2")]
-    other = {"architecture": "llama"}
-    assert Fingerprint({**other, **known[0].model}).differences(Fingerprint(other)) == []
+    one, two = (Fingerprint({**SAVED.model, "parameters": n}, SAVED.context) for n in ("1", "2"))
+    assert one.differences(two) == [("parameters", "1", "2")]
+    assert one.differences(SAVED) == SAVED.differences(one) == []
 
 
 def test_nothing_recorded_is_one_difference() -> None:

@@ -49,7 +49,7 @@ NAMES: dict[str, list[Any]] = {
         ("validate", "durable", "partial", "compress", "mapped", "logits", "replace"), FLAG
     ),
     **dict.fromkeys(("add_special", "parse_special", "unparse_special", "text", "plain"), FLAG),
-    **dict.fromkeys(("force", "any_version", "headed", "kv_unified", "swa_full"), FLAG),
+    **dict.fromkeys(("force", "any_version", "headed", "kv_unified", "swa_full", "full"), FLAG),
     **dict.fromkeys(("recurrent", "hybrid"), FLAG[:-1]),
     **dict.fromkeys(("path", "model", "model_path", "target"), FILE),
     **dict.fromkeys(("blob", "data", "payload", "out", "expected", "got"), BUFFER),

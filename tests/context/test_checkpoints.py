@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -149,6 +150,19 @@ def test_logits_of_something_else_are_not_kept(llama: ls.Model) -> None:
         ctx.seq_cp(0, 1)
         with pytest.raises(ls.StateError, match="no logits to keep"):
             ctx.checkpoint(1, logits=True)
+
+
+@pytest.mark.parametrize("check", ["strict", "warn", "off"])
+def test_logits_of_another_vocabulary(llama: ls.Model, check: Any) -> None:
+    """Three values where the model has 128 tokens: nothing could sample from them."""
+    with context(llama) as ctx:
+        filled(ctx)
+        row = array("f", [1.0, 2.0, 3.0])
+        short = rebuilt(ctx.checkpoint(0), logits=row, logits_of=0)
+        for _ in range(2):
+            assert refused(ctx, short, check=check) == ["logits"]
+        long = rebuilt(short, logits=array("f", [0.0] * (llama.n_vocab + 1)), logits_of=0)
+        assert refused(ctx, long, check=check) == ["logits"]
 
 
 # -- what does not belong

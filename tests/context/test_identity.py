@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,7 +91,8 @@ def test_a_bare_pointer_tells_hyperparameters_and_sums(model: ls.Model) -> None:
         assert {"parameters", "tensor bytes"} <= set(told.model)
         assert not set(FROM_FILE) & set(told.model)
         assert set(told.unknown) == {"model file", "adapters", "rope"}
-        assert told.differences(ls.attach(ctx.pointer, LIBRARY).fingerprint) == []
+        again = ls.attach(ctx.pointer, LIBRARY).fingerprint
+        assert names(told.differences(again)) == ["model file", "adapters", "rope"]
         found = ctx.fingerprint.differences(told)
         assert {*FROM_FILE, "adapters", "rope"} <= set(names(found))
         assert all(str(difference.current).startswith("not known: ") for difference in found)
@@ -176,6 +179,52 @@ def test_a_model_path_of_another_model(base: Path, tmp_path: Path) -> None:
         assert "need" in cut.fingerprint.unknown["model file"]
 
 
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("change", ["touched", "deleted", "written"])
+def test_a_checkpoint_warns_of_a_file_that_changed(
+    change: str, attached: bool, base: Path, tmp_path: Path
+) -> None:
+    """Since it was loaded, or attached: what its state belongs to can no longer be learned."""
+    with context(base) as owner:
+        owner.decode([1, 2, 3])
+        ctx = ls.attach(owner.pointer, LIBRARY, model_path=base) if attached else owner
+        ctx.declare(adapters=[], rope={})
+        if change == "touched":
+            os.utime(base, ns=(1, 1))
+        elif change == "deleted":
+            base.unlink()
+        else:
+            shutil.copy(write_model(tmp_path / "seed.gguf", text=True, seed=1), base)
+        with pytest.warns(
+            ls.IdentityWarning, match=r"refuses it: model file \(the file "
+        ) as warned:
+            checkpoint = ctx.checkpoint(0)
+        assert [warning.filename for warning in warned] == [__file__]
+        assert set(checkpoint.fingerprint.unknown) == {"model file"}
+        with pytest.raises(ls.MismatchError, match="model file"):
+            ctx.resume(checkpoint)
+
+
+def test_a_model_path_that_comes_later(base: Path, tmp_path: Path) -> None:
+    """A file that was not there when it was named is not what was loaded."""
+    late = tmp_path / "late.gguf"
+    with context(base) as owner:
+        ctx = ls.attach(owner.pointer, LIBRARY, model_path=late)
+        shutil.copy(base, late)
+        assert "is not" in ctx.fingerprint.unknown["model file"]
+
+
+def test_a_checkpoint_says_what_was_not_declared(base: Path) -> None:
+    """Once it was, there is no warning."""
+    with context(base) as owner:
+        owner.decode([1, 2, 3])
+        ctx = ls.attach(owner.pointer, LIBRARY, model_path=base)
+        with pytest.warns(ls.IdentityWarning, match=r"adapters \(say with declare.*rope \(say"):
+            ctx.checkpoint(0)
+        ctx.declare(adapters=[], rope={})
+        assert ctx.checkpoint(0).fingerprint.unknown == {}
+
+
 def test_a_relative_path(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is still found when the process has gone elsewhere."""
     monkeypatch.chdir(base.parent)
@@ -201,6 +250,107 @@ def test_factors_that_depend_on_the_length(base: Path, tmp_path: Path) -> None:
         assert one.seq_snapshot() != two.seq_snapshot()
         differences = one.fingerprint.differences(two.fingerprint)
     assert differences == [("rope factors", "short", "long")]
+
+
+def retrained(path: Path, to: Path) -> Path:
+    """A copy in which bytes of one tensor, between the samples, are others."""
+    keys, tensors = ggufs.parts_of(path)
+    name, (shape, kind, data) = max(tensors.items(), key=lambda item: len(item[1][2]))
+    assert len(data) > 16 << 10
+    tensors[name] = (shape, kind, data[:5000] + bytes(64) + data[5064:])
+    return ggufs.write(to, keys, tensors)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_weights_between_the_samples(full: bool, base: Path, tmp_path: Path) -> None:
+    """Only a checkpoint that was taken with all bytes is refused by the other model."""
+    other = retrained(base, tmp_path / "other.gguf")
+    with context(base) as one, context(other) as two, context(base) as three:
+        one.decode([1, 2, 3])
+        one.declare(full=full)
+        one.declare(rope={})  # which does not take it back
+        checkpoint = one.checkpoint(0)
+        assert ("all weights" in checkpoint.fingerprint.model) == full
+        three.resume(checkpoint)
+        three.declare(full=True)
+        three.resume(checkpoint)
+        if not full:
+            two.resume(checkpoint)
+            return
+        with pytest.raises(ls.MismatchError) as caught:
+            two.resume(checkpoint)
+        assert names([*caught.value.differences]) == ["all weights"]
+
+
+def test_all_bytes_of_a_file_that_is_gone(base: Path) -> None:
+    """It was sampled when it was there; the rest can no longer be read."""
+    with context(base) as ctx:
+        ctx.decode([1, 2, 3])
+        sampled = ctx.fingerprint
+        base.unlink()
+        assert ctx.fingerprint == sampled
+        ctx.declare(full=True)
+        with pytest.warns(ls.IdentityWarning, match=r"all weights \(the file cannot be read"):
+            checkpoint = ctx.checkpoint(0)
+        with pytest.raises(ls.MismatchError, match="all weights"):
+            ctx.resume(checkpoint)
+
+
+# -- every field: the same, different, unknown here or there, unknown on both sides
+
+# What a state records itself is compared where it is known; the build never is.
+RECORDED = {"module", "session version", "type_k", "type_v", "llama.cpp build"}
+SECTIONS = [field.name for field in dataclasses.fields(ls.Fingerprint) if field.name != "unknown"]
+
+
+def without(known: ls.Fingerprint, section: str, name: str) -> ls.Fingerprint:
+    rest = {key: text for key, text in getattr(known, section).items() if key != name}
+    return dataclasses.replace(known, **{section: rest}, unknown={name: "nobody said"})
+
+
+def test_every_field(base: Path) -> None:
+    """Of a real fingerprint, so that a field that is added is in this table too."""
+    with context(base) as ctx:
+        ctx.decode([1, 2, 3])
+        known, checkpoint = ctx.fingerprint, ctx.checkpoint(0)
+        table = [(section, name) for section in SECTIONS for name in getattr(known, section)]
+        assert len(table) > 15
+        assert set(known.context) > RECORDED
+        for section, name in table:
+            lacking = without(known, section, name)
+            changed = {**getattr(known, section), name: "another"}
+            other = dataclasses.replace(known, **{section: changed})
+            build = name == "llama.cpp build"
+            assert names(known.differences(other)) == ([] if build else [name])
+            for saved, current in ((lacking, known), (known, lacking), (lacking, lacking)):
+                assert names(saved.differences(current)) == ([] if build else [name]), name
+            for fingerprint in () if build else (other, lacking):
+                strange = ls.Checkpoint(
+                    checkpoint.payload,
+                    kind="sequence",
+                    source=0,
+                    session_version=checkpoint.session_version,
+                    fingerprint=fingerprint,
+                )
+                with pytest.raises(ls.MismatchError, match=re.escape(name)):
+                    ctx.resume(strange)
+        for name in RECORDED:  # not said to be unknown, just not there
+            rest = without(known, "context", name).context
+            assert known.differences(ls.Fingerprint(known.model, rest)) == []
+
+
+def test_two_bare_pointers_of_other_weights(base: Path, tmp_path: Path) -> None:
+    """Models of one shape, and nobody said what they are: a strict resume refuses."""
+    seed = write_model(tmp_path / "seed.gguf", text=True, seed=1)
+    with context(base) as one, context(seed) as two:
+        one.decode([1, 2, 3])
+        with pytest.warns(ls.IdentityWarning, match="model file"):
+            checkpoint = ls.attach(one.pointer, LIBRARY).checkpoint(0)
+        bare = ls.attach(two.pointer, LIBRARY)
+        with pytest.raises(ls.MismatchError, match="model_path") as caught:
+            bare.resume(checkpoint)
+        assert names([*caught.value.differences]) == ["model file", "adapters", "rope"]
+        assert two.n_past() == 0
 
 
 # -- the context

@@ -58,7 +58,7 @@ class LlamaContext(Context):
         with handle.use() as call:
             facts = context_facts(call, NO_OPTIONS)
         self._keeper = LlamaKeeper(handle, facts)
-        super().__init__(handle, origin=origin_of(handle.llm), keeper=self._keeper)
+        super().__init__(handle, origin=origin_of(handle), keeper=self._keeper)
         self._llama = handle
 
     @property

@@ -12,7 +12,6 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from ..._llama._llama_cffi import ffi
 from ..._llama.discovery import load_library
 from ..._llama.handles import Call, Handle, borrowed_context
 from ..._llama.library import Library
-from ...context.identity import ROPE_SETTINGS, Origin, scalar_text
+from ...context.identity import ROPE_SETTINGS, Origin, Reading, scalar_text, stamped
 from ...errors import ClosedError, StateError
 
 _CLOSED = "the Llama was closed"
@@ -46,16 +45,45 @@ def address_of(llm: Any) -> int:
     return ctypes.cast(ctx, ctypes.c_void_p).value or 0
 
 
-def origin_of(llm: Any) -> Origin:
+def origin_of(handle: LlamaHandle) -> Origin:
     """Return what a ``Llama`` says about its model and settings."""
+    llm = handle.llm
     params = llm.context_params
     overrides = llm.kv_overrides or {}
     return Origin(
-        str(Path(llm.model_path).absolute()),
+        *stamped(llm.model_path),
         overrides={key: scalar_text(value) for key, value in sorted(overrides.items())},
         rope={name: getattr(params, name) for name in ROPE_SETTINGS},
-        adapters=[(llm.lora_path, llm.lora_scale)] if llm.lora_path else [],
+        adapters=LoraReader(handle),
     )
+
+
+class LoraReader:
+    """Reads which LoRA adapter a ``Llama`` says it has: it can be swapped after it was made.
+
+    What was set by llama.cpp's own functions alone cannot be read: that must be declared.
+    """
+
+    def __init__(self, handle: LlamaHandle) -> None:
+        self._handle = handle
+        # Where the adapter of each path was: another place is another adapter.
+        self._places: dict[str, int | None] = {}
+        self()
+
+    def __call__(self) -> Reading:
+        """Return what the ``Llama`` says now."""
+        llm = self._handle.llm
+        path, scale = llm.lora_path, llm.lora_scale
+        adapter = getattr(llm, "_lora_adapter", None)
+        place = ctypes.cast(adapter, ctypes.c_void_p).value if adapter else None
+        key = path, scale, place
+        if not path:
+            why = "the Llama has an adapter without a lora_path: declare it" if place else ""
+            return Reading(key, None if place else (), why)
+        if self._places.setdefault(path, place) != place:
+            why = "the Llama's adapter was swapped, its lora_path was not: declare it"
+            return Reading(key, None, why)
+        return Reading(key, [(path, scale)])
 
 
 def new_llama_state(llm: Any, blob: bytes, tokens: Sequence[int]) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,10 +20,12 @@ from .context import LlamaContext
 from .llama import LlamaHandle, check_llama, new_llama_state
 
 if TYPE_CHECKING:
-    from ..._io import Buffer
+    from ..._io import Buffer, StrPath
 
 LOGGER = logging.getLogger("llama_state.prompt_cache")
 
+# A key is a digest of the adapters, then the tokens: the states of others are never found.
+_SCOPE = 16
 # What an entry costs beside its state and its tokens: objects, and their places in three tables.
 OVERHEAD = 1024
 _NOT_KEPT = -1
@@ -67,6 +70,13 @@ class Entry:
     rewind_min: int
 
 
+class _Made(NamedTuple):
+    """What :meth:`PromptCache.__setitem__` must know of a state that the ``Llama`` saved."""
+
+    scope: bytes
+    rewind_min: int
+
+
 class Hit:
     """What a lookup gives to a ``Llama``: the attributes of a ``LlamaState`` that it reads.
 
@@ -77,9 +87,9 @@ class Hit:
         llama_state_size: Its bytes.
     """
 
-    def __init__(self, words: bytes, blob: Buffer) -> None:
-        self.words = words
-        self.input_ids = np.frombuffer(words, ">u4").astype(np.intc)
+    def __init__(self, key: bytes, blob: Buffer) -> None:
+        self.key = key
+        self.input_ids = np.frombuffer(key[_SCOPE:], ">u4").astype(np.intc)
         self.n_tokens = len(self.input_ids)
         self.llama_state = blob
         self.llama_state_size = memoryview(blob).nbytes
@@ -94,6 +104,10 @@ class PromptCache:
     have to be cut where its memory cannot be cut is no hit, and neither is one that spares no
     more than what the ``Llama`` holds already. A hit stays. One state is kept for each list of
     tokens; the least recently used go first. It implements ``llama_cpp.BaseLlamaCache``.
+
+    A state is found only under the adapters that it was evaluated with. ``lora_path``,
+    ``lora_scale`` and the adapter that the ``Llama`` owns are read at each call; adapters that
+    are set by llama.cpp's own functions must be told to :meth:`declare`.
 
     While it is the cache of the ``Llama``, ``llm.save_state()`` takes one copy out of llama.cpp
     and has no ``scores``; :meth:`detach` ends that too. It does not keep the ``Llama`` alive, and
@@ -125,8 +139,10 @@ class PromptCache:
         self._store: BlobStore = Memory() if store is None else store
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._prefixes = prefixes.Prefixes()
+        # The adapters that what the Llama holds was evaluated with.
+        self._scope = self._scope_now()
         # The states that save_state() made, with what an entry needs to know.
-        self._made: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._made: weakref.WeakKeyDictionary[Any, _Made] = weakref.WeakKeyDictionary()
         sys.modules["llama_cpp.llama_cache"].BaseLlamaCache.register(type(self))
         _take_over(llm)
 
@@ -143,12 +159,32 @@ class PromptCache:
 
     def prompts(self) -> list[tuple[int, ...]]:
         """Return the token lists that a state is kept for, the least recently used first."""
-        return [prefixes.unpack(words) for words in self._entries]
+        return [prefixes.unpack(key[_SCOPE:]) for key in self._entries]
+
+    def declare(self, *, adapters: Sequence[tuple[StrPath, float]]) -> None:
+        """Say which adapters the ``Llama`` uses from now on, where that cannot be read.
+
+        Call it after they were set and before anything is evaluated with them: what the ``Llama``
+        holds is forgotten if they are others than before. Prompts that were kept under others
+        stay, and are found again once these are declared.
+
+        Args:
+            adapters: (GGUF file, scale) of every LoRA adapter and control vector in use; none
+                at all is ``[]``.
+
+        Raises:
+            OSError: An adapter's file cannot be read.
+            FormatError: It is no GGUF file, or damaged.
+            ClosedError: The ``Llama`` was closed.
+        """
+        with self._ctx._handle.use():
+            self._ctx.declare(adapters=adapters)
+            self._follow()
 
     def detach(self) -> None:
         """Forget everything and leave the ``Llama`` as it was before; it has no cache then."""
-        for words in list(self._entries):
-            self._drop(words)
+        for key in list(self._entries):
+            self._drop(key)
         llm = self._llm()
         if llm is None:
             return
@@ -166,17 +202,19 @@ class PromptCache:
         Raises:
             CapacityError: The state is larger than ``capacity_bytes``.
             ClosedError: The ``Llama`` was closed.
-            StateError: The ``Llama`` and its cache do not agree.
+            StateError: The ``Llama`` and its cache do not agree, or its adapters were changed
+                since the last prompt, and not declared.
         """
         with self._ctx._handle.use():
-            tokens, (blob, rewind_min) = self._ctx.tokens, self._take()
-        if not self._put(tokens, blob, rewind_min):
+            key = self._scope + prefixes.pack(self._ctx.tokens)
+            blob, rewind_min = self._take()
+        if not self._put(key, blob, rewind_min):
             raise CapacityError("a prompt, in bytes", need=len(blob), have=self.capacity_bytes)
 
     # -- what a Llama calls
 
     def __contains__(self, key: Sequence[int]) -> bool:
-        return self._find(prefixes.pack(key), 0) is not None
+        return self._find(self._scope_now() + prefixes.pack(key), 0) is not None
 
     def __getitem__(self, key: Sequence[int]) -> Hit:
         """Return the state that spares most of the prompt *key*.
@@ -188,7 +226,8 @@ class PromptCache:
             KeyError: None spares more than what the ``Llama`` holds.
         """
         prompt = prefixes.pack(key)
-        found = self._find(prompt, self._live(prompt))
+        least = self._live(prompt)
+        found = self._find(self._scope + prompt, least)
         blob = None if found is None else self._store.get(found)
         if found is None:
             raise KeyError("no state begins as this prompt does")
@@ -206,13 +245,14 @@ class PromptCache:
         Raises:
             UnsupportedError: It is not of the ``Llama`` that this cache was made for.
         """
-        rewind_min = self._made.get(value)
-        if rewind_min is None:
+        made = self._made.get(value)
+        if made is None:
             raise UnsupportedError(
                 "this state was not saved by the Llama of this PromptCache: each needs its own"
             )
-        if rewind_min != _NOT_KEPT and value.n_tokens:
-            self._put(value.input_ids[: value.n_tokens].tolist(), value.llama_state, rewind_min)
+        if made.rewind_min != _NOT_KEPT and value.n_tokens:
+            key = made.scope + prefixes.pack(value.input_ids[: value.n_tokens].tolist())
+            self._put(key, value.llama_state, made.rewind_min)
 
     # -- what a Llama calls in place of its own
 
@@ -230,7 +270,7 @@ class PromptCache:
         except StateError:
             LOGGER.warning("this prompt is not cached", exc_info=True)
             state, rewind_min = type(llm).save_state(llm), _NOT_KEPT
-        self._made[state] = rewind_min
+        self._made[state] = _Made(self._scope, rewind_min)
         return state
 
     def _load(self, hit: Hit) -> None:
@@ -241,40 +281,41 @@ class PromptCache:
             raise
         except StateError:
             LOGGER.warning("a cached prompt could not be restored", exc_info=True)
-            self._drop(hit.words)
+            self._drop(hit.key)
             self._ctx.clear()
 
     # -- keeping
 
     def _take(self) -> tuple[bytes, int]:
         """Return the state of now, for which room is made first, and how far it can be cut back."""
-        words = prefixes.pack(self._ctx.tokens)
-        entry = self._entries.get(words)
-        kept = self._store.get(words) if entry else None
+        if self._scope_now() != self._scope:
+            raise StateError("the adapters were changed since the last prompt: declare them first")
+        key = self._scope + prefixes.pack(self._ctx.tokens)
+        entry = self._entries.get(key)
+        kept = self._store.get(key) if entry else None
         if entry and kept is not None:
             return bytes(kept), entry.rewind_min
-        self._make_room(self._cost(self._ctx.state_size(), len(words)))
+        self._make_room(self._cost(self._ctx.state_size(), len(key)))
         return self._ctx.snapshot(), self._ctx.rewind_min
 
-    def _put(self, tokens: Sequence[int], blob: bytes, rewind_min: int) -> bool:
+    def _put(self, key: bytes, blob: bytes, rewind_min: int) -> bool:
         """Keep a state in place of the one of the same tokens; False where it never fits."""
-        words = prefixes.pack(tokens)
-        self._drop(words)
-        nbytes = self._cost(len(blob), len(words))
+        self._drop(key)
+        nbytes = self._cost(len(blob), len(key))
         if not self._make_room(nbytes):
             LOGGER.warning("a prompt of %d bytes is over capacity_bytes: not cached", nbytes)
             return False
         try:
-            self._store.put(words, blob)
-            self._entries[words] = Entry(nbytes, rewind_min)
-            self._prefixes.add(words)
+            self._store.put(key, blob)
+            self._entries[key] = Entry(nbytes, rewind_min)
+            self._prefixes.add(key)
         except BaseException:
-            self._drop(words)
+            self._drop(key)
             raise
         return True
 
-    def _cost(self, n_blob: int, n_words: int) -> int:
-        return n_blob + n_words + OVERHEAD
+    def _cost(self, n_blob: int, n_key: int) -> int:
+        return n_blob + n_key + OVERHEAD
 
     def _make_room(self, nbytes: int) -> bool:
         """Let go of the least recently used until *nbytes* fit; False where they never will."""
@@ -284,32 +325,48 @@ class PromptCache:
             self._drop(next(iter(self._entries)))
         return True
 
-    def _drop(self, words: bytes) -> None:
+    def _drop(self, key: bytes) -> None:
         try:
-            self._forget(words)
+            self._forget(key)
         except BaseException:
-            self._forget(words)  # it was interrupted: one table of three may still have it
+            self._forget(key)  # it was interrupted: one table of three may still have it
             raise
 
-    def _forget(self, words: bytes) -> None:
-        self._prefixes.remove(words)
-        self._store.delete(words)
-        self._entries.pop(words, None)
+    def _forget(self, key: bytes) -> None:
+        self._prefixes.remove(key)
+        self._store.delete(key)
+        self._entries.pop(key, None)
+
+    # -- which adapters
+
+    def _scope_now(self) -> bytes:
+        with self._ctx._handle.use():
+            key = self._ctx._identity.adapters_key()
+        return hashlib.sha256(key.encode()).digest()[:_SCOPE]
+
+    def _follow(self) -> None:
+        """Forget what the ``Llama`` holds if it was evaluated with other adapters."""
+        scope = self._scope_now()
+        if scope != self._scope:
+            self._ctx.clear()
+            self._scope = scope
 
     # -- finding
 
     def _find(self, prompt: bytes, least: int) -> bytes | None:
-        """Return the entry that spares most of *prompt*, and more than *least* tokens."""
+        """Return the key that spares most of *prompt*, itself a key, and more than *least*."""
         best = None
-        for words, share in self._prefixes.like(prompt):
-            spared = _spared(share, prompt, self._entries[words].rewind_min)
+        for key, share in self._prefixes.like(prompt):
+            shared, tokens = share - _SCOPE // prefixes.WORD, prompt[_SCOPE:]
+            spared = _spared(shared, tokens, self._entries[key].rewind_min)
             if spared > least:
-                best, least = words, spared
+                best, least = key, spared
         return best
 
     def _live(self, prompt: bytes) -> int:
         """Tokens of *prompt* that what the ``Llama`` holds spares; what is no use is forgotten."""
         with self._ctx._handle.use():
+            self._follow()
             try:
                 held = prefixes.pack(self._ctx.tokens)
             except StateError:  # it does not agree with its cache
