@@ -27,6 +27,9 @@ MATRIX = str(ROOT / ".ci" / "matrix.py")
 _CACHE_HOME = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
 CACHE = Path(os.environ.get("LLAMA_STATE_CI_CACHE") or Path(_CACHE_HOME, "llama_state-ci"))
 
+# Processes that test at the same time.
+CORES = 2
+
 # One build of each state format, for the fuzz session.
 FUZZ_BUILDS = ("2026.8.10566", "2026.9.11063", "2026.10.11549")
 
@@ -68,7 +71,8 @@ def tests(session: nox.Session) -> None:
         return
     with TemporaryDirectory() as folder:
         xml = f"{folder}/results.xml"
-        readme(session, "test", HYPOTHESIS_PROFILE="ci", PYTEST_ADDOPTS=f"--junitxml={xml}")
+        options = f"--junitxml={xml} -n {CORES} --dist worksteal"
+        readme(session, "test", HYPOTHESIS_PROFILE="ci", PYTEST_ADDOPTS=options)
         session.run("python", CHECKS, "skips", "test", xml)
 
 
