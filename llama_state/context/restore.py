@@ -178,8 +178,8 @@ class Restorer:
     def give_up(self, call: Call, change: Change, error: BaseException) -> None:
         """Empty what *error* left half changed, and say so in a note of it."""
         calls.empty(call, change.target)
-        change.state = "emptied"
         add_note(error, f"{called(change.target)} was emptied")
+        change.state = "emptied"  # last: what is interrupted before is done again
 
     def _refuse_to_lose_streams(self, call: Call) -> None:
         if not self._fit.one_stream(call):
