@@ -27,7 +27,7 @@ from tests.layout.blobs import State, u32
 from tests.layout.blobs import text as cells
 from tests.layout.statefiles import native
 
-SECONDS, SECONDS_A_BYTE = 1.0, 40e-6
+SECONDS, SECONDS_A_BYTE = 2.0, 40e-6
 BYTES, BYTES_A_BYTE = 24 << 20, 200
 """A file may cost this much, and this much for each of its bytes."""
 
