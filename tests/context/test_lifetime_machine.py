@@ -339,7 +339,7 @@ def test_lifetimes(tmp_path: Path) -> None:
     Lifetimes.remote = Remote(tmp_path)
     try:
         run_state_machine_as_test(
-            Lifetimes, settings=settings(max_examples=100, stateful_step_count=30, deadline=None)
+            Lifetimes, settings=settings(stateful_step_count=30, deadline=None)
         )
     finally:
         Lifetimes.remote.stop()
