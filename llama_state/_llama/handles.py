@@ -64,6 +64,7 @@ class Pointer:
         on_device: Sequence id -> the snapshot whose data llama.cpp keeps on the device.
         last_logits: Whose logits are there; None where the last call that changed the memory
             was no decode of ours: llama.cpp itself goes on giving the logits of before.
+        owner: What a borrowed one belongs to; None where that cannot be told.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Pointer:
         self.freed = False
         self.on_device: dict[int, object] = {}
         self.last_logits: LastLogits | None = None
+        self.owner: weakref.ref[Any] | None = None
         self._free = free
         self._of = of
         self._doomed = False
@@ -197,22 +199,15 @@ class Resource:
             _watch_exit()
 
 
-class _Known(NamedTuple):
-    """A pointer that handles were made of, and whose it is, where that can be told."""
-
-    pointer: weakref.ref[Pointer]
-    owner: weakref.ref[Any] | None
-
-
-# One for each context, however many handles it has.
-_contexts: dict[tuple[int, int], _Known] = {}
+# One for each context, however many handles it has: (library, address) -> its pointer.
+_contexts: weakref.WeakValueDictionary[tuple[int, int], Pointer] = weakref.WeakValueDictionary()
 
 
 def owned_context(library: Library, ptr: Any, model: Pointer) -> Resource:
     """Return what keeps a context alive that was made of *model*, and keeps the model alive."""
     pointer = Pointer(library, ptr, lib.llama_free, model)
     with _guard:
-        _remember(pointer, None)
+        _contexts[_key(library, ptr)] = pointer
     return Resource(pointer, owned=True)
 
 
@@ -226,16 +221,16 @@ def borrowed_context(library: Library, ptr: Any, owner: object, *, keep: bool = 
             may have been made at the address of one that was freed.
         keep: Keep the owner alive, too.
     """
+    key = _key(library, ptr)
     with _guard:
-        known = _contexts.get(_key(library, ptr))
-        pointer = known and known.pointer()
-        if known is None or pointer is None or pointer.freed:
-            pointer = Pointer(library, ptr)
-            _remember(pointer, owner)
-        elif not (pointer.owned or (known.owner is not None and known.owner() is owner)):
+        pointer = _contexts.get(key)
+        if pointer is None or pointer.freed:
+            pointer = _contexts[key] = Pointer(library, ptr)
+            pointer.owner = _weak(owner)
+        elif not (pointer.owned or (pointer.owner is not None and pointer.owner() is owner)):
             pointer.last_logits = None
             pointer.on_device = {}
-            _remember(pointer, owner)
+            pointer.owner = _weak(owner)
     return Resource(pointer, owned=False, keep=owner if keep else None)
 
 
@@ -243,20 +238,11 @@ def _key(library: Library, ptr: Any) -> tuple[int, int]:
     return id(library), int(ffi.cast("uintptr_t", ptr))
 
 
-def _remember(pointer: Pointer, owner: object) -> None:
-    key = _key(pointer.library, pointer.ptr)
+def _weak(owner: object) -> weakref.ref[Any] | None:
     try:
-        of = weakref.ref(owner) if owner is not None else None
+        return weakref.ref(owner)
     except TypeError:  # a number
-        of = None
-    _contexts[key] = _Known(weakref.ref(pointer, functools.partial(_forget, key)), of)
-
-
-def _forget(key: tuple[int, int], gone: weakref.ref[Pointer]) -> None:
-    with _guard:
-        known = _contexts.get(key)
-        if known is not None and known.pointer is gone:
-            del _contexts[key]
+        return None
 
 
 class Call:

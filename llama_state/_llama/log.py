@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -68,8 +68,9 @@ class LogTap:
             yield
         finally:
             try:
-                if self._owned and not silent:
-                    self._hand_on()
+                stored = lib.log_sink_size(False) or lib.log_sink_size(True)
+                if self._owned and not silent and stored:
+                    _hand_on([*_stored(shared=False), *_stored(shared=True)])
             finally:  # a handler may raise
                 lib.log_sink_set_depth(depth)
                 if not self._owned and self._readable:
@@ -81,14 +82,8 @@ class LogTap:
             return ()
         stored = _stored(shared=False)
         if self._owned:
-            for line in stored:
-                LOGGER.log(line.level, "%s", line.text)
+            _hand_on(stored)
         return tuple(line.text for line in stored if line.level >= logging.WARNING)
-
-    def _hand_on(self) -> None:
-        if lib.log_sink_size(False) or lib.log_sink_size(True):
-            for line in [*_stored(shared=False), *_stored(shared=True)]:
-                LOGGER.log(line.level, "%s", line.text)
 
     def _step_in(self, user: object, silent: bool) -> None:
         with self._lock:
@@ -110,6 +105,11 @@ class LogTap:
                 # Where the other binding has set a new callback meanwhile, that one stays.
                 if lib.log_sink_installed(self._api):
                     lib.llama_log_set(self._api, *before)
+
+
+def _hand_on(lines: Iterable[LogLine]) -> None:
+    for line in lines:
+        LOGGER.log(line.level, "%s", line.text)
 
 
 def _stored(*, shared: bool) -> list[LogLine]:
