@@ -226,11 +226,13 @@ def _restore(worker: Worker, ctx: ls.Context) -> int:
 
 
 def _device(worker: Worker, ctx: ls.Context) -> int:
-    if ctx.library.session_version > 9:
-        snapshot = ctx.seq_device_snapshot()
-        # Of a context of ours it is not kept: it would keep the context.
-        if ctx.pointer in map(worker._address, worker.foreign):
-            worker.devices.append((ctx.pointer, snapshot))
+    if ctx.library.session_version == 9:  # llama.cpp has none there
+        ctx.n_past()
+        return 0
+    snapshot = ctx.seq_device_snapshot()
+    # Of a context of ours it is not kept: it would keep the context.
+    if ctx.pointer in map(worker._address, worker.foreign):
+        worker.devices.append((ctx.pointer, snapshot))
     return 0
 
 

@@ -315,7 +315,7 @@ def test_every_field(base: Path) -> None:
         known, checkpoint = ctx.fingerprint, ctx.checkpoint(0)
         table = [(section, name) for section in SECTIONS for name in getattr(known, section)]
         assert len(table) > 15
-        assert set(known.context) > RECORDED
+        assert set(known.context) > RECORDED - {"llama.cpp build"}  # old builds do not say it
         for section, name in table:
             lacking = without(known, section, name)
             changed = {**getattr(known, section), name: "another"}

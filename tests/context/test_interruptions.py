@@ -159,6 +159,8 @@ SETTLED = [
     "seq_restore partial",
     "DeviceSnapshot.restore",
 ]
+# Those that llama.cpp cannot do everywhere in the session version of old builds: refused at once.
+NOT_OF_VERSION_9 = {"restore unread", "DeviceSnapshot.restore"}
 
 
 # After the line of the head.
@@ -269,7 +271,9 @@ def test_interrupted_twice(bench: Bench, name: str, monkeypatch: pytest.MonkeyPa
     before = bench.content()
     found = [place for place in places(call) if "attempt" in dict(place.stack)]
     if not found:
-        pytest.skip("nothing of this memory is settled")
+        assert name in NOT_OF_VERSION_9
+        assert bench.ctx.library.session_version == 9
+        return
     after = bench.content()
     # In the middle of it, where the sequence is neither as before nor as after.
     first = found[len(found) // 2]

@@ -304,8 +304,9 @@ class Lifetimes(RuleBasedStateMachine):
     def note(self, action: str, name: str) -> None:
         """Count what *action* has ended."""
         if action == "collect":
-            for context in self.contexts.values():
-                context.lost = False
+            for name, context in self.contexts.items():
+                # A thread's call refers to what it was called on: the next collection takes it.
+                context.lost &= name in self.held_open
         elif name in self.models:
             self.models[name].held = False
         else:
