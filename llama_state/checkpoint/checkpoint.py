@@ -130,7 +130,8 @@ class Checkpoint:
             UnsupportedError: Its format is not known.
         """
         headed = layout.has_sequence_head(self.payload)
-        return _parse(self.payload, self.kind, self.session_version, self.fingerprint, headed)
+        version, known = self.session_version, self.fingerprint
+        return _parse(self.payload, self.kind, version, known, headed=headed, others=True)
 
     def __len__(self) -> int:
         return len(self.payload)
@@ -439,12 +440,16 @@ def _parse(
     kind: layout.Kind,
     version: int,
     fingerprint: Fingerprint,
+    *,
     headed: bool,
+    others: bool = False,
 ) -> layout.Layout:
     """Parse a state, as one of the model in *fingerprint* if it names one."""
     model = fingerprint.model
     traits = layout.model_traits(model.get("architecture", ""), model.get)
-    return layout.parse_state(kind, payload, version=version, headed=headed, traits=traits)
+    return layout.parse_state(
+        kind, payload, version=version, headed=headed, traits=traits, others=others
+    )
 
 
 def _equal(a: memoryview, b: memoryview) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial as bound
 from typing import TYPE_CHECKING, Final
@@ -23,11 +23,10 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
-from ..errors import FormatError, UnsupportedError, VersionError
+from ..errors import FormatError, StateError, UnsupportedError, VersionError
 from ..layout.recognition import expect, naming
 from ..layout.slots import NO_PROMPT, pack_listed
 from .changes import Change, Keeper
-from .cuts import rewind_min
 from .fit import Fit, Held
 from .form import StateForm
 from .restore import Incoming, Restorer
@@ -121,6 +120,10 @@ class ContextState:
     def known(self) -> layout.Geometry | None:
         """What has been learned of the caches so far, from states that passed by."""
         return self._fit.known
+
+    def rewind_min(self, span: layout.Span) -> int:
+        """Return the smallest position to which a sequence that holds *span* can be cut back."""
+        return self._fit.rewind_min(span)
 
     # -- out of the context
 
@@ -218,11 +221,26 @@ class ContextState:
         parsed = None
         if validate:
             at = place.payload_offset
-            parsed = self._form.parse(target, data[at:], headed=False, at=at)
+            parsed = self._parse(target, data[at:], headed=False, at=at)
         if target is not None and place.head_size:
             # The end of the header, which was read, makes room for the head of the blob.
             pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
         return Incoming(data[place.blob_offset :], parsed, len(data), prompt)
+
+    def _parse(
+        self, target: Target, blob: memoryview, *, headed: bool, partial: bool = False, at: int = 0
+    ) -> layout.Layout:
+        """Describe a state, as the context's own ones read where it does not read as expected."""
+        parse = bound(self._form.parse, target, blob, headed=headed, partial=partial, at=at)
+        try:
+            return parse()
+        except FormatError:
+            with self._handle.use() as call:
+                traits = self._fit.other_readings(call)
+            if traits:
+                with suppress(StateError):
+                    return parse(traits=traits)
+            raise
 
     def restore(
         self,
@@ -240,7 +258,7 @@ class ContextState:
         headed = self._form.is_headed(data)
         parsed = None
         if validate or partial:
-            parsed = self._form.parse(target, data, headed=headed, partial=partial)
+            parsed = self._parse(target, data, headed=headed, partial=partial)
         native = self._form.native(target, data, headed)
         return self._put(target, Incoming(native, parsed, len(data), partial=partial), given)
 
@@ -262,7 +280,7 @@ class ContextState:
             plan = self._restorer.plan(call, target, incoming)
             restore = bound(self._restorer.restore, call, change, plan, incoming, check)
             held = self._keeper.count(call, change, restore)
-            sequences = restored_spans(self._facts, held)
+            sequences = restored_spans(self._fit, held)
             prompt = incoming.prompt
             return Restored(incoming.nbytes, prompt.tokens, sequences, prompt.media)
 
@@ -286,11 +304,10 @@ def _prompt(data: memoryview, header: layout.FileHeader, *, validate: bool) -> l
         return NO_PROMPT
 
 
-def restored_spans(facts: Facts, held: Held) -> dict[int, Span]:
+def restored_spans(fit: Fit, held: Held) -> dict[int, Span]:
     """Return what a restore brought back, as its caller gets it."""
     return {
-        seq_id: Span(span.first, span.last, rewind_min(facts, span))
-        for seq_id, span in held.items()
+        seq_id: Span(span.first, span.last, fit.rewind_min(span)) for seq_id, span in held.items()
     }
 
 

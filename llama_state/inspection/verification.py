@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
@@ -26,6 +27,7 @@ class Verdict:
         sound: Whether there are no problems.
         checked: What was verified.
         problems: A text for each problem.
+        word: "sound", "damaged", "locked" (its key is needed) or "unsure".
     """
 
     path: str
@@ -33,6 +35,7 @@ class Verdict:
     sound: bool
     checked: str
     problems: tuple[str, ...]
+    word: str
 
 
 @checked
@@ -58,15 +61,24 @@ def verify_file(
     try:
         file = inspect_file(path, key=key, max_size=max_size, progress=progress)
     except OSError as error:
-        return Verdict(name, None, False, "nothing", (error.strerror or str(error),))
+        return _verdict(name, None, "nothing", [error.strerror or str(error)])
     except StateError as error:
         if isinstance(error, NotImplementedError):
             raise
-        return Verdict(name, None, False, "nothing", (problem_text(error),))
+        return _verdict(name, None, "nothing", [problem_text(error)])
     problems = list(_problems(file))
     if key is not None and file.kind != "checkpoint":
         problems.append(f"it is not authenticated: a {file.kind} cannot be")
-    return Verdict(name, file.kind, not problems, _checked(file), tuple(problems))
+    if not problems and file.doubt and file.digests is None:
+        return Verdict(name, file.kind, False, _checked(file), (file.doubt,), "unsure")
+    return _verdict(name, file.kind, _checked(file), problems)
+
+
+def _verdict(name: str, kind: str | None, checked: str, problems: Sequence[str]) -> Verdict:
+    word = "sound"
+    if problems:
+        word = "locked" if problems == [KEY_NEEDED] else "damaged"
+    return Verdict(name, kind, not problems, checked, tuple(problems), word)
 
 
 def _problems(file: StateFile) -> list[str]:
@@ -96,7 +108,6 @@ def text(verdict: Verdict) -> str:
     """Return a verdict as text for a terminal of 80 columns."""
     if verdict.sound:
         return "\n".join(paragraph(f"{verdict.path}: sound {verdict.kind}; {verdict.checked}"))
-    word = "LOCKED" if verdict.problems == (KEY_NEEDED,) else "DAMAGED"
-    what = f"{word} {verdict.kind}: " if verdict.kind else ""
+    what = f"{verdict.word.upper()} {verdict.kind}: " if verdict.kind else ""
     paragraphs = (paragraph(f"{verdict.path}: {what}{problem}") for problem in verdict.problems)
     return "\n".join(chain.from_iterable(paragraphs))

@@ -46,7 +46,8 @@ NAMES: dict[str, list[Any]] = {
     **dict.fromkeys(("memory_limit", "max_size", "n_swa", "size"), COUNT),
     **dict.fromkeys(("n_tokens", "n_layer", "n_head_kv", "head_dim", "n_embd"), SOME),
     **dict.fromkeys(
-        ("validate", "durable", "partial", "compress", "mapped", "logits", "replace"), FLAG
+        ("validate", "durable", "partial", "others", "compress", "mapped", "logits", "replace"),
+        FLAG,
     ),
     **dict.fromkeys(("add_special", "parse_special", "unparse_special", "text", "plain"), FLAG),
     **dict.fromkeys(("force", "any_version", "headed", "kv_unified", "swa_full", "full"), FLAG),
