@@ -110,6 +110,13 @@ def _add_convert(commands: Commands) -> None:
         "--session-version",
         type=int,
         metavar="N",
+        help="the session version that OUT is to have (9, 10, 11), so that another llama.cpp"
+        " takes it",
+    )
+    parser.add_argument(
+        "--blob-version",
+        type=int,
+        metavar="N",
         help="the session version of a blob that reads as several",
     )
     parser.add_argument(
@@ -240,6 +247,7 @@ def run_convert(options: argparse.Namespace) -> Status:
                 key=_key(options),
                 compress=options.compress,
                 session_version=options.session_version,
+                blob_version=options.blob_version,
                 plain=options.plain,
                 force=options.force,
                 max_size=options.max_size,
