@@ -196,8 +196,8 @@ class Checkpoint:
         Args:
             path: The file. An existing one is replaced only by a complete new one.
             key: Authenticate the file with this secret of 16 bytes or more.
-            compress: Compress with zstd the chunks that get at least 5 % smaller. Slower than a
-                local disk: use it for networks.
+            compress: Compress with zstd the byte planes of the chunks that get at least 2 %
+                smaller. Slower than a local disk: use it for networks.
             durable: Wait until the file is on the disk.
             replace: False: never replace an existing file.
             progress: Called with the bytes written and the bytes in total. An exception in it
