@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         TruncatedError,
         UnsupportedError,
         VersionError,
+        VersionWarning,
     )
     from .inspection import StateFile, inspect_file
 
@@ -77,6 +78,7 @@ __all__ = [
     "TruncatedError",
     "UnsupportedError",
     "VersionError",
+    "VersionWarning",
     "__version__",
     "attach",
     "inspect_file",

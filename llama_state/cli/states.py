@@ -60,7 +60,7 @@ def _add_verify(commands: Commands) -> None:
         example="llama-state verify kv/*.llst",
         exits={
             0: "all files are sound",
-            1: "a file is damaged, locked, not a state or not readable",
+            1: "a file is damaged, unsure, locked, unreadable, or of an unknown version",
             2: "wrong use, or a missing package",
         },
     )

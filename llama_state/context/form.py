@@ -18,7 +18,7 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call
 from .._llama.library import Library
-from ..errors import FormatError, StateError
+from ..errors import FormatError, StateError, UnsupportedError
 from ..layout.architectures import is_of_table
 
 if TYPE_CHECKING:
@@ -112,6 +112,9 @@ class StateForm:
             )
         except FormatError as error:
             raise error.moved(at) from None
+        except UnsupportedError:
+            self._library.require_known_version()  # whose error says more
+            raise
 
     def parse_own(
         self, target: Target, blob: Buffer, *, traits: Sequence[layout.Traits] | None = None

@@ -163,6 +163,7 @@ class ContextState:
         memory_limit: int | None,
     ) -> int:
         """Write llama.cpp's own session or sequence file, and return its bytes."""
+        self._handle.library.warn_of_version(stacklevel=4)
         ids = None if tokens is None else layout.token_array(tokens)
         with POOL.limited(memory_limit), ExitStack() as stack:
             with self._handle.use() as call:
@@ -172,7 +173,7 @@ class ContextState:
                 place = self._form.file_layout(target, len(header))
                 need = calls.size(call, target)
                 try:
-                    buffer = stack.enter_context(POOL.lend(need))
+                    buffer = stack.enter_context(POOL.lend(need, only_kept=True))
                 except MemoryError:
                     fill = _filler(call, target, header, place)
                     size = place.file_size(need)

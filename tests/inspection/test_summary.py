@@ -151,9 +151,9 @@ def test_another_memory_than_the_table_says(tmp_path: Path) -> None:
     assert (found.layout.module, found.layout.unexpected) == ("kv", True)
     assert "another kind of memory" in " ".join(printed.text(found).split())
     verdict = verify_file(path)
-    assert (verdict.word, verdict.sound) == ("unsure", False)
+    assert (verdict.outcome, verdict.sound) == ("unsure", False)
     expected = verify_file(write(tmp_path, native(State("dsa", arch="glm-dsa", k_only=True))))
-    assert (expected.word, expected.sound) == ("sound", True)
+    assert (expected.outcome, expected.sound) == ("sound", True)
 
 
 @pytest.mark.parametrize("state", [WHOLE, SEQUENCE], ids=["whole", "sequence"])
@@ -172,7 +172,7 @@ def test_every_cut(state: State, tmp_path: Path) -> None:
             continue
         if found.problem is None:  # cut off behind a cache, or before V
             assert found.doubt
-            assert verify_file(path).word == "unsure"
+            assert verify_file(path).outcome == "unsure"
         else:
             assert found.layout is None
         assert list(found.tokens) == ([1, 2, 3] if length >= 24 else [])
