@@ -356,7 +356,7 @@ def check(report: Path) -> None:
                 continue
             with model:
                 found = check_model(model)
-            same = sum(row.outcome == "same" for row in found.rows)
+            same = sum(row.ok for row in found.rows)
             loaded[kind] = {"ok": found.ok, "same": same}
             print(f"{kind}: {str(found).splitlines()[-1]}" if found.ok else found)
     formats = (library.session_version, library.sequence_version)
