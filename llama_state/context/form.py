@@ -93,6 +93,10 @@ class StateForm:
         except FormatError as error:
             raise error.moved(at) from None
 
+    def parse_file(self, data: memoryview, header: layout.FileHeader) -> layout.FilePayload:
+        """Describe the state in a file of this library's version; errors as :meth:`parse`."""
+        return layout.parse_payload(data, header, traits=self._facts.traits)
+
     def parse_own(self, target: Target, blob: Buffer) -> layout.Layout:
         """Describe what this library has just written; errors as :meth:`parse`."""
         return self.parse(target, blob, headed=self._library.sequence_head)

@@ -46,6 +46,7 @@ class Incoming:
         nbytes: Bytes of the blob as it was given, or of the file.
         prompt: What the token list of the file says; nothing for blobs.
         partial: It was taken with ``partial=True``.
+        points: The restore points that follow it in its file.
     """
 
     blob: memoryview
@@ -53,6 +54,7 @@ class Incoming:
     nbytes: int
     prompt: layout.Prompt = NO_PROMPT
     partial: bool = False
+    points: tuple[layout.RestorePoint, ...] = ()
 
     @property
     def flags(self) -> int:

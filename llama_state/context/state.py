@@ -78,12 +78,14 @@ class Restored:
             *media*, since then it is not the tokens alone that give the state.
         sequences: The non-empty sequences that were restored, by their id in this context.
         media: The images and sounds in the prompt of a slot file of llama-server, in order.
+        restore_points: The partial states behind the state in a slot file, the earliest first.
     """
 
     nbytes: int
     tokens: tuple[int, ...]
     sequences: Mapping[int, Span]
     media: tuple[layout.MediaChunk, ...] = ()
+    restore_points: tuple[layout.RestorePoint, ...] = ()
 
     def __repr__(self) -> str:
         first = ", ".join(map(str, self.tokens[:_SHOWN_TOKENS]))
@@ -215,14 +217,14 @@ class ContextState:
             raise VersionError("state file", found=header.version, expected=version, offset=4)
         prompt = _prompt(data, header, validate=validate)
         place = self._form.file_layout(target, header.payload_offset)
-        parsed = None
-        if validate:
-            at = place.payload_offset
-            parsed = self._form.parse(target, data[at:], headed=False, at=at)
+        parsed, end, points = (
+            self._form.parse_file(data, header) if validate else (None, len(data), ())
+        )
         if target is not None and place.head_size:
             # The end of the header, which was read, makes room for the head of the blob.
             pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
-        return Incoming(data[place.blob_offset :], parsed, len(data), prompt)
+        blob = data[place.blob_offset : end]
+        return Incoming(blob, parsed, len(data), prompt, points=points)
 
     def restore(
         self,
@@ -264,7 +266,9 @@ class ContextState:
             held = self._keeper.count(call, change, restore)
             sequences = restored_spans(self._facts, held)
             prompt = incoming.prompt
-            return Restored(incoming.nbytes, prompt.tokens, sequences, prompt.media)
+            return Restored(
+                incoming.nbytes, prompt.tokens, sequences, prompt.media, incoming.points
+            )
 
     def _flags(self, partial: bool) -> int:
         if partial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from .._io import Progress, StrPath
@@ -11,7 +12,7 @@ from .._io.arguments import checked
 from .._io.reading import map_file, read_file
 from ..checkpoint.container import is_container
 from ..checkpoint.fingerprint import model_fields
-from ..errors import FormatError
+from ..errors import FormatError, UnsupportedError
 from ..layout import (
     SEQUENCE_VERSION,
     Kind,
@@ -19,6 +20,7 @@ from ..layout import (
     listed_tokens,
     model_traits,
     parse_file_header,
+    parse_payload,
 )
 from ..layout.recognition import naming, recognize
 from .checkpoints import open_checkpoint
@@ -138,6 +140,9 @@ def _open_file(file: StateFile, traits: Sequence[Traits]) -> StateFile:
         parse_file_header(data)  # Now check the version: the tokens do not depend on it.
     except FormatError as error:
         return with_problem(file, error)
+    with suppress(FormatError, UnsupportedError):  # what is wrong is found below
+        end, points = parse_payload(data, header, traits=traits)[1:]
+        file = replace(file, state=data[offset:end], restore_points=points)
     return with_state(file, [Reading(header.session_version, header.kind, headed=False)], traits)
 
 

@@ -43,6 +43,15 @@ def describe(file: StateFile) -> Data:
         "tokens": _tokens(file),
         "state": None if file.layout is None else describe_layout(file.layout),
         "leading_cells": _leading_cells(file.leading_cells),
+        "restore_points": [
+            {
+                "n_tokens": point.n_tokens,
+                "pos_min": point.span.first,
+                "pos_max": point.span.last,
+                "nbytes": point.nbytes,
+            }
+            for point in file.restore_points
+        ],
         "bytes": bytes_by_part(file),
         "logits": describe_logits(file.checkpoint),
         "fingerprint": file.checkpoint.fingerprint.to_json() if file.checkpoint else None,

@@ -39,6 +39,7 @@ from .headers import (
 )
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
 from .recognition import Recognized, recognize
+from .restore_points import FilePayload, RestorePoint, parse_payload
 from .salvage import leading_cells
 from .slots import MediaChunk, Prompt, SlotTokens, is_packed, listed_tokens, parse_slot_tokens
 from .spans import Span
@@ -60,6 +61,7 @@ __all__ = [
     "Compressor",
     "FileHeader",
     "FileLayout",
+    "FilePayload",
     "Geometry",
     "KVCache",
     "Kind",
@@ -69,6 +71,7 @@ __all__ = [
     "Prompt",
     "Recognized",
     "RecurrentCache",
+    "RestorePoint",
     "SlotTokens",
     "Span",
     "Stream",
@@ -86,6 +89,7 @@ __all__ = [
     "model_traits",
     "pack_file_header",
     "parse_file_header",
+    "parse_payload",
     "parse_sequence",
     "parse_slot_tokens",
     "parse_state",
