@@ -76,7 +76,7 @@ DAMAGED = {
     "a length that is too large": POINTS[:28] + b"\xff" * 8 + POINTS[36:],
     "other positions": POINTS[:24] + b"\1\0\0\0" + POINTS[28:],
     "of no tokens": POINTS[:12] + bytes(8) + POINTS[20:],
-    "another state in it": POINTS[:12] + point("recurrent", 3) + point("hybrid", 5),
+    "another state in it": POINTS[:12] + point("iswa", 3) + point("hybrid", 5),
 }
 
 
