@@ -40,7 +40,7 @@ RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
     "logits_of": (0, _INT32, "it is a sequence id"),
     "version": (0, 2**32 - 1, ""),
     "size": (0, 2**63 - 1, "it is in bytes"),
-    "n_tokens": (1, 2**20, ""),
+    "n_tokens": (1, _INT32, ""),
     "n_layer": (1, 512, ""),
     "n_head_kv": (1, 2**12, ""),
     "head_dim": (1, 2**12, ""),

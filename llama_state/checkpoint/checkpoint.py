@@ -13,8 +13,9 @@ from .. import layout
 from .._io import Progress, StrPath, atomic, reading
 from .._io.arguments import checked
 from .._io.buffers import flat
-from ..errors import ChecksumError, FormatError
+from ..errors import ChecksumError
 from ..layout.recognition import expect, naming
+from ..layout.restore_points import parse_payload
 from ..layout.slots import given_prompt, pack_listed
 from . import container
 from .fingerprint import Fingerprint
@@ -355,6 +356,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """Read llama.cpp's own session or sequence file, or a slot file of llama-server.
 
+        A checkpoint has no place for the restore points of a slot file: they are left out.
+
         Args:
             path: The file.
             fingerprint: The model and the settings that it belongs to, which the file does not
@@ -391,10 +394,8 @@ class Checkpoint:
         header = layout.parse_file_header(data)
         prompt = layout.listed_tokens(data, header)
         start, version = header.payload_offset, header.session_version
-        try:
-            parsed = _parse(data[start:], header.kind, version, fingerprint, headed=False)
-        except FormatError as error:
-            raise error.moved(start) from None
+        traits = _traits(fingerprint)
+        parsed, end, _ = parse_payload(data, header, version=version, traits=traits)
         if header.kind == "sequence":
             source = source if parsed.source is None else parsed.source
             place = layout.FileLayout(start, layout.SEQUENCE_HEAD.size)
@@ -402,7 +403,7 @@ class Checkpoint:
             data[place.blob_offset : start] = layout.sequence_head(source)
             start = place.blob_offset
         checkpoint = cls(
-            data[start:],
+            data[start:end],
             kind=header.kind,
             session_version=version,
             source=None if header.kind == "whole" else source,
@@ -442,9 +443,13 @@ def _parse(
     headed: bool,
 ) -> layout.Layout:
     """Parse a state, as one of the model in *fingerprint* if it names one."""
-    model = fingerprint.model
-    traits = layout.model_traits(model.get("architecture", ""), model.get)
+    traits = _traits(fingerprint)
     return layout.parse_state(kind, payload, version=version, headed=headed, traits=traits)
+
+
+def _traits(fingerprint: Fingerprint) -> tuple[layout.Traits, ...]:
+    model = fingerprint.model
+    return layout.model_traits(model.get("architecture", ""), model.get)
 
 
 def _equal(a: memoryview, b: memoryview) -> bool:

@@ -15,6 +15,7 @@ from .._llama.handles import Handle, Owner
 from .._llama.library import Library
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.fingerprint import Fingerprint
+from ..layout import RestorePoint
 from . import engine, identity
 from .changes import Keeper
 from .device import DeviceMemory, DeviceSnapshot
@@ -398,14 +399,29 @@ class Context(Owner):
         durable: bool = True,
         progress: Progress | None = None,
         memory_limit: int | None = None,
+        restore_points: Sequence[RestorePoint] = (),
     ) -> int:
         """Write one sequence to a sequence file, as ``llama_state_seq_save_file`` would.
 
-        Arguments, result and errors as :meth:`save_state`.
+        Other arguments, result and errors as :meth:`save_state`.
+
+        Args:
+            restore_points: Partial snapshots of earlier moments, the earliest first, for a
+                llama-server that goes back to them (build 11549 or newer; older ones refuse
+                such a file).
+
+        Raises:
+            FormatError: One of them is no partial state of this sequence.
         """
         target = self._facts.check_sequence(seq_id)
         return self._state.save(
-            target, path, tokens, durable=durable, progress=progress, memory_limit=memory_limit
+            target,
+            path,
+            tokens,
+            restore_points,
+            durable=durable,
+            progress=progress,
+            memory_limit=memory_limit,
         )
 
     def seq_load_state(
@@ -417,14 +433,24 @@ class Context(Owner):
         progress: Progress | None = None,
         memory_limit: int | None = None,
         tokens: Iterable[int] | None = None,
+        restore_points: bool = False,
     ) -> Restored:
         """Replace one sequence by that of a sequence file; the others stay.
 
-        Arguments, result and errors as :meth:`load_state`.
+        Other arguments, result and errors as :meth:`load_state`.
+
+        Args:
+            restore_points: Return those of a slot file of llama-server too, as copies.
         """
         target = self._facts.check_sequence(dest_seq_id)
         return self._state.load(
-            target, path, tokens, validate=validate, progress=progress, memory_limit=memory_limit
+            target,
+            path,
+            tokens,
+            restore_points,
+            validate=validate,
+            progress=progress,
+            memory_limit=memory_limit,
         )
 
     # -- checkpoints

@@ -6,6 +6,7 @@ both are known from the library, not from the bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from .. import layout
@@ -15,6 +16,13 @@ from .._llama.facts import Facts
 from .._llama.handles import Call
 from .._llama.library import Library
 from ..errors import FormatError
+from ..layout.restore_points import (
+    FilePayload,
+    RestorePoint,
+    check_point,
+    pack_points,
+    parse_payload,
+)
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -93,9 +101,24 @@ class StateForm:
         except FormatError as error:
             raise error.moved(at) from None
 
-    def parse_file(self, data: memoryview, header: layout.FileHeader) -> layout.FilePayload:
+    def parse_file(self, data: memoryview, header: layout.FileHeader) -> FilePayload:
         """Describe the state in a file of this library's version; errors as :meth:`parse`."""
-        return layout.parse_payload(data, header, traits=self._facts.traits)
+        version = self._library.session_version
+        return parse_payload(data, header, version=version, traits=self._facts.traits)
+
+    def pack_points(
+        self, target: Target, points: Sequence[RestorePoint], blob: Buffer
+    ) -> list[Buffer]:
+        """Return what follows the payload of a file, for restore points of the state *blob*.
+
+        Raises:
+            FormatError: One is no partial state of this sequence.
+        """
+        if points:
+            parsed = self.parse_own(target, blob)
+            for point in points:
+                check_point(point, parsed)
+        return list(pack_points(points))
 
     def parse_own(self, target: Target, blob: Buffer) -> layout.Layout:
         """Describe what this library has just written; errors as :meth:`parse`."""

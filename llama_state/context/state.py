@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial as bound
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +25,7 @@ from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
 from ..errors import FormatError, UnsupportedError, VersionError
 from ..layout.recognition import expect, naming
+from ..layout.restore_points import RestorePoint, packed_size, split_points
 from ..layout.slots import NO_PROMPT, pack_listed
 from .changes import Change, Keeper
 from .cuts import rewind_min
@@ -78,14 +79,15 @@ class Restored:
             *media*, since then it is not the tokens alone that give the state.
         sequences: The non-empty sequences that were restored, by their id in this context.
         media: The images and sounds in the prompt of a slot file of llama-server, in order.
-        restore_points: The partial states behind the state in a slot file, the earliest first.
+        restore_points: The partial states of earlier moments in a slot file, the earliest
+            first, where they were asked for.
     """
 
     nbytes: int
     tokens: tuple[int, ...]
     sequences: Mapping[int, Span]
     media: tuple[layout.MediaChunk, ...] = ()
-    restore_points: tuple[layout.RestorePoint, ...] = ()
+    restore_points: tuple[RestorePoint, ...] = ()
 
     def __repr__(self) -> str:
         first = ", ".join(map(str, self.tokens[:_SHOWN_TOKENS]))
@@ -156,6 +158,7 @@ class ContextState:
         target: Target,
         path: StrPath,
         tokens: Iterable[int] | None,
+        points: Sequence[RestorePoint] = (),
         *,
         durable: bool,
         progress: Progress | None,
@@ -169,15 +172,16 @@ class ContextState:
                     ids = array("i", self._keeper.known_tokens(call, target) or ())
                 header = pack_listed(*self._form.file_kind(target), ids)
                 place = self._form.file_layout(target, len(header))
+                pack = bound(self._form.pack_points, target, points)
                 need = calls.size(call, target)
                 try:
                     buffer = stack.enter_context(POOL.lend(need))
                 except MemoryError:
-                    fill = _filler(call, target, header, place)
-                    size = place.file_size(need)
+                    fill = _filler(call, target, header, place, pack)
+                    size = place.file_size(need) + packed_size(points)
                     return atomic.fill_file(path, size, fill, durable=durable, progress=progress)
                 blob = calls.read_into(call, target, buffer)
-            parts: list[Buffer] = [header, place.payload(blob)]
+            parts: list[Buffer] = [header, place.payload(blob), *pack(blob)]
             return atomic.write_file(path, parts, durable=durable, progress=progress)
 
     # -- into the context
@@ -187,6 +191,7 @@ class ContextState:
         target: Target,
         path: StrPath,
         tokens: Iterable[int] | None,
+        points: bool = False,
         *,
         validate: bool,
         progress: Progress | None,
@@ -204,7 +209,10 @@ class ContextState:
             incoming = self._incoming(target, path, file.view, validate=validate)
             if file.secure():
                 incoming = self._incoming(target, path, file.view, validate=validate)
-            return self._put(target, incoming, given or incoming.prompt.tokens or None)
+            # Before anything is touched: there may be no memory for them.
+            copies = tuple(point.copied() for point in incoming.points) if points else ()
+            restored = self._put(target, incoming, given or incoming.prompt.tokens or None)
+            return replace(restored, restore_points=copies)
 
     def _incoming(
         self, target: Target, path: StrPath, data: memoryview, *, validate: bool
@@ -217,9 +225,10 @@ class ContextState:
             raise VersionError("state file", found=header.version, expected=version, offset=4)
         prompt = _prompt(data, header, validate=validate)
         place = self._form.file_layout(target, header.payload_offset)
-        parsed, end, points = (
-            self._form.parse_file(data, header) if validate else (None, len(data), ())
-        )
+        if validate:
+            parsed, end, points = self._form.parse_file(data, header)
+        else:
+            parsed, (end, points) = None, split_points(data, header)
         if target is not None and place.head_size:
             # The end of the header, which was read, makes room for the head of the blob.
             pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
@@ -266,9 +275,7 @@ class ContextState:
             held = self._keeper.count(call, change, restore)
             sequences = restored_spans(self._facts, held)
             prompt = incoming.prompt
-            return Restored(
-                incoming.nbytes, prompt.tokens, sequences, prompt.media, incoming.points
-            )
+            return Restored(incoming.nbytes, prompt.tokens, sequences, prompt.media)
 
     def _flags(self, partial: bool) -> int:
         if partial:
@@ -306,12 +313,21 @@ def _spans(target: Target, parsed: layout.Layout | None) -> Mapping[int, layout.
 
 
 def _filler(
-    call: Call, target: Target, header: bytes, place: layout.FileLayout
+    call: Call,
+    target: Target,
+    header: bytes,
+    place: layout.FileLayout,
+    pack: Callable[[Buffer], Sequence[Buffer]],
 ) -> Callable[[memoryview], None]:
-    """Return what lets llama.cpp write a state into the pages of its file."""
+    """Return what lets llama.cpp write a state into the pages of its file, and all else around."""
 
     def fill(file: memoryview) -> None:
-        calls.read_into(call, target, file[place.blob_offset :])
+        blob = calls.read_into(call, target, file[place.blob_offset :])
+        at = place.file_size(len(blob))
+        for part in pack(blob):
+            end = at + memoryview(part).nbytes
+            file[at:end] = memoryview(part).cast("B")
+            at = end
         file[: len(header)] = header
 
     return fill

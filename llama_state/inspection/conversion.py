@@ -53,7 +53,8 @@ def convert_file(
 ) -> Converted:
     """Convert a native file to a checkpoint, or a checkpoint to a native file.
 
-    A native file that is converted to a checkpoint and back is the same, byte for byte.
+    A native file that is converted to a checkpoint and back is the same, byte for byte, but for
+    the restore points of a slot file, for which a checkpoint has no place.
 
     Args:
         source: The file to read. A blob that was dumped to a file counts as native.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from .._io import Progress, StrPath
@@ -20,9 +19,9 @@ from ..layout import (
     listed_tokens,
     model_traits,
     parse_file_header,
-    parse_payload,
 )
 from ..layout.recognition import naming, recognize
+from ..layout.restore_points import beginning, parse_payload
 from .checkpoints import open_checkpoint
 from .statefile import FileKind, Reading, StateFile, with_problem, with_state
 
@@ -140,10 +139,15 @@ def _open_file(file: StateFile, traits: Sequence[Traits]) -> StateFile:
         parse_file_header(data)  # Now check the version: the tokens do not depend on it.
     except FormatError as error:
         return with_problem(file, error)
-    with suppress(FormatError, UnsupportedError):  # what is wrong is found below
-        end, points = parse_payload(data, header, traits=traits)[1:]
-        file = replace(file, state=data[offset:end], restore_points=points)
-    return with_state(file, [Reading(header.session_version, header.kind, headed=False)], traits)
+    version = header.session_version
+    try:
+        _, end, points = parse_payload(data, header, version=version, traits=traits)
+    except (FormatError, UnsupportedError) as error:
+        end, points = beginning(data, header), ()
+        if end < len(data):  # else what is wrong is found below
+            file = with_problem(file, error)
+    file = replace(file, state=data[offset:end], restore_points=points)
+    return with_state(file, [Reading(version, header.kind, headed=False)], traits)
 
 
 def _open_blob(file: StateFile, traits: Sequence[Traits]) -> StateFile:

@@ -23,6 +23,7 @@ from ..layout import (
     Traits,
     is_known,
 )
+from ..layout.restore_points import packed_size
 from .rows import positions_by_sequence
 from .statefile import Digests, StateFile
 from .words import problem_text, ranges
@@ -122,6 +123,8 @@ def bytes_by_part(file: StateFile) -> dict[str, int]:
     if file.layout and file.state_offset is not None:
         for name, nbytes in _tensor_bytes(file.layout):
             parts[name] = parts.get(name, 0) + nbytes
+    if file.restore_points:
+        parts["restore points"] = packed_size(file.restore_points)
     rest = file.nbytes - sum(parts.values())
     if file.state_offset is None:
         return {**parts, "heads and digests": rest}

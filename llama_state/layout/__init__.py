@@ -39,7 +39,7 @@ from .headers import (
 )
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
 from .recognition import Recognized, recognize
-from .restore_points import FilePayload, RestorePoint, parse_payload
+from .restore_points import RestorePoint
 from .salvage import leading_cells
 from .slots import MediaChunk, Prompt, SlotTokens, is_packed, listed_tokens, parse_slot_tokens
 from .spans import Span
@@ -61,7 +61,6 @@ __all__ = [
     "Compressor",
     "FileHeader",
     "FileLayout",
-    "FilePayload",
     "Geometry",
     "KVCache",
     "Kind",
@@ -89,7 +88,6 @@ __all__ = [
     "model_traits",
     "pack_file_header",
     "parse_file_header",
-    "parse_payload",
     "parse_sequence",
     "parse_slot_tokens",
     "parse_state",

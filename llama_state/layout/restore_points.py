@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .._io.arguments import checked
-from ..errors import FormatError, UnsupportedError
+from .._io.buffers import flat
+from ..errors import FormatError, UnsupportedError, VersionError
 from .cursor import Cursor, open_view
-from .formats import SEQUENCE_HEAD, SEQUENCE_MAGIC
+from .formats import SEQUENCE_HEAD
 from .headers import FileHeader
-from .parse import parse_sequence, parse_state
+from .parse import has_sequence_head, parse_sequence, parse_state
 from .spans import Span
 from .state import Layout
 from .traits import Traits
@@ -32,25 +34,59 @@ VERSION: Final = 1
 _HEAD: Final = Struct("<4sII")
 _POINT: Final = Struct("<QiiQ")
 _FURTHER: Final = Struct("<QQ")
-_BEGINNING: Final = re.compile(re.escape(MAGIC + VERSION.to_bytes(4, "little")))
-# Tensor bytes can look like the beginning, once in 2**64: more often only on purpose.
+_MAX_TOKENS: Final = 2**31 - 1
+_BEGINNING: Final = re.compile(re.escape(MAGIC))
+# Tensor bytes can look like the beginning, once in 2**32: many do only on purpose.
 _TRIES: Final = 8
 
 
-class RestorePoint(NamedTuple):
-    """A partial state of one sequence in a slot file.
+@checked
+@dataclass(frozen=True, slots=True)
+class RestorePoint:
+    """A partial state of one sequence, of an earlier moment.
+
+    ``Context.seq_restore(point.blob, partial=True)`` takes the sequence back to it.
 
     Attributes:
         n_tokens: Tokens of the prompt that were decoded then: the position to go on at.
-        span: The positions that it holds.
-        offset: Where its blob starts in the file.
-        nbytes: Length of the blob, with its head.
+        blob: What ``Context.seq_snapshot(partial=True)`` gave then.
+        first: The first position of the sequence, as llama-server records it.
+        last: The last one; None: *n_tokens* - 1, as where the prompt has no images or sounds.
+
+    Raises:
+        FormatError: These are no positions of *n_tokens* tokens, or *blob* has no head.
     """
 
     n_tokens: int
-    span: Span
-    offset: int
-    nbytes: int
+    blob: Buffer = field(repr=False)
+    first: int = 0
+    last: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is None:
+            object.__setattr__(self, "last", self.n_tokens - 1)
+        if not (
+            0 <= self.first <= self.span.last < self.n_tokens <= _MAX_TOKENS
+            and has_sequence_head(self.blob)
+        ):
+            raise FormatError(
+                f"a restore point after {self.n_tokens} tokens with positions {self.first} to "
+                f"{self.span.last}: give the snapshot of a sequence, and its tokens then"
+            )
+
+    @property
+    def span(self) -> Span:
+        """Its first and last position."""
+        return Span(self.first, self.n_tokens - 1 if self.last is None else self.last)
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the blob."""
+        return memoryview(self.blob).nbytes
+
+    def copied(self) -> RestorePoint:
+        """Return it with bytes of its own, which outlive the file."""
+        return RestorePoint(self.n_tokens, bytes(self.blob), *self.span)
 
 
 class FilePayload(NamedTuple):
@@ -59,7 +95,7 @@ class FilePayload(NamedTuple):
     Attributes:
         layout: The state.
         end: The offset in the file at which it ends.
-        restore_points: What follows it, the earliest first.
+        restore_points: What follows it, the earliest first; their blobs are views of the file.
     """
 
     layout: Layout
@@ -67,21 +103,22 @@ class FilePayload(NamedTuple):
     restore_points: tuple[RestorePoint, ...] = ()
 
 
-@checked
 def parse_payload(
     data: Buffer,
     header: FileHeader,
     *,
+    version: int,
     traits: Traits | Sequence[Traits] | None = None,
 ) -> FilePayload:
     """Parse the state in a session, sequence or slot file, and the restore points behind it.
 
     Nothing says where a payload ends but the payload itself. So it is read to the end of the
-    file, and where that fails, to each place where restore points begin.
+    file, and where that fails, to each place where restore points could begin.
 
     Args:
         data: The file.
         header: Its header.
+        version: The session version of the file.
         traits: What is known of the model (:func:`model_traits`).
 
     Raises:
@@ -89,75 +126,93 @@ def parse_payload(
         UnsupportedError: As :func:`parse_state`.
     """
     view = open_view(data)
-    try:
-        return FilePayload(_state(view, header, len(view), traits), len(view))
-    except (FormatError, UnsupportedError) as error:
-        refusal = error.with_traceback(None)
-    if header.kind == "sequence":
-        for end, points in _endings(view, header.payload_offset):
-            try:
-                layout = _state(view, header, end, traits)
-            except (FormatError, UnsupportedError) as error:
-                refusal = error.with_traceback(None)  # of the payload alone: it says more
-            else:
-                for point in points:
-                    _check(view, point, layout)
-                return FilePayload(layout, end, points)
-    raise refusal
+    refusals: list[FormatError | UnsupportedError] = []
+    for end in chain([len(view)], _beginnings(view, header)):
+        try:
+            layout = _state(view, header, end, version, traits)
+        except (FormatError, UnsupportedError) as error:
+            refusals.append(error.with_traceback(None))
+            continue
+        points = read_points(view, end) if end < len(view) else ()
+        for point in points:
+            check_point(point, layout)
+        return FilePayload(layout, end, points)
+    # The first took restore points for a part of the state, the second is of the state alone.
+    raise refusals[min(1, len(refusals) - 1)]
 
 
-def _state(
-    view: memoryview, header: FileHeader, end: int, traits: Traits | Sequence[Traits] | None
-) -> Layout:
-    start, version = header.payload_offset, header.session_version
-    try:
-        return parse_state(
-            header.kind, view[start:end], version=version, headed=False, traits=traits
-        )
-    except FormatError as error:
-        raise error.moved(start) from None
+def split_points(data: Buffer, header: FileHeader) -> tuple[int, tuple[RestorePoint, ...]]:
+    """Return where the payload of a file ends that is not parsed, and the restore points."""
+    view = open_view(data)
+    for end in _beginnings(view, header):
+        try:
+            return end, read_points(view, end)
+        except (FormatError, UnsupportedError):
+            continue
+    return len(view), ()
 
 
-def _check(view: memoryview, point: RestorePoint, layout: Layout) -> None:
-    """Raise FormatError if a restore point is not the partial state that it is said to be."""
-    blob = view[point.offset : point.offset + point.nbytes]
+def check_point(point: RestorePoint, layout: Layout) -> None:
+    """Check that a restore point is a partial state of the sequence in *layout*.
+
+    Raises:
+        FormatError: It is not.
+    """
     try:
         parsed = parse_sequence(
-            blob, version=layout.version, traits=layout.traits, partial=True, headed=True
+            point.blob, version=layout.version, traits=layout.traits, partial=True
         )
     except FormatError as error:
-        raise error.moved(point.offset) from None
+        raise FormatError(
+            f"the restore point after {point.n_tokens} tokens is no partial state of this "
+            f"sequence: {error}"
+        ) from None
     # The first is that of the whole sequence, of which a window leaves out the beginning.
     if [held.last for held in parsed.spans.values()] != [point.span.last]:
-        raise FormatError("a restore point with other positions", offset=point.offset)
+        raise FormatError(
+            f"a restore point whose last position is not {point.span.last}: its number of "
+            "tokens must be that of the moment of its snapshot"
+        )
+    if all(held.last < point.span.last for held in layout.spans.values()):
+        raise FormatError(
+            f"a restore point after {point.n_tokens} tokens, which the sequence has not reached"
+        )
 
 
-def pack_points(points: Sequence[tuple[int, Span, Buffer]]) -> Iterator[Buffer]:
+def pack_points(points: Sequence[RestorePoint]) -> Iterator[Buffer]:
     """Yield the bytes of restore points, to be put behind the payload of a sequence file.
 
     Args:
-        points: Tokens, positions and headed blob of each, the earliest first; none give nothing.
+        points: The earliest first; none give nothing.
     """
     if points:
         yield _HEAD.pack(MAGIC, VERSION, len(points))
-    for n_tokens, span, blob in points:
-        yield _POINT.pack(n_tokens, span.first, span.last, memoryview(blob).nbytes)
-        yield blob
+    for point in points:
+        yield _POINT.pack(point.n_tokens, *point.span, point.nbytes)
+        yield point.blob
         yield _FURTHER.pack(0, 0)
 
 
-def _endings(data: memoryview, start: int) -> Iterator[tuple[int, tuple[RestorePoint, ...]]]:
-    """Yield where restore points begin that end with the file, and these points."""
-    for found in islice(_BEGINNING.finditer(data, start), _TRIES):
-        try:
-            yield found.start(), _read_points(data, found.start())
-        except FormatError:
-            continue
+def packed_size(points: Sequence[RestorePoint]) -> int:
+    """Return how many bytes :func:`pack_points` yields."""
+    each = sum(_POINT.size + point.nbytes + _FURTHER.size for point in points)
+    return _HEAD.size + each if points else 0
 
 
-def _read_points(data: memoryview, at: int) -> tuple[RestorePoint, ...]:
-    cursor = Cursor(data, at)
-    _, _, count = cursor.read(_HEAD, "restore points")
+def read_points(data: Buffer, at: int) -> tuple[RestorePoint, ...]:
+    """Read restore points that begin at *at* and end with *data*; their blobs are views of it.
+
+    Raises:
+        FormatError: They are damaged.
+        VersionError: Their version is not known.
+        UnsupportedError: They are those of a draft model too.
+    """
+    cursor = Cursor(flat(data), at)
+    magic, version, count = cursor.read(_HEAD, "restore points")
+    if magic != MAGIC:
+        raise FormatError("restore points that do not begin as such", offset=at)
+    if version != VERSION:
+        raise VersionError("restore points", found=version, expected=VERSION, offset=at + 4)
     cursor.require(count * (_POINT.size + SEQUENCE_HEAD.size + _FURTHER.size), "restore points")
     points = tuple(_read_point(cursor) for _ in range(count))
     if cursor.at != cursor.end:
@@ -169,10 +224,38 @@ def _read_points(data: memoryview, at: int) -> tuple[RestorePoint, ...]:
 def _read_point(cursor: Cursor) -> RestorePoint:
     n_tokens, first, last, nbytes = cursor.read(_POINT, "restore point")
     offset = cursor.skip(nbytes, "blob of a restore point")
-    head = bytes(cursor.view[offset : offset + 4])
-    if head != SEQUENCE_MAGIC.to_bytes(4, "little") or not 0 <= first <= last < n_tokens:
-        raise FormatError("a restore point of no sequence", offset=offset)
-    further = cursor.read(_FURTHER, "lengths of further blobs")
-    if any(further):
+    if any(cursor.read(_FURTHER, "lengths of further blobs")):
         raise UnsupportedError("restore points of a draft model, which are not known here")
-    return RestorePoint(n_tokens, Span(first, last), offset, nbytes)
+    try:
+        return RestorePoint(n_tokens, cursor.view[offset : offset + nbytes], first, last)
+    except ValueError as error:
+        reason = getattr(error, "reason", str(error))
+        raise FormatError(reason, offset=offset) from None
+
+
+def beginning(data: memoryview, header: FileHeader) -> int:
+    """Return where restore points could begin first; the end of the file, if they cannot."""
+    return next(_beginnings(data, header), len(data))
+
+
+def _beginnings(data: memoryview, header: FileHeader) -> Iterator[int]:
+    """Yield where restore points could begin: only a sequence has some."""
+    if header.kind == "sequence":
+        found = _BEGINNING.finditer(data, header.payload_offset)
+        yield from (match.start() for match in islice(found, _TRIES))
+
+
+def _state(
+    view: memoryview,
+    header: FileHeader,
+    end: int,
+    version: int,
+    traits: Traits | Sequence[Traits] | None,
+) -> Layout:
+    start = header.payload_offset
+    try:
+        return parse_state(
+            header.kind, view[start:end], version=version, headed=False, traits=traits
+        )
+    except FormatError as error:
+        raise error.moved(start) from None

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ SERVER = """
 import json, sys, urllib.request
 import xllamacpp
 
-folder, model = sys.argv[1:]
+folder, model, checkpoints = sys.argv[1:]
 params = xllamacpp.CommonParams()
 params.model.path = model
 params.slot_save_path = folder + "/"
 params.n_ctx, params.n_parallel, params.warmup, params.port = 256, 1, False, 0
-params.n_ctx_checkpoints = 0  # their bytes in a slot file are not read here
-params.swa_full = True  # else without them a windowed slot is decoded anew
+params.n_ctx_checkpoints = int(checkpoints)
+params.swa_full = params.n_ctx_checkpoints == 0  # else a windowed slot is decoded anew
 server = xllamacpp.Server(params)
 for line in sys.stdin:
     path, data = json.loads(line)
@@ -56,7 +57,20 @@ def gguf(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture
 def post(tmp_path: Path, gguf: Path) -> Iterator[Post]:
     """Asks a llama-server with one slot, whose files are in the folder of the test."""
-    command = [sys.executable, "-c", SERVER, str(tmp_path), str(gguf)]
+    with started(tmp_path, gguf, 0) as post:
+        yield post
+
+
+@pytest.fixture
+def keeping(tmp_path: Path, gguf: Path) -> Iterator[Post]:
+    """Asks a llama-server that keeps restore points, as it does unless told otherwise."""
+    with started(tmp_path, gguf, 8) as post:
+        yield post
+
+
+@contextmanager
+def started(tmp_path: Path, gguf: Path, checkpoints: int) -> Iterator[Post]:
+    command = [sys.executable, "-c", SERVER, str(tmp_path), str(gguf), str(checkpoints)]
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(
@@ -84,9 +98,9 @@ def completion(post: Post, prompt: Sequence[int], n_predict: int = 1) -> tuple[l
     return answer["tokens"], answer["timings"]["cache_n"]
 
 
-def save_slot(post: Post, folder: Path) -> tuple[Path, tuple[int, ...]]:
+def save_slot(post: Post, folder: Path, end: int = 100) -> tuple[Path, tuple[int, ...]]:
     """Let the server save a slot; return the file, and the tokens that it decoded before."""
-    prompt = range(40, 100)  # more than the windows
+    prompt = range(40, end)  # more than the windows
     predicted, _ = completion(post, prompt, 4)
     tokens = (*prompt, *predicted[:-1])  # the last one was not decoded
     saved = post("/slots/0?action=save", {"filename": "slot"})
@@ -147,6 +161,80 @@ def test_a_server_loads_our_files(post: Post, gguf: Path, tmp_path: Path) -> Non
         assert completion(post, [*tokens, NEXT]) == ([expected], len(tokens))
     for name in ("converted", "back"):
         assert (tmp_path / name).read_bytes() == path.read_bytes()
+
+
+def test_slot_files_with_restore_points(keeping: Post, gguf: Path, tmp_path: Path) -> None:
+    """They load with and without their points, and a point takes the sequence back."""
+    path, tokens = save_slot(keeping, tmp_path, 200)  # for short prompts it keeps none
+    found = ls.inspect_file(path)
+    assert (found.problem, tuple(found.tokens)) == (None, tokens)
+    if found.version != LIBRARY.sequence_version:
+        return  # no build reads the files of another version
+    (expected,), _ = completion(keeping, [*tokens, NEXT])
+    with ls.Model(gguf, LIBRARY) as opened, opened.context(n_ctx=256) as ctx:
+        for validate in (True, False):
+            restored = ctx.seq_load_state(path, validate=validate)
+            assert (restored.tokens, restored.restore_points) == (tokens, ())
+            assert likeliest(ctx) == expected
+        points = ctx.seq_load_state(path, restore_points=True).restore_points
+        assert [point.n_tokens for point in points] == [p.n_tokens for p in found.restore_points]
+        assert points or found.layout is None or found.layout.module == "kv"
+        for point in reversed(points):
+            ctx.seq_restore(point.blob, partial=True)
+            assert ctx.n_past() == point.n_tokens
+            back = likeliest(ctx)
+            ctx.clear()
+            ctx.decode(tokens[: point.n_tokens])
+            assert back == likeliest(ctx)
+            ctx.seq_load_state(path)
+
+
+def test_a_server_goes_back_to_our_restore_points(
+    keeping: Post, gguf: Path, tmp_path: Path
+) -> None:
+    """It evaluates what is new after the point, not the whole prompt."""
+    path, tokens = save_slot(keeping, tmp_path, 200)  # for short prompts it keeps none
+    if ls.inspect_file(path).version != LIBRARY.sequence_version:
+        return
+    at, branch = 50, [*tokens[:50], 7, 8, 9]
+    with ls.Model(gguf, LIBRARY) as opened, opened.context(n_ctx=256) as ctx:
+        ctx.decode(tokens[:at])
+        point = ls.RestorePoint(at, ctx.seq_snapshot(partial=True))
+        ctx.decode(tokens[at:])
+        ctx.seq_save_state(tmp_path / "ours", tokens=tokens, restore_points=[point])
+        n = ctx.seq_save_state(
+            tmp_path / "pages", tokens=tokens, restore_points=[point], memory_limit=0
+        )
+        assert n == (tmp_path / "pages").stat().st_size
+        assert ctx.seq_load_state(tmp_path / "ours", restore_points=True).restore_points == (point,)
+        plain = ctx.seq_save_state(tmp_path / "without", tokens=tokens)
+        assert ls.inspect_file(tmp_path / "without").restore_points == ()
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "pages").read_bytes()
+    assert plain < n
+    completion(keeping, [70, 71])
+    expected, held = completion(keeping, branch, 8)
+    assert held == 0  # this is what the server itself makes of it
+    keeping("/slots/0?action=restore", {"filename": "ours"})
+    assert completion(keeping, branch, 8) == (expected, at)
+
+
+@pytest.mark.parametrize("kind", ["gemma3-dense", "mamba2-dense", "lfm2-dense"])
+def test_restore_points_that_are_none_are_not_written(kind: str, tmp_path: Path) -> None:
+    with MODELS[kind].context(n_ctx=256) as ctx:
+        ctx.decode(TEXT)
+        blob = ctx.seq_snapshot(partial=True)
+        for wrong in (
+            lambda: ls.RestorePoint(3, blob),
+            lambda: ls.RestorePoint(5, blob),
+            lambda: ls.RestorePoint(4, blob[:-1]),
+            lambda: ls.RestorePoint(4, b"no state"),
+            lambda: ls.RestorePoint(0, blob),
+        ):
+            with pytest.raises(ValueError, match=r"restore point|n_tokens"):
+                ctx.seq_save_state(tmp_path / "slot", restore_points=[wrong()])
+        with pytest.raises(TypeError, match="restore_points"):
+            ctx.seq_save_state(tmp_path / "slot", restore_points=[blob])  # type: ignore[list-item]
+    assert not (tmp_path / "slot").exists()
 
 
 @pytest.fixture

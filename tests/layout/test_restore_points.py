@@ -5,17 +5,27 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_state import FormatError, UnsupportedError
-from llama_state.layout import FilePayload, Span, parse_file_header, parse_payload
-from llama_state.layout.restore_points import pack_points
+from llama_state import Checkpoint, FormatError, UnsupportedError, inspect_file
+from llama_state.errors import StateError, TruncatedError, VersionError
+from llama_state.inspection.summary import describe
+from llama_state.inspection.text import text as text_of
+from llama_state.layout import RestorePoint, Span, parse_file_header
+from llama_state.layout.restore_points import (
+    FilePayload,
+    pack_points,
+    packed_size,
+    parse_payload,
+    split_points,
+)
 from tests.layout.blobs import State, text
 from tests.layout.slots import packed
-from tests.layout.statefiles import native, slot
+from tests.layout.statefiles import native, slot, write
 
 KINDS = ["iswa", "recurrent", "hybrid", "hybrid-iswa"]
 BEGINNING = b"SCKP\1\0\0\0"
@@ -37,7 +47,8 @@ def points(kind: str, moments: Sequence[int]) -> bytes:
 
 
 def parsed(data: bytes) -> FilePayload:
-    return parse_payload(data, parse_file_header(data))
+    header = parse_file_header(data)
+    return parse_payload(data, header, version=header.session_version)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,44 +62,76 @@ def test_a_slot_file_with_restore_points(kind: str, moments: list[int]) -> None:
     assert found.layout == parsed(plain).layout
     assert [one.n_tokens for one in found.restore_points] == moments
     for one, n_tokens in zip(found.restore_points, moments, strict=True):
-        blob = data[one.offset : one.offset + one.nbytes]
-        assert blob == replace(state(kind, n_tokens), partial=True).blob()
+        assert one.blob == replace(state(kind, n_tokens), partial=True).blob()
         assert one.span == Span(0, n_tokens - 1)
 
 
 @given(moments=st.lists(st.integers(1, 9), max_size=3))
 def test_they_are_written_as_they_are_read(moments: list[int]) -> None:
     blobs = [replace(state("hybrid", n), partial=True).blob() for n in moments]
-    listed = [(n, Span(0, n - 1), blob) for n, blob in zip(moments, blobs, strict=True)]
+    listed = list(map(RestorePoint, moments, blobs))
     expected = points("hybrid", moments) if moments else b""
     assert b"".join(map(bytes, pack_points(listed))) == expected
+    assert packed_size(listed) == len(expected)
 
 
 PLAIN = slot(state("hybrid", 9), packed(range(9)))
 POINTS = points("hybrid", [3, 5])
-DAMAGED = {
-    "cut": POINTS[:-1],
-    "longer": POINTS + b"\0",
-    "another version": POINTS.replace(BEGINNING, b"SCKP\2\0\0\0"),
-    "too many": POINTS[:8] + b"\xff\xff\xff\xff" + POINTS[12:],
-    "none": POINTS[:12],
-    "another magic": POINTS.replace(b"\xd8\x3c\x14\xaf", b"\xd8\x3c\x14\xae"),
-    "a length that is too large": POINTS[:28] + b"\xff" * 8 + POINTS[36:],
-    "other positions": POINTS[:24] + b"\1\0\0\0" + POINTS[28:],
-    "of no tokens": POINTS[:12] + bytes(8) + POINTS[20:],
-    "another state in it": POINTS[:12] + point("iswa", 3) + point("hybrid", 5),
+DAMAGED: dict[str, tuple[bytes, type[StateError], str]] = {
+    "cut": (POINTS[:-1], TruncatedError, "further blobs"),
+    "cut early": (POINTS[:10], TruncatedError, "restore points"),
+    "longer": (POINTS + b"\0", FormatError, "1 bytes after"),
+    "another version": (b"SCKP\2" + POINTS[5:], VersionError, "restore points"),
+    "too many": (POINTS[:8] + b"\xff" * 4 + POINTS[12:], TruncatedError, "restore points"),
+    "none": (POINTS[:12], TruncatedError, "restore points"),
+    "no blob": (POINTS.replace(b"\xd8\x3c\x14\xaf", b"\xd8\x3c\x14\xae"), FormatError, "after 3"),
+    "too long": (POINTS[:28] + b"\xff" * 8 + POINTS[36:], TruncatedError, "blob"),
+    "other positions": (POINTS[:24] + b"\1\0\0\0" + POINTS[28:], FormatError, "last position"),
+    "of no tokens": (POINTS[:12] + bytes(8) + POINTS[20:], FormatError, "n_tokens"),
+    "of another": (points("iswa", [3]), FormatError, "no partial state of this sequence"),
+    "later": (points("hybrid", [12]), FormatError, "not reached"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_what_is_damaged_is_refused(damage: str) -> None:
-    with pytest.raises((FormatError, UnsupportedError)):
-        parsed(PLAIN + DAMAGED[damage])
+def test_what_is_damaged_is_refused(damage: str, tmp_path: Path) -> None:
+    """By what is wrong with the restore points, and the state itself is shown all the same."""
+    trailer, error, words = DAMAGED[damage]
+    with pytest.raises(error, match=words) as caught:
+        parsed(PLAIN + trailer)
+    assert "streams" not in str(caught.value)
+    found = inspect_file(write(tmp_path, PLAIN + trailer))
+    assert str(found.problem) == str(caught.value)
+    assert found.layout == parsed(PLAIN).layout
+
+
+def test_they_are_shown(tmp_path: Path) -> None:
+    found = inspect_file(write(tmp_path, PLAIN + POINTS))
+    about = describe(found)
+    assert [point["n_tokens"] for point in about["restore_points"]] == [3, 5]
+    assert about["bytes"]["restore points"] == len(POINTS)
+    assert sum(about["bytes"].values()) == len(PLAIN + POINTS)
+    assert "after 5 tokens: positions 0 to 4" in text_of(found)
+
+
+def test_a_checkpoint_leaves_them_out(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.from_native(write(tmp_path, PLAIN + POINTS))
+    checkpoint.to_native(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == PLAIN
+
+
+def test_they_are_cut_off_unparsed() -> None:
+    """Where nothing is validated; what cannot be read as some stays."""
+    data = PLAIN + POINTS
+    end, found = split_points(data, parse_file_header(data))
+    assert (end, [one.n_tokens for one in found]) == (len(PLAIN), [3, 5])
+    data += b"\0"
+    assert split_points(data, parse_file_header(data)) == (len(data), ())
 
 
 def test_those_of_a_draft_model_are_not_known() -> None:
     data = PLAIN + points("hybrid", [3])[:-1] + b"\1"
-    with pytest.raises((UnsupportedError, FormatError)):
+    with pytest.raises(UnsupportedError, match="draft model"):
         parsed(data)
 
 
@@ -107,4 +150,4 @@ def test_no_flipped_byte_is_worse_than_refused(at: int, flip: int) -> None:
     except (FormatError, UnsupportedError):
         return
     assert found.end <= len(data)
-    assert all(one.offset + one.nbytes <= len(data) for one in found.restore_points)
+    assert packed_size(found.restore_points) == len(data) - found.end
