@@ -11,11 +11,10 @@ from .._io.arguments import checked
 from .._llama._llama_cffi import ffi
 from .._llama.calls import Target
 from .._llama.facts import CreationOptions, context_facts
-from .._llama.handles import Handle, Owner
+from .._llama.handles import Handle
 from .._llama.library import Library
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.fingerprint import Fingerprint
-from ..layout import RestorePoint
 from . import engine, identity
 from .changes import Keeper
 from .device import DeviceMemory, DeviceSnapshot
@@ -23,6 +22,7 @@ from .fit import Fit
 from .form import StateForm
 from .restore import Restorer
 from .resumption import Check, Checkpoints
+from .sequence_files import SequenceFiles
 from .sequences import Sequences
 from .state import ContextState, Restored
 
@@ -33,7 +33,7 @@ NO_OPTIONS = CreationOptions()
 
 
 @checked
-class Context(Owner):
+class Context(SequenceFiles):
     """The memory of one or more sequences in llama.cpp.
 
     Made by :meth:`llama_state.Model.context`, or by :func:`llama_state.attach` around a context
@@ -389,69 +389,6 @@ class Context(Owner):
             UnsupportedError: This libllama, or this kind of memory, has no such snapshots.
         """
         return self._device.keep(seq_id)
-
-    def seq_save_state(
-        self,
-        path: StrPath,
-        seq_id: int = 0,
-        tokens: Iterable[int] | None = None,
-        *,
-        durable: bool = True,
-        progress: Progress | None = None,
-        memory_limit: int | None = None,
-        restore_points: Sequence[RestorePoint] = (),
-    ) -> int:
-        """Write one sequence to a sequence file, as ``llama_state_seq_save_file`` would.
-
-        Other arguments, result and errors as :meth:`save_state`.
-
-        Args:
-            restore_points: Partial snapshots of earlier moments, the earliest first, for a
-                llama-server that goes back to them (build 11549 or newer; older ones refuse
-                such a file).
-
-        Raises:
-            FormatError: One of them is no partial state of this sequence.
-        """
-        target = self._facts.check_sequence(seq_id)
-        return self._state.save(
-            target,
-            path,
-            tokens,
-            restore_points,
-            durable=durable,
-            progress=progress,
-            memory_limit=memory_limit,
-        )
-
-    def seq_load_state(
-        self,
-        path: StrPath,
-        dest_seq_id: int = 0,
-        *,
-        validate: bool = True,
-        progress: Progress | None = None,
-        memory_limit: int | None = None,
-        tokens: Iterable[int] | None = None,
-        restore_points: bool = False,
-    ) -> Restored:
-        """Replace one sequence by that of a sequence file; the others stay.
-
-        Other arguments, result and errors as :meth:`load_state`.
-
-        Args:
-            restore_points: Return those of a slot file of llama-server too, as copies.
-        """
-        target = self._facts.check_sequence(dest_seq_id)
-        return self._state.load(
-            target,
-            path,
-            tokens,
-            restore_points,
-            validate=validate,
-            progress=progress,
-            memory_limit=memory_limit,
-        )
 
     # -- checkpoints
 

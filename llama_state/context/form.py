@@ -114,11 +114,13 @@ class StateForm:
         Raises:
             FormatError: One is no partial state of this sequence.
         """
-        if points:
-            parsed = self.parse_own(target, blob)
-            for point in points:
-                check_point(point, parsed)
-        return list(pack_points(points))
+        if not points:
+            return []
+        wrong = next((point for point in points if not isinstance(point, RestorePoint)), None)
+        if wrong is not None:
+            raise TypeError(f"restore_points must be RestorePoint values, not {type(wrong)}")
+        parsed = self.parse_own(target, blob)
+        return list(pack_points([check_point(point, parsed) for point in points]))
 
     def parse_own(self, target: Target, blob: Buffer) -> layout.Layout:
         """Describe what this library has just written; errors as :meth:`parse`."""

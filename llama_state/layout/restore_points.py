@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from .._io.arguments import checked
 from .._io.buffers import flat
 from ..errors import FormatError, UnsupportedError, VersionError
+from .blocks import RecurrentCache
 from .cursor import Cursor, open_view
 from .formats import SEQUENCE_HEAD
 from .headers import FileHeader
@@ -50,7 +51,9 @@ class RestorePoint:
     Attributes:
         n_tokens: Tokens of the prompt that were decoded then: the position to go on at.
         blob: What ``Context.seq_snapshot(partial=True)`` gave then.
-        first: The first position of the sequence, as llama-server records it.
+        first: The first position of the sequence, as llama-server records it: *last* for
+            recurrent and hybrid memory, which cannot go back further, else 0. None: by *blob*,
+            once the point is written.
         last: The last one; None: *n_tokens* - 1, as where the prompt has no images or sounds.
 
     Raises:
@@ -59,25 +62,25 @@ class RestorePoint:
 
     n_tokens: int
     blob: Buffer = field(repr=False)
-    first: int = 0
+    first: int | None = None
     last: int | None = None
 
     def __post_init__(self) -> None:
         if self.last is None:
             object.__setattr__(self, "last", self.n_tokens - 1)
         if not (
-            0 <= self.first <= self.span.last < self.n_tokens <= _MAX_TOKENS
+            0 <= self.span.first <= self.span.last < self.n_tokens <= _MAX_TOKENS
             and has_sequence_head(self.blob)
         ):
             raise FormatError(
-                f"a restore point after {self.n_tokens} tokens with positions {self.first} to "
+                f"a restore point after {self.n_tokens} tokens with positions {self.span.first} to "
                 f"{self.span.last}: give the snapshot of a sequence, and its tokens then"
             )
 
     @property
     def span(self) -> Span:
         """Its first and last position."""
-        return Span(self.first, self.n_tokens - 1 if self.last is None else self.last)
+        return Span(self.first or 0, self.n_tokens - 1 if self.last is None else self.last)
 
     @property
     def nbytes(self) -> int:
@@ -152,8 +155,8 @@ def split_points(data: Buffer, header: FileHeader) -> tuple[int, tuple[RestorePo
     return len(view), ()
 
 
-def check_point(point: RestorePoint, layout: Layout) -> None:
-    """Check that a restore point is a partial state of the sequence in *layout*.
+def check_point(point: RestorePoint, layout: Layout) -> RestorePoint:
+    """Check that a restore point is a partial state of the sequence in *layout*, and complete it.
 
     Raises:
         FormatError: It is not.
@@ -177,6 +180,10 @@ def check_point(point: RestorePoint, layout: Layout) -> None:
         raise FormatError(
             f"a restore point after {point.n_tokens} tokens, which the sequence has not reached"
         )
+    if point.first is not None:
+        return point
+    recurrent = any(isinstance(cache, RecurrentCache) for cache in parsed.caches)
+    return replace(point, first=point.span.last if recurrent else 0)
 
 
 def pack_points(points: Sequence[RestorePoint]) -> Iterator[Buffer]:

@@ -206,7 +206,8 @@ def test_a_server_goes_back_to_our_restore_points(
             tmp_path / "pages", tokens=tokens, restore_points=[point], memory_limit=0
         )
         assert n == (tmp_path / "pages").stat().st_size
-        assert ctx.seq_load_state(tmp_path / "ours", restore_points=True).restore_points == (point,)
+        (again,) = ctx.seq_load_state(tmp_path / "ours", restore_points=True).restore_points
+        assert (again.n_tokens, again.blob) == (at, point.blob)
         plain = ctx.seq_save_state(tmp_path / "without", tokens=tokens)
         assert ls.inspect_file(tmp_path / "without").restore_points == ()
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "pages").read_bytes()
@@ -215,7 +216,9 @@ def test_a_server_goes_back_to_our_restore_points(
     expected, held = completion(keeping, branch, 8)
     assert held == 0  # this is what the server itself makes of it
     keeping("/slots/0?action=restore", {"filename": "ours"})
-    assert completion(keeping, branch, 8) == (expected, at)
+    predicted, held = completion(keeping, branch, 8)
+    assert predicted == expected
+    assert held in (at - 1, at)  # of windows llama-server evaluates the last token again
 
 
 @pytest.mark.parametrize("kind", ["gemma3-dense", "mamba2-dense", "lfm2-dense"])
