@@ -33,6 +33,8 @@ _FROM_THE_END: Final = "positions count from 0; to mean the end of a sequence le
 RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
     "start": (0, _INT32, _FROM_THE_END),
     "end": (0, _INT32, _FROM_THE_END),
+    "first": (0, _INT32, ""),
+    "last": (0, _INT32, ""),
     "memory_limit": (0, 2**63 - 1, "it is in bytes"),
     "max_size": (0, 2**63 - 1, "it is in bytes"),
     "capacity_bytes": (0, 2**63 - 1, ""),

@@ -25,7 +25,7 @@ from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
 from ..errors import FormatError, UnsupportedError, VersionError
 from ..layout.recognition import expect, naming
-from ..layout.restore_points import RestorePoint, packed_size, split_points
+from ..layout.restore_points import RestorePoint, copied, packed_size, split_points
 from ..layout.slots import NO_PROMPT, pack_listed
 from .changes import Change, Keeper
 from .cuts import rewind_min
@@ -210,7 +210,7 @@ class ContextState:
             if file.secure():
                 incoming = self._incoming(target, path, file.view, validate=validate)
             # Before anything is touched: there may be no memory for them.
-            copies = tuple(point.copied() for point in incoming.points) if points else ()
+            copies = tuple(copied(point) for point in incoming.points) if points else ()
             restored = self._put(target, incoming, given or incoming.prompt.tokens or None)
             return replace(restored, restore_points=copies)
 

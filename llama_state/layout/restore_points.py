@@ -87,9 +87,10 @@ class RestorePoint:
         """Length of the blob."""
         return memoryview(self.blob).nbytes
 
-    def copied(self) -> RestorePoint:
-        """Return it with bytes of its own, which outlive the file."""
-        return RestorePoint(self.n_tokens, bytes(self.blob), *self.span)
+
+def copied(point: RestorePoint) -> RestorePoint:
+    """Return a restore point with bytes of its own, which outlive the file."""
+    return replace(point, blob=bytes(point.blob))
 
 
 class FilePayload(NamedTuple):

@@ -42,7 +42,7 @@ CHOICE = ["no", "", b"whole", 5, 1.5, True, [], PATH]
 
 NAMES: dict[str, list[Any]] = {
     **dict.fromkeys(("seq_id", "dest_seq_id", "src", "dest", "seq_ids", "source"), POSITION),
-    **dict.fromkeys(("start", "end", "logits_of"), POSITION),
+    **dict.fromkeys(("start", "end", "logits_of", "first", "last"), POSITION),
     **dict.fromkeys(("memory_limit", "max_size", "n_swa", "size"), COUNT),
     **dict.fromkeys(("n_tokens", "n_layer", "n_head_kv", "head_dim", "n_embd"), SOME),
     **dict.fromkeys(
@@ -206,6 +206,7 @@ class World:
             "write_model": (testing.write_model, {"path": new}),
             "write_benchmark_model": (testing.write_benchmark_model, {"path": new, "n_layer": 1}),
             "write_probe": (testing.write_probe, {"path": new}),
+            "RestorePoint": (ls.RestorePoint, {"n_tokens": 3, "blob": self.ctx.seq_snapshot(0)}),
             "is_known": (layout.is_known, {"arch": "llama"}),
             "model_traits": (layout.model_traits, {}),
             "sequence_from_whole": (
