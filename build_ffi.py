@@ -203,10 +203,10 @@ def builder(module: str, declarations: str, code: str, *headers: str) -> FFI:
 
 HEADER = (INCLUDE / "llama.h").read_text()
 SINK = (INCLUDE / "log_sink.h").read_text()
-PAGES = (INCLUDE / "pages.h").read_text()
+PAGES = "\n".join((INCLUDE / name).read_text() for name in ("pages.h", "matrix.h"))
 STUBS = {
     "_llama/_llama_cffi.pyi": stub(HEADER, SINK, "llama.h"),
-    "_io/_pages.pyi": stub("", PAGES, "pages.h"),
+    "_io/_pages.pyi": stub("", PAGES, "pages.h and matrix.h"),
 }
 
 llama_builder = builder(
@@ -215,10 +215,11 @@ llama_builder = builder(
 pages_builder = builder(
     "_io._pages",
     "\n".join(f"{signature};" for signature in HELPER_FUNCTION.findall(PAGES)),
-    """#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>
-#define PAGES_API static\n#include "pages.h"
+    """#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n#include <string.h>
+#define PAGES_API static\n#include "pages.h"\n#include "matrix.h"
 """,
     "pages.h",
+    "matrix.h",
 )
 
 if __name__ == "__main__":

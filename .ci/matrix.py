@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import queue
 import shlex
 import shutil
@@ -30,6 +31,11 @@ CORES = 2
 PROCESSOR = Path("/proc/cpuinfo")
 HOST_PAGE = "llama-cpp-python.md"
 TIMEOUT = 1500
+# Where the shared object lies in a wheel.
+WHEEL_FILES = {
+    "xllamacpp": "xllamacpp/xllamacpp*.so",
+    "llama-cpp-py-sync": "llama_cpp_py_sync/libllama.so",
+}
 # Of a log that is printed, at either end.
 LINES = 150
 LINE_LENGTH = 400
@@ -45,6 +51,7 @@ class Build:
         formats: Session and sequence version.
         lacks: The kinds of model that it cannot load, and why. All others it must.
         needs: What it needs of the processor, as ``/proc/cpuinfo`` names it, if more than usual.
+        glibc: The oldest glibc that it runs with, if that is newer than usual.
     """
 
     package: str
@@ -52,6 +59,7 @@ class Build:
     formats: tuple[int, int]
     lacks: Mapping[str, str] = field(default_factory=dict)
     needs: str = ""
+    glibc: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -62,6 +70,16 @@ class Build:
     def is_host(self) -> bool:
         """Whether it is llama-cpp-python: built from source, tested in its own environment."""
         return self.package == "llama-cpp-python"
+
+    @property
+    def obstacle(self) -> str:
+        """Why it cannot run here, or an empty string."""
+        if self.needs and self.needs not in PROCESSOR.read_text(encoding="utf-8").split():
+            return f"this processor has no {self.needs}"
+        version = platform.libc_ver()[1]
+        if self.glibc and tuple(map(int, version.split("."))) < self.glibc:
+            return f"this system has glibc {version}, it needs {'.'.join(map(str, self.glibc))}"
+        return ""
 
 
 UNKNOWN = "does not know the architecture"
@@ -87,6 +105,8 @@ BUILDS = (
     Build("xllamacpp", "2026.8.10566", (9, 2), AUGUST),
     Build("xllamacpp", "2026.9.11063", (10, 3)),
     Build("xllamacpp", "2026.10.11549", (11, 4)),
+    # llama.cpp b11739. Debian 13 has such a glibc, Debian 12 has not.
+    Build("llama-cpp-py-sync", "0.11739", (11, 4), glibc=(2, 38)),
     Build("llama-cpp-python", "0.3.36", (10, 3)),
 )
 
@@ -171,7 +191,7 @@ def host_wheels(build: Build, cache: Path) -> list[Path]:
 def library(build: Build, cache: Path, host: str) -> Path:
     """Return the shared object of a build."""
     if not build.is_host:
-        return next((folder(build, cache) / "xllamacpp").glob("xllamacpp*.so"))
+        return next(folder(build, cache).glob(WHEEL_FILES[build.package]))
     code = "import importlib.util as u; print(u.find_spec('llama_cpp').origin)"
     found = subprocess.run([host, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603
     return Path(found.stdout.strip()).parent / "lib" / "libllama.so"
@@ -211,10 +231,10 @@ class Matrix:
         if self.stop.is_set():
             return None
         outcome = Outcome(build)
-        if build.needs and build.needs not in PROCESSOR.read_text(encoding="utf-8").split():
+        if build.obstacle:
             outcome.kinds = "not run"
             with self.printing:
-                print(f"\n-- {build.name}: not run, this processor has no {build.needs}")
+                print(f"\n-- {build.name}: not run, {build.obstacle}")
             return outcome
         start = time.perf_counter()
         work = self.work / build.name.replace(" ", "-")
@@ -336,7 +356,7 @@ def check(report: Path) -> None:
                 continue
             with model:
                 found = check_model(model)
-            same = sum(row.outcome == "same" for row in found.rows)
+            same = sum(row.ok for row in found.rows)
             loaded[kind] = {"ok": found.ok, "same": same}
             print(f"{kind}: {str(found).splitlines()[-1]}" if found.ok else found)
     formats = (library.session_version, library.sequence_version)

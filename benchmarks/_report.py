@@ -100,6 +100,8 @@ def _tables(report: Report) -> Iterator[Table]:
     sections = {one.section for one in report.timings}
     if "states" in sections:
         yield _states(_of(report.timings, "states"))
+    if "large" in sections:
+        yield _states(_of(report.timings, "large"))
     if "sizes" in sections:
         yield _sizes(_of(report.timings, "sizes"))
     if "tiny" in sections:

@@ -80,6 +80,9 @@ TARGETS = (
     Target(_ways.LOAD_AND_RESUME, _ways.RESTORE, {}),
 )
 
+# At most 1.3 times as long.
+LARGE_TARGETS = (Target(_ways.SAVE, _ways.SAVE_UNCOPIED, {_FLASH: 0.77}),)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -120,12 +123,15 @@ class Finding:
 
 def findings(timings: Sequence[Timing]) -> list[Finding]:
     """All figures that *timings* allow."""
-    return [*_ratios(timings), *_flatness(timings), *_calls(timings), *_threads(timings)]
+    ratios = [*_ratios(timings, "states", TARGETS), *_ratios(timings, "large", LARGE_TARGETS)]
+    return [*ratios, *_flatness(timings), *_calls(timings), *_threads(timings)]
 
 
-def _ratios(timings: Sequence[Timing]) -> Iterator[Finding]:
-    for target in TARGETS:
-        for configuration, by_way in _by_configuration(timings, "states"):
+def _ratios(
+    timings: Sequence[Timing], section: str, targets: Iterable[Target]
+) -> Iterator[Finding]:
+    for target in targets:
+        for configuration, by_way in _by_configuration(timings, section):
             if target.way in by_way and target.base in by_way:
                 ratios = times_as_fast(by_way[target.way], by_way[target.base])
                 bound = target.bounds.get(configuration)

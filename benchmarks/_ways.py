@@ -46,6 +46,7 @@ SAVE_FILE_OVER = "llama_state_save_file over"
 SAVE = "save_state()"
 SAVE_OVER = "save_state() over"
 SAVE_DURABLE = "save_state() durable"
+SAVE_UNCOPIED = "save_state(memory_limit=0)"
 SAVE_LIMITED = "save_state(memory_limit=1/16)"
 LOAD_FILE = "llama_state_load_file"
 LOAD = "load_state()"
@@ -228,6 +229,19 @@ def size_ways(work: Work) -> Iterator[Way]:
     yield Way(SNAPSHOT, OURS, ctx.snapshot)
     yield Way(RESTORE, OURS, work.restore)
     yield _new_file(SAVE, OURS, work.folder, work.save)
+    yield Way(LOAD, OURS, lambda: ctx.load_state(file))
+
+
+def large_ways(work: Work) -> Iterator[Way]:
+    """Ours, of a state that is larger than what the pool of buffers keeps."""
+    ctx, file = work.it.ctx, work.folder / "session"
+    work.save(file, durable=True)  # dirty pages would slow down all that follows
+    yield Way(SNAPSHOT_OUT, OURS, lambda: ctx.snapshot(out=work.out))
+    yield Way(SNAPSHOT, OURS, ctx.snapshot)
+    yield Way(RESTORE, OURS, work.restore)
+    yield _new_file(SAVE_FILE, C, work.folder, work.bare.save_file)
+    yield _new_file(SAVE, OURS, work.folder, work.save)
+    yield _new_file(SAVE_UNCOPIED, OURS, work.folder, partial(work.save, memory_limit=0))
     yield Way(LOAD, OURS, lambda: ctx.load_state(file))
 
 

@@ -35,6 +35,8 @@ from _timing import Timing, Way, alternate
 import llama_state as ls
 
 MAIN_SIZE = 512
+# The large state, which no pool keeps: 4 GiB, or as many times the size that all ways run at.
+_LARGER = 8
 SIZES = (64, 128, 256, 512, 1024)
 PARTS: dict[str, Callable[[_ways.Work], Iterable[Way]]] = {
     "memory": _ways.memory_ways,
@@ -43,7 +45,7 @@ PARTS: dict[str, Callable[[_ways.Work], Iterable[Way]]] = {
     "files": _ways.file_ways,
     "checkpoints": _ways.checkpoint_ways,
 }
-SECTIONS = (*PARTS, "sizes", "tiny", "threads")
+SECTIONS = (*PARTS, "sizes", "large", "tiny", "threads")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -165,6 +167,10 @@ class Bench:
                 yield from self._states(configuration, main_size, parts)
             if "sizes" in sections and len(sizes) > 1 and configuration.cache_type == "f16":
                 yield from self._sizes(configuration, sizes)
+        if "large" in sections:
+            yield from self._states(
+                CONFIGURATIONS[0], _LARGER * main_size, [_ways.large_ways], section="large"
+            )
         if "tiny" in sections:
             _progress("tiny")
             yield from _small.tiny(self.library, self._folder, self._rounds)
@@ -176,12 +182,13 @@ class Bench:
         configuration: Configuration,
         mib: int,
         parts: Sequence[Callable[[_ways.Work], Iterable[Way]]],
+        section: str = "states",
     ) -> list[Timing]:
         _progress(f"{mib} MiB, {configuration}")
         n_tokens = configuration.tokens_of(mib)
         with self._subject(n_tokens, configuration) as it, self._work(it, n_tokens) as work:
             ways = [_ways.copying(work), *(way for part in parts for way in part(work))]
-            return self._alternate([(len(work.blob), ways)], "states", configuration)
+            return self._alternate([(len(work.blob), ways)], section, configuration)
 
     def _sizes(self, configuration: Configuration, sizes: Sequence[int]) -> list[Timing]:
         """States of all sizes in turns: what drifts, drifts for all of them.

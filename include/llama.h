@@ -48,6 +48,8 @@ LLAMA_API void llama_log_get(ggml_log_callback *callback, void **user_data);
 // Life of a library, a model, a context
 LLAMA_API void llama_backend_init(void);
 LLAMA_API void ggml_backend_load_all(void);
+LLAMA_API size_t ggml_backend_reg_count(void);
+LLAMA_API void ggml_backend_load_all_from_path(const char *folder);
 LLAMA_API const char *llama_version(void);
 LLAMA_API const char *ggml_commit(void);
 LLAMA_API struct llama_model_params llama_model_default_params(void);

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         TruncatedError,
         UnsupportedError,
         VersionError,
+        VersionWarning,
     )
     from .inspection import StateFile, inspect_file
     from .layout import RestorePoint
@@ -79,6 +80,7 @@ __all__ = [
     "TruncatedError",
     "UnsupportedError",
     "VersionError",
+    "VersionWarning",
     "__version__",
     "attach",
     "inspect_file",

@@ -53,6 +53,7 @@ __all__ = [
     "TruncatedError",
     "UnsupportedError",
     "VersionError",
+    "VersionWarning",
 ]
 
 
@@ -177,6 +178,10 @@ class IdentityWarning(UserWarning):
 
 class MismatchWarning(UserWarning):
     """``check="warn"`` let a state pass; the text is that of the :class:`MismatchError`."""
+
+
+class VersionWarning(UserWarning):
+    """A libllama writes states of a version that cannot be read; the text says what that means."""
 
 
 class CapacityError(StateError, ValueError):

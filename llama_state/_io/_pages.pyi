@@ -1,4 +1,4 @@
-# Made by `python build_ffi.py --stubs` from include/pages.h.
+# Made by `python build_ffi.py --stubs` from include/pages.h and matrix.h.
 # ruff: noqa: E501
 from typing import Any
 
@@ -32,6 +32,7 @@ class _Lib:
     def pages_huge(self, start: Uint8Ptr, size: int, /) -> None: ...
     def pages_populate(self, start: Uint8Ptr, size: int, write: bool, /) -> int: ...
     def pages_writable(self, start: Uint8Ptr, size: int, /) -> bool: ...
+    def matrix_transpose(self, source: Uint8Ptr, out: Uint8Ptr, n_rows: int, n_columns: int, element: int, /) -> None: ...
 
 ffi: _FFI
 lib: _Lib

@@ -12,22 +12,25 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ..errors import SaveError
 from . import Progress, StrPath
 from .advice import advice
-from .buffers import flat
+from .buffers import POOL, flat
 from .pages import populate
 from .part import PartFile
 from .progress import no_progress, pieces
 
 if TYPE_CHECKING:
     from . import Buffer
+
+Fill: TypeAlias = "Callable[[memoryview], object]"
+"""What writes all bytes of a file into the view that it is given."""
 
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 # The system frees the pages of a file when its last name and descriptor go: 30 ms for 0.5 GiB.
@@ -86,39 +89,67 @@ def write_file(
 def fill_file(
     path: StrPath,
     size: int,
-    fill: Callable[[memoryview], object],
+    fill: Fill,
     *,
     durable: bool,
     progress: Progress | None = None,
 ) -> int:
     """Let *fill* write the *size* bytes of a file into the pages of the file: all, or nothing.
 
-    For data of which memory cannot hold a copy: the system can write these pages out meanwhile.
-    Slower than :func:`write_file`, which describes the other arguments, the result and the errors.
+    For data of which memory cannot hold a copy, or only a new one: the system can write these
+    pages out meanwhile, and has to make them anyhow. Slower than :func:`write_file` from memory
+    that is used again. That function describes the other arguments, the result and the errors.
+
+    Where the file system cannot reserve space, a copy in memory is written after all: a page of a
+    file that the disk has no space for would kill the process.
 
     Args:
         size: Size of the file in bytes.
         fill: Writes all of them into the view that it is given.
 
     Raises:
-        SaveError: Also if the file system cannot reserve space.
+        SaveError: Also if the file system cannot reserve space, and memory is short or limited.
     """
     report = progress or no_progress
     with replacing(path, durable=durable) as (fd, save_errors):
         with save_errors:
-            if not reserve(fd, size):
+            reserved = reserve(fd, size)
+        step = _filled_in_place if reserved else _filled_in_memory
+        step(fd, size, fill, save_errors, report)
+    return size
+
+
+def _filled_in_place(
+    fd: int, size: int, fill: Fill, save_errors: SaveErrors, report: Progress
+) -> None:
+    with save_errors:
+        pages = memoryview(mmap.mmap(fd, size))
+    report(0, size)
+    for start, end in pieces(size):
+        with save_errors:
+            populate(pages[start:end], write=True)
+        report(end, size)
+    fill(pages)
+
+
+def _filled_in_memory(
+    fd: int, size: int, fill: Fill, save_errors: SaveErrors, report: Progress
+) -> None:
+    with ExitStack() as stack:
+        with save_errors:
+            try:
+                buffer = stack.enter_context(POOL.lend(size))
+            except MemoryError as error:
                 reason = (
                     "no memory for a copy, and the file system cannot reserve space for the file"
                 )
-                raise OSError(errno.ENOMEM, reason)
-            pages = memoryview(mmap.mmap(fd, size))
+                raise OSError(errno.ENOMEM, reason) from error
         report(0, size)
+        fill(buffer)
         for start, end in pieces(size):
             with save_errors:
-                populate(pages[start:end], write=True)
+                _write_all(fd, buffer[start:end])
             report(end, size)
-        fill(pages)
-    return size
 
 
 class SaveErrors:

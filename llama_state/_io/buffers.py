@@ -63,7 +63,9 @@ class Pool:
             self._limits.nbytes = before
 
     @contextmanager
-    def lend(self, nbytes: int, *, spill: bool = False) -> Iterator[memoryview]:
+    def lend(
+        self, nbytes: int, *, spill: bool = False, only_kept: bool = False
+    ) -> Iterator[memoryview]:
         """Yield a page-aligned buffer of *nbytes*, of any content, for the length of the block.
 
         Views of it must not be used after the block.
@@ -72,10 +74,14 @@ class Pool:
             nbytes: Length of the buffer.
             spill: If memory is short or :meth:`limited`, use the pages of a temporary file,
                 which the system can write out.
+            only_kept: Lend none that is too large to be kept, and so would be new each time.
 
         Raises:
-            MemoryError: There is not enough memory, or it is :meth:`limited`.
+            MemoryError: There is not enough memory, it is :meth:`limited`, or with *only_kept* it
+                would not be kept.
         """
+        if only_kept and (size := _with_growth(nbytes)) > self._kept:
+            raise MemoryError(f"a buffer of {size} bytes is not kept")
         try:
             memory = self._take(nbytes)
         except MemoryError:
@@ -108,7 +114,7 @@ class Pool:
                 with suppress(ValueError):
                     self._idle.remove(max(self._idle, key=len))
         try:
-            return anonymous(_rounded(nbytes + nbytes // _GROWTH))
+            return anonymous(_with_growth(nbytes))
         except OSError:
             self.trim()
         try:
@@ -160,6 +166,10 @@ def flat(buffer: Buffer) -> memoryview:
         return PickleBuffer(buffer).raw()
     except BufferError as error:
         raise TypeError(f"not a contiguous buffer: {error}") from None
+
+
+def _with_growth(nbytes: int) -> int:
+    return _rounded(nbytes + nbytes // _GROWTH)
 
 
 def _rounded(nbytes: int) -> int:

@@ -23,10 +23,16 @@ from ..errors import LibraryNotFoundError
 from .library import Library
 
 ENVIRONMENT_VARIABLE = "LLAMA_STATE_LIBRARY"
-# Packages that bring a libllama along, and where it lies inside the package.
-HOSTS = {"xllamacpp": "xllamacpp*.so", "llama_cpp": "lib/libllama.*"}
+# Packages that bring a libllama along, by the names under which they are imported, and where it
+# lies inside the package. They are looked for in this order. A new host is one line here.
+HOSTS = {
+    "xllamacpp": "xllamacpp*.so",
+    "llama_cpp": "lib/libllama.*",
+    "llama_cpp_py_sync": "libllama.*",
+}
 # What the loader says of a library that another one needs, and the packages that have it.
 _MISSING = re.compile(r"opened: ([^/:]+): cannot open shared object file")
+_TOO_NEW = re.compile(r"version `GLIBC_([\d.]+)' not found")
 _PACKAGES = {"libgomp.so.1": "Debian, Ubuntu: apt install libgomp1; Fedora: dnf install libgomp"}
 _MARK = "llama_state_get_size"
 
@@ -57,11 +63,15 @@ def load_library(path: StrPath | None = None) -> Library:
 
     The first of these that is given or found decides: *path*; the environment variable
     ``LLAMA_STATE_LIBRARY``; a libllama that is already loaded in this process; the installed
-    ``xllamacpp``; the installed ``llama_cpp``; the system's ``libllama``. A *path* or variable
-    that does not work is an error: nothing else is tried in its place.
+    ``xllamacpp``, ``llama_cpp`` or ``llama_cpp_py_sync``; the system's ``libllama``. A *path* or
+    variable that does not work is an error: nothing else is tried in its place.
+
+    A library whose session version is not known can be used, but its states cannot be read: a
+    :class:`VersionWarning` says so.
 
     Args:
-        path: The shared object's file, or a folder that holds one.
+        path: The shared object's file, or a folder that holds one. Relative to the current
+            folder, also if it is a name alone.
 
     Returns:
         The bound library.
@@ -90,6 +100,11 @@ def advice(path: StrPath | None = None, tried: Iterable[tuple[str, str]] = ()) -
         if missing := _MISSING.search(why):
             package = f" ({_PACKAGES[missing[1]]})" if missing[1] in _PACKAGES else ""
             return f"{place} needs {missing[1]}, which this system lacks: install it{package}"
+        if newer := _TOO_NEW.search(why):
+            return (
+                f"{place} needs glibc {newer[1]}, and this system's is older: use a libllama that "
+                "was built for it, or a newer system"
+            )
     if path is not None:
         return (
             "the libllama that was asked for cannot be used; give the file of a shared library "
@@ -132,7 +147,8 @@ def candidates(path: StrPath | None = None) -> Iterator[Candidate]:
 
 
 def _named(source: str, place: str, text: str) -> Candidate:
-    path = Path(text)
+    # The loader searches the system's folders, not this one, for a name that has no slash.
+    path = Path(text).absolute()
     if path.is_dir():
         found = [file for pattern in HOSTS.values() for file in path.glob(Path(pattern).name)]
         return _first(source, place, found, "the folder holds no libllama")
@@ -141,7 +157,11 @@ def _named(source: str, place: str, text: str) -> Candidate:
 
 def _in_process() -> Candidate:
     place = "already loaded in this process"
-    mapped = [path for path in _mapped_files() if "llama" in path.name or "llama_cpp" in path.parts]
+    mapped = [
+        path
+        for path in _mapped_files()
+        if "llama" in path.name or not HOSTS.keys().isdisjoint(path.parts)
+    ]
     found = [path for path in mapped if _is_loaded(path)]
     return _first("process", place, found, "no libllama is loaded")
 
@@ -197,15 +217,18 @@ def _is_loaded(path: Path) -> bool:
 
 
 def _open(path: Path, source: str) -> Library:
-    key = path.resolve() if path.exists() else path
+    # A name alone is the system's library: a file of that name in the current folder is another
+    # one. All else is opened where it really is, so that it finds what lies beside it.
+    key = path.resolve() if path.is_absolute() else path
     with _lock:
         if key not in _loaded:
-            borrowed = _is_loaded(path)
+            borrowed = _is_loaded(key)
             try:
-                handle = ctypes.CDLL(str(path))
+                handle = ctypes.CDLL(str(key))
             except OSError as error:
                 raise LibraryNotFoundError(f"cannot be opened: {error}") from error
             _loaded[key] = Library(handle, key, source, borrowed=borrowed)
+            _loaded[key].warn_of_version(stacklevel=5)
         _loaded[key].check_process()
         return _loaded[key]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import layout
 from ..errors import SequenceIdError
+from ..layout.architectures import every_kind
 from ._llama_cffi import ffi, lib
 from .handles import Call
 
@@ -33,8 +34,8 @@ class Facts:
 
     Attributes:
         arch: The model's ``general.architecture``.
-        traits: How the model's states can be laid out: one description, but several for an
-            architecture that this version does not know.
+        traits: How the model's states are laid out, by the table of architectures: a hint.
+        others: How else they could be, if none of *traits* reads them.
         recurrent: The memory is recurrent or hybrid: it cannot be cut, only emptied.
         encoder: An encoder-decoder model: decoding before encoding aborts the process.
         n_swa: Size of the sliding attention window in positions, 0 for none.
@@ -49,6 +50,7 @@ class Facts:
 
     arch: str
     traits: tuple[layout.Traits, ...]
+    others: tuple[layout.Traits, ...]
     recurrent: bool
     encoder: bool
     n_swa: int
@@ -79,17 +81,17 @@ def context_facts(call: Call, options: CreationOptions) -> Facts:
     recurrent = lib.llama_model_is_recurrent(api, model)
     hybrid = lib.llama_model_is_hybrid(api, model)
     n_swa = max(lib.llama_model_n_swa(api, model), 0)
-    traits = layout.model_traits(
-        arch,
-        lambda key: metadata(api, model, key),
-        rope_type=lib.llama_model_rope_type(api, model),
-        recurrent=recurrent,
-        hybrid=hybrid,
-        n_swa=n_swa,
-    )
+    told: dict[str, Any] = {
+        "rope_type": lib.llama_model_rope_type(api, model),
+        "recurrent": recurrent,
+        "hybrid": hybrid,
+        "n_swa": n_swa,
+    }
+    traits = layout.model_traits(arch, lambda key: metadata(api, model, key), **told)
     return Facts(
         arch=arch,
-        traits=tuple(traits),
+        traits=traits,
+        others=every_kind(arch, **told),
         recurrent=recurrent or hybrid,
         encoder=lib.llama_model_has_encoder(api, model),
         n_swa=max([n_swa, *(one.window.size for one in traits if one.window)]),

@@ -6,6 +6,7 @@ import ctypes
 import os
 import struct
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from .._io import forks
-from ..errors import LibraryNotFoundError, UnsupportedError
+from ..errors import LibraryNotFoundError, UnsupportedError, VersionWarning
+from ..layout import SEQUENCE_VERSION
 from ._llama_cffi import ffi, lib
 from .log import LogTap
 from .params import model_offsets
@@ -21,6 +23,7 @@ from .params import model_offsets
 # What not every supported libllama has, and the functions that make it up.
 CAPABILITIES: Final[Mapping[str, tuple[str, ...]]] = {
     "backend-plugins": ("ggml_backend_load_all",),
+    "backend-folder": ("ggml_backend_reg_count", "ggml_backend_load_all_from_path"),
     "log-get": ("llama_log_get",),
     "state-flags": (
         "llama_state_seq_get_size_ext",
@@ -31,6 +34,14 @@ CAPABILITIES: Final[Mapping[str, tuple[str, ...]]] = {
     "commit": ("ggml_commit",),
 }
 _OPTIONAL = frozenset(name for names in CAPABILITIES.values() for name in names)
+# Functions of llama.cpp in the order in which it got them. It still has every one of them.
+_HISTORY = (
+    "llama_state_get_data",
+    "llama_model_load_from_file",
+    "llama_get_memory",
+    "llama_model_is_hybrid",
+    "llama_n_ctx_seq",
+)
 _PROBE_MODEL = Path(__file__).with_name("probe.gguf")
 _SEQUENCE_BLOB_MAGIC: Final = 0xAF143CD8
 
@@ -42,11 +53,12 @@ class Library:
 
     Attributes:
         path: The shared object's file.
-        source: How it was found: ``"path"``, ``"environment"``, ``"process"``, ``"xllamacpp"``,
-            ``"llama_cpp"`` or ``"system"``.
+        source: How it was found: ``"path"``, ``"environment"``, ``"process"``, ``"system"``, or the
+            package that brings it, as ``"xllamacpp"`` or ``"llama_cpp"``.
         capabilities: The names in ``CAPABILITIES`` whose functions it has.
-        session_version: The version of the session files that it writes (9, 10 or 11 so far).
-        sequence_version: The version of its sequence files (2, 3 or 4).
+        session_version: The version of the session files that it writes (9, 10 or 11 so far; the
+            states of others cannot be read).
+        sequence_version: The version of its sequence files (2, 3 or 4 so far).
         sequence_head: Whether its sequence blobs begin with an 8-byte head (builds before May
             2026 write none).
     """
@@ -56,15 +68,13 @@ class Library:
         self.source = source
         self._pid = os.getpid()
         self.api, missing = _bind(handle)
-        lacking = sorted(missing - _OPTIONAL)
-        if lacking:
-            raise LibraryNotFoundError(f"{path} lacks {', '.join(lacking)}")
+        if missing - _OPTIONAL:
+            raise LibraryNotFoundError(f"{path} {_what_is_wrong(missing)}")
         self.capabilities = frozenset(
             name for name, functions in CAPABILITIES.items() if missing.isdisjoint(functions)
         )
         self.log = LogTap(self.api, owned=not borrowed, readable="log-get" in self.capabilities)
-        if not borrowed:
-            self._start()
+        self._start(borrowed=borrowed)
         self.session_version, self.sequence_version, self.sequence_head = self._probe()
 
     def __repr__(self) -> str:
@@ -100,11 +110,51 @@ class Library:
                 return "" if text == "unknown" else text
         return ""
 
-    def _start(self) -> None:
+    def warn_of_version(self, *, stacklevel: int) -> None:
+        """Warn with a VersionWarning where states of the library's version cannot be read.
+
+        Args:
+            stacklevel: As of ``warnings.warn`` in the caller.
+        """
+        if not self._is_known:
+            warnings.warn(f"{self._unknown}; update llama_state", VersionWarning, stacklevel + 1)
+
+    def require_known_version(self) -> None:
+        """Raise UnsupportedError where states of the library's version cannot be read."""
+        if not self._is_known:
+            raise UnsupportedError(self._unknown)
+
+    @property
+    def _is_known(self) -> bool:
+        return (self.session_version, self.sequence_version) in SEQUENCE_VERSION.items()
+
+    @property
+    def _unknown(self) -> str:
+        known = ", ".join(map(str, SEQUENCE_VERSION))
+        return (
+            f"{self.path} writes states of session version {self.session_version} and sequence "
+            f"version {self.sequence_version}, which this llama_state does not know (it knows the "
+            f"session versions {known}): they can be saved, but restored only unchecked, with "
+            "validate=False"
+        )
+
+    def _start(self, *, borrowed: bool) -> None:
         with self.log.capture():
-            if "backend-plugins" in self.capabilities:
-                lib.ggml_backend_load_all(self.api)
-            lib.llama_backend_init(self.api)
+            if not borrowed:
+                if "backend-plugins" in self.capabilities:
+                    lib.ggml_backend_load_all(self.api)
+                lib.llama_backend_init(self.api)
+            self._load_plugins_beside()
+
+    def _load_plugins_beside(self) -> None:
+        """Load the back ends in the library's folder, where none is there yet.
+
+        llama.cpp itself looks for plug-ins beside the program, which is Python.
+        """
+        if "backend-folder" not in self.capabilities or not self.path.is_absolute():
+            return
+        if not lib.ggml_backend_reg_count(self.api):
+            lib.ggml_backend_load_all_from_path(self.api, os.fsencode(self.path.parent))
 
     def _probe(self) -> tuple[int, int, bool]:
         """Learn the formats from the library itself, with an empty context of a 4 kB model."""
@@ -156,6 +206,24 @@ def _bind(handle: ctypes.CDLL) -> tuple[Any, frozenset[str]]:
         else:
             setattr(table, name, ffi.cast(field.type, address))
     return table, frozenset(missing)
+
+
+def _what_is_wrong(missing: frozenset[str]) -> str:
+    """Say of a library that lacks what is needed what it is, as far as its functions tell."""
+    lacks = f"lacks {', '.join(sorted(missing - _OPTIONAL))}"
+    there = [name not in missing for name in _HISTORY]
+    if not any(there):
+        return f"is no libllama: it {lacks}"
+    if all(there):
+        return lacks
+    earlier = there.index(False)
+    if True in there[earlier:]:
+        later = there.index(True, earlier)
+        return (
+            "is a fork of llama.cpp, which cannot be used in its place: it has "
+            f"{_HISTORY[later]}, but not the older {_HISTORY[earlier]}; it {lacks}"
+        )
+    return f"is a llama.cpp that is too old: it has no {_HISTORY[earlier]} yet; it {lacks}"
 
 
 @contextmanager

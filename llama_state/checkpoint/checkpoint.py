@@ -131,7 +131,8 @@ class Checkpoint:
             UnsupportedError: Its format is not known.
         """
         headed = layout.has_sequence_head(self.payload)
-        return _parse(self.payload, self.kind, self.session_version, self.fingerprint, headed)
+        version, known = self.session_version, self.fingerprint
+        return _parse(self.payload, self.kind, version, known, headed=headed, others=True)
 
     def __len__(self) -> int:
         return len(self.payload)
@@ -196,8 +197,8 @@ class Checkpoint:
         Args:
             path: The file. An existing one is replaced only by a complete new one.
             key: Authenticate the file with this secret of 16 bytes or more.
-            compress: Compress with zstd the chunks that get at least 5 % smaller. Slower than a
-                local disk: use it for networks.
+            compress: Compress with zstd the byte planes of the chunks that get at least 2 %
+                smaller. Slower than a local disk: use it for networks.
             durable: Wait until the file is on the disk.
             replace: False: never replace an existing file.
             progress: Called with the bytes written and the bytes in total. An exception in it
@@ -440,11 +441,15 @@ def _parse(
     kind: layout.Kind,
     version: int,
     fingerprint: Fingerprint,
+    *,
     headed: bool,
+    others: bool = False,
 ) -> layout.Layout:
     """Parse a state, as one of the model in *fingerprint* if it names one."""
     traits = _traits(fingerprint)
-    return layout.parse_state(kind, payload, version=version, headed=headed, traits=traits)
+    return layout.parse_state(
+        kind, payload, version=version, headed=headed, traits=traits, others=others
+    )
 
 
 def _traits(fingerprint: Fingerprint) -> tuple[layout.Traits, ...]:

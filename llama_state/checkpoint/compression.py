@@ -1,4 +1,10 @@
-"""Zstandard frames of bounded size, with the standard library or the package ``zstandard``."""
+"""Zstandard frames of bounded size, with the standard library or the package ``zstandard``.
+
+The values of a cache are close to noise, but the bytes that hold their exponents are not. So bytes
+are sorted into planes first: those at 0, 4, 8, ..., then those at 1, 5, 9, ..., and so on. Four
+planes are right for f32, and as good as two for f16 and bf16; quantized rows do not mind them.
+Slices of ``bytes`` with a step are faster than zstd, so none of this needs C.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ from ..errors import FormatError, UnsupportedError
 if TYPE_CHECKING:
     from .._io import Buffer
 
+N_PLANES = 4
 LEVEL = 1  # cache rows are close to noise: higher levels take longer and save nothing
 
 
@@ -18,15 +25,34 @@ def require() -> None:
 
 
 def compress(data: Buffer) -> bytes:
-    """Compress *data* into one frame."""
+    """Compress the planes of *data* into one frame."""
     module, is_stdlib = _module()
+    planes = split(bytes(data))
     if is_stdlib:
-        return bytes(module.compress(data, level=LEVEL))
-    return bytes(module.ZstdCompressor(level=LEVEL).compress(data))
+        return bytes(module.compress(planes, level=LEVEL))
+    return bytes(module.ZstdCompressor(level=LEVEL).compress(planes))
 
 
-def decompress(frame: Buffer, size: int) -> bytes:
+def split(data: bytes) -> bytes:
+    """Return the planes of *data*, one after the other."""
+    return b"".join(data[first::N_PLANES] for first in range(N_PLANES))
+
+
+def join(planes: bytes) -> bytearray:
+    """Return the bytes whose planes these are."""
+    data, start = bytearray(len(planes)), 0
+    for first in range(N_PLANES):
+        end = start + len(range(first, len(data), N_PLANES))
+        data[first::N_PLANES] = planes[start:end]
+        start = end
+    return data
+
+
+def decompress(frame: Buffer, size: int, *, planes: bool) -> Buffer:
     """Decompress a frame of *size* bytes.
+
+    Args:
+        planes: Whether it is of planes, or of the bytes as they were, as in earlier files.
 
     Raises:
         FormatError: It is damaged, or of another size.
@@ -42,7 +68,7 @@ def decompress(frame: Buffer, size: int) -> bytes:
         raise FormatError(f"a damaged zstd frame: {error}") from None
     if len(data) != size:
         raise FormatError(f"a zstd frame of {len(data)} bytes, not {size}")
-    return data
+    return join(data) if planes else data
 
 
 def _module() -> tuple[Any, bool]:

@@ -28,12 +28,12 @@ __all__ = ["Container", "Part", "is_container", "open_container", "pack"]
 
 MARK: Final = b"\x1aLLSTend"
 VERSION: Final = 1
-KEYED, COMPRESSED = 1, 2
+KEYED, COMPRESSED, PLANES = 1, 2, 4
 PAGE: Final = 4096
 CHUNK: Final = 4 << 20
 MAX_CHUNK: Final = 64 << 20
 RAW, ZSTD = 0, 1
-KEEP_BELOW: Final = 0.95  # of a chunk's size: a frame that saves less is not worth its time
+KEEP_BELOW: Final = 0.98  # of a chunk's size: a frame that saves less is not worth its time
 ONE_THREAD: Final = 4 * CHUNK  # up to this size one thread is done before a pool has started
 MAX_SHRINK: Final = 1024  # a reader needs at most this times the file's size of memory
 
@@ -95,6 +95,11 @@ class Header:
         return bool(self.flags & COMPRESSED)
 
     @property
+    def planes(self) -> bool:
+        """Whether the frames are of byte planes."""
+        return bool(self.flags & PLANES)
+
+    @property
     def tokens_offset(self) -> int:
         """Where the tokens start, after header and metadata."""
         return _aligned(HEADER.size + self.n_metadata, 8)
@@ -127,6 +132,7 @@ class Container:
         data: The whole container.
         keyed: Whether its digests are keyed.
         compressed: Whether chunks of the payload can be compressed.
+        planes: Whether the compressed ones are of byte planes; in the first files they are not.
         parts: Its parts with their digests, in order.
     """
 
@@ -136,6 +142,7 @@ class Container:
         self.data = data
         self.keyed = header.keyed
         self.compressed = header.compressed
+        self.planes = header.planes
         self.parts = parts
         self._header = header
         self._digest = digest
@@ -170,7 +177,7 @@ class Container:
         for part in self.parts[len(HEAD_PARTS) :]:
             chunk: Buffer = self.data[part.offset : part.end]
             if part.method == "zstd":
-                chunk = compression.decompress(chunk, part.nbytes)
+                chunk = compression.decompress(chunk, part.nbytes, planes=self.planes)
             out[at : at + part.nbytes] = chunk
             at += part.nbytes
         return out.toreadonly()
@@ -232,7 +239,7 @@ def pack(
         tokens: int32 values.
         logits: float32 values.
         key: Authenticate with this key: 16 bytes or more.
-        compress: Compress the chunks that get at least 5 % smaller.
+        compress: Compress the byte planes of the chunks that get at least 2 % smaller.
         chunk: Size of the chunks of the payload: a multiple of 4096, up to 64 MiB.
 
     Raises:
@@ -241,7 +248,7 @@ def pack(
     """
     view = flat(payload)
     token_bytes, logit_bytes = (bytes(flat(part)) for part in (tokens, logits))
-    flags = (KEYED if key is not None else 0) | (COMPRESSED if compress else 0)
+    flags = (KEYED if key is not None else 0) | (COMPRESSED | PLANES if compress else 0)
     counts = (len(metadata), len(token_bytes) // 4, len(logit_bytes) // 4, len(view))
     functions = digests.plain() if key is None else digests.keyed(key)
     if compress:
@@ -361,8 +368,11 @@ def _read_header(view: memoryview) -> Header:
     _, version, flags, chunk, *counts, reserved = HEADER.unpack_from(view)
     if version != VERSION:
         raise VersionError("checkpoint", found=version, expected=VERSION, offset=8)
-    if flags & ~(KEYED | COMPRESSED) or any(reserved):
-        raise FormatError("a checkpoint with features that this version does not know", offset=10)
+    if flags & ~(KEYED | COMPRESSED | PLANES) or any(reserved):
+        reason = f"a checkpoint with features that this version does not know (flags {flags:#x}): "
+        raise FormatError(f"{reason}update llama_state", offset=10)
+    if flags & PLANES and not flags & COMPRESSED:
+        raise FormatError("byte planes in a checkpoint that is not compressed", offset=10)
     if not 0 < chunk <= MAX_CHUNK or chunk % PAGE:
         raise FormatError(f"payload chunks of {chunk} bytes", offset=12)
     return Header(flags, chunk, *counts)

@@ -54,8 +54,9 @@ _COMPARED_IF_BOTH = frozenset({"parameters", "tensor bytes"})
 # What both sides must know: nothing else says whether a state means the same.
 FROM_FILE: Final = ("tokenizer", "tensor types", "tensor table", "weights")
 _DECLARED = ("adapters", "rope")
-# It changes nothing that is computed.
-_NEVER_COMPARED = frozenset({"llama.cpp build"})
+# The build changes nothing that is computed, and the kind of memory is a reading: that of a short
+# state, or of a table, can be another one than that of a long state. A restore compares the bytes.
+_NEVER_COMPARED = frozenset({"llama.cpp build", "module"})
 
 Stamp: TypeAlias = "tuple[tuple[str, int, int, int], ...]"
 """(real path, inode, size, mtime_ns) of each file of a model."""

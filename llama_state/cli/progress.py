@@ -13,13 +13,16 @@ _LINES = 10
 
 
 @contextmanager
-def shown(label: str, *, enabled: bool | None = None) -> Iterator[Progress | None]:
+def shown(
+    label: str, *, unit: str | None = None, enabled: bool | None = None
+) -> Iterator[Progress | None]:
     """Yield a progress callback that writes to stderr, or None where nothing is to be shown.
 
     It draws a bar where stderr is a terminal and rich is installed, and else prints lines.
 
     Args:
         label: The work that is done.
+        unit: What is counted; None for bytes.
         enabled: True also shows it where stderr is not a terminal, False never does.
     """
     terminal = sys.stderr.isatty()
@@ -28,15 +31,27 @@ def shown(label: str, *, enabled: bool | None = None) -> Iterator[Progress | Non
         return
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            ProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TransferSpeedColumn,
+        )
         from rich.progress import Progress as Bars
     except ImportError:
         terminal = False
     if not terminal:
-        yield _line_printer(label)
+        yield _line_printer(label, unit)
         return
-    columns = "{task.description}", BarColumn(), DownloadColumn(True), TransferSpeedColumn()
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    figures: tuple[ProgressColumn, ...] = (DownloadColumn(True), TransferSpeedColumn())
+    if unit is not None:
+        figures = (MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
+    with Bars(
+        "{task.description}", BarColumn(), *figures, console=Console(stderr=True), transient=True
+    ) as bars:
         task = bars.add_task(label, total=None)
 
         def report(done: int, total: int) -> None:
@@ -45,7 +60,7 @@ def shown(label: str, *, enabled: bool | None = None) -> Iterator[Progress | Non
         yield report
 
 
-def _line_printer(label: str) -> Progress:
+def _line_printer(label: str, unit: str | None) -> Progress:
     """Return a callback that prints a line at each tenth of the work."""
     printed = -1
 
@@ -54,6 +69,7 @@ def _line_printer(label: str) -> Progress:
         step = _LINES * done // total if total else _LINES
         if step > printed:
             printed = step
-            print(f"{label}: {done >> 20} of {total >> 20} MiB", file=sys.stderr)
+            amount = f"{done} of {total} {unit}" if unit else f"{done >> 20} of {total >> 20} MiB"
+            print(f"{label}: {amount}", file=sys.stderr)
 
     return report

@@ -60,7 +60,7 @@ def _add_verify(commands: Commands) -> None:
         example="llama-state verify kv/*.llst",
         exits={
             0: "all files are sound",
-            1: "a file is damaged, locked, not a state or not readable",
+            1: "a file is damaged, unsure, locked, unreadable, or of an unknown version",
             2: "wrong use, or a missing package",
         },
     )
@@ -108,6 +108,13 @@ def _add_convert(commands: Commands) -> None:
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument(
         "--session-version",
+        type=int,
+        metavar="N",
+        help="the session version that OUT is to have (9, 10, 11), so that another llama.cpp"
+        " takes it",
+    )
+    parser.add_argument(
+        "--blob-version",
         type=int,
         metavar="N",
         help="the session version of a blob that reads as several",
@@ -240,6 +247,7 @@ def run_convert(options: argparse.Namespace) -> Status:
                 key=_key(options),
                 compress=options.compress,
                 session_version=options.session_version,
+                blob_version=options.blob_version,
                 plain=options.plain,
                 force=options.force,
                 max_size=options.max_size,

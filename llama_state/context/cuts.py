@@ -19,22 +19,20 @@ def begin(facts: Facts, span: Span) -> int:
     return 0 if facts.recurrent or facts.n_swa else max(span.first, 0)
 
 
-def rewind_min(facts: Facts, span: Span) -> int:
-    """Return the smallest position to which a sequence can truthfully be cut back."""
-    return max(traits.rewind_min(span.first, span.last) for traits in facts.traits)
-
-
-def check_cut(facts: Facts, seq_id: int, span: Span, first: int, last: int) -> None:
+def check_cut(
+    facts: Facts, seq_id: int, span: Span, first: int, last: int, rewind_min: int
+) -> None:
     """Refuse to remove ``first <= position < last`` where decoding could not go on after it.
 
     Args:
         span: What the sequence holds.
+        rewind_min: The smallest position to which it can truthfully be cut back.
 
     Raises:
         UnsupportedError: The memory cannot be cut there.
     """
     tail = last > span.last
-    if facts.recurrent or (tail and first < rewind_min(facts, span)):
+    if facts.recurrent or (tail and first < rewind_min):
         raise cannot_cut(facts, seq_id, first, last)
 
 

@@ -86,7 +86,7 @@ class DeviceMemory:
             change = Change("replace", dest, spans, kept.tokens)
             put = bound(self._put, call, change, dest, kept)
             held = self._keeper.count(call, change, put)
-        return Restored(len(kept.head), (), restored_spans(self._facts, held))
+        return Restored(len(kept.head), (), restored_spans(self._fit, held))
 
     def _put(self, call: Call, change: Change, dest: int, kept: OnDevice) -> dict[int, Span]:
         # llama.cpp aborts when it finds no room, so it is asked only where there is some.

@@ -6,7 +6,8 @@ any that passes by, and if need be from the shortest of its sequences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -46,17 +47,29 @@ class Fit:
 
     def learn(self, parsed: layout.Layout) -> None:
         """Remember the geometry of a state that this context wrote or took."""
+        self._form.settle(parsed)
         new = replace(parsed.geometry, arch=self._facts.arch)
-        self._known = new if self._known is None else layout.merge(self._known, new)
+        known = self._known if self._known and self._known.module == new.module else None
+        self._known = layout.merge(known, new) if known else new
+
+    def rewind_min(self, span: layout.Span) -> int:
+        """Return the smallest position to which a sequence can truthfully be cut back."""
+        return max(traits.rewind_min(span.first, span.last) for traits in self._form.traits)
+
+    def other_readings(self, call: Call) -> Sequence[layout.Traits]:
+        """Return how a state that does not read as expected can be read: as those of the context.
+
+        Of a context that is empty, or holds little, they read as several kinds of memory.
+        """
+        before = calls.occupied(call, self._facts.n_seq_max)
+        longest = max(before, key=lambda seq_id: before[seq_id].last, default=0)
+        return self._form.readings(call, longest)
 
     def one_stream(self, call: Call) -> bool:
         """Whether all sequences share one stream of cells."""
         if self._known is None:
-            # An empty sequence, if there is one, shows the streams at no cost.
-            ids = range(self._facts.n_seq_max)
-            shortest = min(ids, key=lambda seq_id: calls.positions(call, seq_id).last)
             try:
-                self.learn(self._form.read(call, shortest))
+                self.learn(self._read_shortest(call))
             except UnsupportedError:  # an unknown format: what is right for several serves one
                 return self._facts.n_seq_max == 1
         caches = self._known.caches if self._known else ()
@@ -80,10 +93,12 @@ class Fit:
         if target is None and parsed.arch != self._facts.arch:
             raise MismatchError([Difference("architecture", parsed.arch, self._facts.arch)])
         filled = bool(before) if target is None else target in before
+        if self._known is None or self._known.module != parsed.module:
+            with suppress(UnsupportedError):
+                self.learn(self._read_shortest(call, parsed))
         if filled and not self._knows(parsed):
-            self.learn(self._form.read(call, min(before, key=lambda seq_id: before[seq_id].last)))
-        elif self._known is None and len(before) < self._facts.n_seq_max:
-            self.one_stream(call)
+            shortest = min(before, key=lambda seq_id: before[seq_id].last)
+            self.learn(self._form.read(call, shortest, parsed))
         if self._known and (found := layout.differences(parsed.geometry, self._known)):
             raise MismatchError(found)
         return self._has_room(target, parsed, before) and self._knows(parsed)
@@ -94,7 +109,7 @@ class Fit:
         Raises:
             UnsupportedError: It is not such a memory.
         """
-        traits, *others = self._facts.traits
+        traits, *others = self._form.traits
         if others or traits.module not in _SIZES_KNOWN or traits.ext:
             raise UnsupportedError(f"the cells of a {self._facts.arch} model cannot be counted")
         return traits
@@ -110,6 +125,12 @@ class Fit:
         have = self._sure_cells("swa" if traits.window else "kv", n_stream=n_stream)
         if need > have:
             raise CapacityError("cells that are sure to be free", need=need, have=have)
+
+    def _read_shortest(self, call: Call, like: layout.Layout | None = None) -> layout.Layout:
+        # An empty sequence, if there is one, shows the streams at no cost.
+        ids = range(self._facts.n_seq_max)
+        shortest = min(ids, key=lambda seq_id: calls.positions(call, seq_id).last)
+        return self._form.read(call, shortest, like)
 
     def _knows(self, parsed: layout.Layout) -> bool:
         known = self._known

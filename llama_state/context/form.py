@@ -1,12 +1,15 @@
 """The form in which one library writes the states of one model.
 
 Blobs carry no version, and whether the blob of a sequence has a head depends on the build. So
-both are known from the library, not from the bytes.
+both are known from the library, not from the bytes. How the caches lie in them is known from the
+bytes: what the table of architectures says, and what the library says of its model, are hints.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from .. import layout
@@ -15,7 +18,8 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call
 from .._llama.library import Library
-from ..errors import FormatError
+from ..errors import FormatError, StateError, UnsupportedError
+from ..layout.architectures import is_of_table
 from ..layout.restore_points import (
     FilePayload,
     RestorePoint,
@@ -27,6 +31,8 @@ from ..layout.restore_points import (
 if TYPE_CHECKING:
     from .._io import Buffer
 
+LOGGER = logging.getLogger("llama_state.layout")
+
 # The last session version whose whole restore keeps only the last stream of a split context.
 LOSES_STREAMS: Final = 9
 
@@ -37,11 +43,16 @@ class StateForm:
     Args:
         library: The library.
         facts: The context's constants.
+
+    Attributes:
+        traits: How the caches lie in the states, as far as that is known by now.
     """
 
     def __init__(self, library: Library, facts: Facts) -> None:
         self._library = library
         self._facts = facts
+        self.traits = facts.traits
+        self._warned = False
 
     @property
     def loses_streams(self) -> bool:
@@ -74,9 +85,16 @@ class StateForm:
         return self._library.sequence_head
 
     def parse(
-        self, target: Target, blob: Buffer, *, headed: bool, partial: bool = False, at: int = 0
+        self,
+        target: Target,
+        blob: Buffer,
+        *,
+        headed: bool,
+        partial: bool = False,
+        at: int = 0,
+        traits: Sequence[layout.Traits] | None = None,
     ) -> layout.Layout:
-        """Describe a state of this library's version, read as the context's model says.
+        """Describe a state of this library's version.
 
         Args:
             target: A sequence id, or None for the whole context.
@@ -84,6 +102,7 @@ class StateForm:
             headed: The blob of a sequence has a head.
             partial: It was taken with ``partial=True``.
             at: Where it begins in its file.
+            traits: How it can be read; None: as :attr:`traits`.
 
         Raises:
             FormatError: Not such a state, or damaged.
@@ -95,16 +114,25 @@ class StateForm:
                 blob,
                 version=self._library.session_version,
                 headed=headed,
-                traits=self._facts.traits,
+                traits=self.traits if traits is None else traits,
                 partial=partial,
             )
         except FormatError as error:
             raise error.moved(at) from None
+        except UnsupportedError:
+            self._library.require_known_version()  # whose error says more
+            raise
 
-    def parse_file(self, data: memoryview, header: layout.FileHeader) -> FilePayload:
+    def parse_file(
+        self,
+        data: memoryview,
+        header: layout.FileHeader,
+        *,
+        traits: Sequence[layout.Traits] | None = None,
+    ) -> FilePayload:
         """Describe the state in a file of this library's version; errors as :meth:`parse`."""
         version = self._library.session_version
-        return parse_payload(data, header, version=version, traits=self._facts.traits)
+        return parse_payload(data, header, version=version, traits=traits or self.traits)
 
     def pack_points(
         self, target: Target, points: Sequence[RestorePoint], blob: Buffer
@@ -120,16 +148,62 @@ class StateForm:
         if wrong is not None:
             raise TypeError(f"restore_points must be RestorePoint values, not {type(wrong)}")
         parsed = self.parse_own(target, blob)
-        return list(pack_points([check_point(point, parsed) for point in points]))
+        in_order = sorted(points, key=lambda point: point.n_tokens)
+        return list(pack_points([check_point(point, parsed) for point in in_order]))
 
-    def parse_own(self, target: Target, blob: Buffer) -> layout.Layout:
-        """Describe what this library has just written; errors as :meth:`parse`."""
-        return self.parse(target, blob, headed=self._library.sequence_head)
+    def parse_own(
+        self, target: Target, blob: Buffer, *, traits: Sequence[layout.Traits] | None = None
+    ) -> layout.Layout:
+        """Describe what this context has just written; errors as :meth:`parse`."""
+        headed = self._library.sequence_head
+        try:
+            return self.parse(target, blob, headed=headed, traits=traits)
+        except FormatError:
+            # It cannot be damaged: so it is not what it was taken for.
+            with suppress(StateError):
+                return self.parse(target, blob, headed=headed, traits=self._facts.others)
+            raise
 
-    def read(self, call: Call, seq_id: int) -> layout.Layout:
-        """Read a sequence of the context and describe it; errors as :meth:`parse`."""
+    def read(self, call: Call, seq_id: int, like: layout.Layout | None = None) -> layout.Layout:
+        """Read a sequence of the context and describe it, if it can be read so *like* another.
+
+        A state that is empty, or short, reads as several kinds of memory.
+        """
+        traits = self.traits if like is None else (like.traits, *self.traits)
         with calls.lent(call, seq_id) as blob:
-            return self.parse(seq_id, blob, headed=self._library.sequence_head)
+            return self.parse_own(seq_id, blob, traits=traits)
+
+    def readings(self, call: Call, seq_id: int) -> tuple[layout.Traits, ...]:
+        """Return all traits that read a sequence of the context."""
+        found = []
+        headed = self._library.sequence_head
+        with calls.lent(call, seq_id) as blob:
+            for traits in self._facts.others:
+                with suppress(StateError):
+                    found.append(self.parse(seq_id, blob, headed=headed, traits=[traits]).traits)
+        return tuple(found)
+
+    def settle(self, parsed: layout.Layout) -> None:
+        """Read the states of the context as one that it wrote or took from now on."""
+        if parsed.partial or not parsed.sequences:
+            return  # it can be read as one of another kind of memory, too
+        read = (parsed.traits, *parsed.alternatives)
+        expected = parsed.traits in self.traits
+        if not expected or (layout.is_known(self._facts.arch) and not is_of_table(parsed.traits)):
+            self._warn(parsed.module)
+        known = (traits for traits in self.traits if traits in read)
+        self.traits = tuple(known) if expected else read
+
+    def _warn(self, module: layout.Module) -> None:
+        if not self._warned:
+            LOGGER.warning(
+                "the states of this %s model read as those of %s memory, and the table of "
+                "llama_state has another one; they are saved and restored as what they are: "
+                "please report it",
+                self._facts.arch,
+                module,
+            )
+        self._warned = True
 
     def _head_size(self, target: Target) -> int:
         headed = target is not None and self._library.sequence_head

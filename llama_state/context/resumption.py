@@ -69,6 +69,7 @@ class Checkpoints:
         logits: bool,
     ) -> Checkpoint:
         """Return a checkpoint; see :meth:`llama_state.Context.checkpoint`."""
+        self._handle.library.require_known_version()
         with self._handle.use() as call:
             if tokens is None:
                 tokens = self._keeper.known_tokens(call, target) or ()

@@ -81,7 +81,7 @@ class Sequences:
                 return
             whole = first <= cuts.begin(self._facts, span) and last > span.last
             if not whole:
-                cuts.check_cut(self._facts, seq_id, span, first, last)
+                self._check_cut(seq_id, span, first, last)
             change = Change("remove", seq_id, {seq_id: Span(first, last - 1)})
             cut = (-1, -1) if whole else (first, last)
             if not self._keeper.count(call, change, bound(_remove, call, change, cut)):
@@ -105,7 +105,7 @@ class Sequences:
             if last <= max(first, begin):
                 left_out, last = [], first  # nothing is there to copy
             for cut in left_out:
-                cuts.check_cut(self._facts, src, span, *cut)
+                self._check_cut(src, span, *cut)
             change = Change("copy", dest, {dest: Span(first, last - 1)}, listed)
             copy = bound(self._copy, call, change, src, dest, part=bool(left_out))
             self._keeper.count(call, change, copy)
@@ -120,6 +120,9 @@ class Sequences:
         change.state = "touched"
         self._handle.pointer.last_logits = None
         calls.empty(call, None)
+
+    def _check_cut(self, seq_id: int, span: Span, first: int, last: int) -> None:
+        cuts.check_cut(self._facts, seq_id, span, first, last, self._fit.rewind_min(span))
 
     # -- decoding
 
@@ -158,7 +161,7 @@ class Sequences:
         span = calls.positions(call, seq_id)
         if span.last < start:
             change.state = "undone"
-        elif start == 0 or start >= cuts.rewind_min(self._facts, span):
+        elif start == 0 or start >= self._fit.rewind_min(span):
             calls.remove(call, seq_id, start)
             change.state = "undone"
         elif copy is not None and self._restorer.put_back(call, seq_id, copy):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial as bound
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from .. import layout
 from .._io import Progress, StrPath, atomic, pages
@@ -23,12 +23,11 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
-from ..errors import FormatError, UnsupportedError, VersionError
+from ..errors import FormatError, StateError, UnsupportedError, VersionError
 from ..layout.recognition import expect, naming
 from ..layout.restore_points import RestorePoint, copied, packed_size, split_points
 from ..layout.slots import NO_PROMPT, pack_listed
 from .changes import Change, Keeper
-from .cuts import rewind_min
 from .fit import Fit, Held
 from .form import StateForm
 from .restore import Incoming, Restorer
@@ -43,6 +42,8 @@ _FILE_KINDS: Final[Mapping[layout.Kind, Sequence[str]]] = {
     "sequence": ("sequence file", "slot file"),
 }
 _SHOWN_TOKENS: Final = 4
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,10 @@ class ContextState:
         """What has been learned of the caches so far, from states that passed by."""
         return self._fit.known
 
+    def rewind_min(self, span: layout.Span) -> int:
+        """Return the smallest position to which a sequence that holds *span* can be cut back."""
+        return self._fit.rewind_min(span)
+
     # -- out of the context
 
     def size(self, target: Target, *, partial: bool = False) -> int:
@@ -165,6 +170,7 @@ class ContextState:
         memory_limit: int | None,
     ) -> int:
         """Write llama.cpp's own session or sequence file, and return its bytes."""
+        self._handle.library.warn_of_version(stacklevel=4)
         ids = None if tokens is None else layout.token_array(tokens)
         with POOL.limited(memory_limit), ExitStack() as stack:
             with self._handle.use() as call:
@@ -175,7 +181,7 @@ class ContextState:
                 pack = bound(self._form.pack_points, target, points)
                 need = calls.size(call, target)
                 try:
-                    buffer = stack.enter_context(POOL.lend(need))
+                    buffer = stack.enter_context(POOL.lend(need, only_kept=True))
                 except MemoryError:
                     fill = _filler(call, target, header, place, pack)
                     size = place.file_size(need) + packed_size(points)
@@ -226,7 +232,8 @@ class ContextState:
         prompt = _prompt(data, header, validate=validate)
         place = self._form.file_layout(target, header.payload_offset)
         if validate:
-            parsed, end, points = self._form.parse_file(data, header)
+            parse = bound(self._form.parse_file, data, header)
+            parsed, end, points = self._as_expected(parse)
         else:
             parsed, (end, points) = None, split_points(data, header)
         if target is not None and place.head_size:
@@ -234,6 +241,18 @@ class ContextState:
             pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
         blob = data[place.blob_offset : end]
         return Incoming(blob, parsed, len(data), prompt, points=points)
+
+    def _as_expected(self, parse: Callable[..., Parsed]) -> Parsed:
+        """Describe a state, as the context's own ones read where it does not read as expected."""
+        try:
+            return parse()
+        except FormatError:
+            with self._handle.use() as call:
+                traits = self._fit.other_readings(call)
+            if traits:
+                with suppress(StateError):
+                    return parse(traits=traits)
+            raise
 
     def restore(
         self,
@@ -251,7 +270,8 @@ class ContextState:
         headed = self._form.is_headed(data)
         parsed = None
         if validate or partial:
-            parsed = self._form.parse(target, data, headed=headed, partial=partial)
+            parse = bound(self._form.parse, target, data, headed=headed, partial=partial)
+            parsed = self._as_expected(parse)
         native = self._form.native(target, data, headed)
         return self._put(target, Incoming(native, parsed, len(data), partial=partial), given)
 
@@ -273,7 +293,7 @@ class ContextState:
             plan = self._restorer.plan(call, target, incoming)
             restore = bound(self._restorer.restore, call, change, plan, incoming, check)
             held = self._keeper.count(call, change, restore)
-            sequences = restored_spans(self._facts, held)
+            sequences = restored_spans(self._fit, held)
             prompt = incoming.prompt
             return Restored(incoming.nbytes, prompt.tokens, sequences, prompt.media)
 
@@ -297,11 +317,10 @@ def _prompt(data: memoryview, header: layout.FileHeader, *, validate: bool) -> l
         return NO_PROMPT
 
 
-def restored_spans(facts: Facts, held: Held) -> dict[int, Span]:
+def restored_spans(fit: Fit, held: Held) -> dict[int, Span]:
     """Return what a restore brought back, as its caller gets it."""
     return {
-        seq_id: Span(span.first, span.last, rewind_min(facts, span))
-        for seq_id, span in held.items()
+        seq_id: Span(span.first, span.last, fit.rewind_min(span)) for seq_id, span in held.items()
     }
 
 

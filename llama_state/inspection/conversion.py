@@ -10,6 +10,7 @@ from typing import Literal
 from .._io import Progress, StrPath
 from .._io.arguments import checked
 from ..checkpoint.checkpoint import NOTHING_KNOWN, Checkpoint
+from ..checkpoint.conversion import changed, converted
 from ..checkpoint.fingerprint import PLAIN, Fingerprint, model_fields, state_fields
 from ..errors import FormatError, UnsupportedError
 from ..layout import Layout
@@ -46,12 +47,13 @@ def convert_file(
     key: bytes | None = None,
     compress: bool = False,
     session_version: int | None = None,
+    blob_version: int | None = None,
     plain: bool = False,
     force: bool = False,
     max_size: int | None = None,
     progress: Progress | None = None,
 ) -> Converted:
-    """Convert a native file to a checkpoint, or a checkpoint to a native file.
+    """Convert a native file to a checkpoint, a checkpoint to a native file, or to another version.
 
     A native file that is converted to a checkpoint and back is the same, byte for byte, but for
     the restore points of a slot file, for which a checkpoint has no place.
@@ -59,12 +61,14 @@ def convert_file(
     Args:
         source: The file to read. A blob that was dumped to a file counts as native.
         target: The file to write: completely, or not at all.
-        to: What to write; default: the kind that *source* is not.
+        to: What to write; default: the kind that *source* is not, or with *session_version* the
+            kind that it is.
         model: The GGUF file of the model that the state belongs to, for its fingerprint.
         key: The key of the checkpoint that is read or written.
         compress: Compress the checkpoint that is written.
-        session_version: The session version of a blob. Needed if the blob, which records none,
-            can be read as one of several.
+        session_version: The session version that *target* is to have; default: that of *source*.
+        blob_version: The session version of a blob. Needed if the blob, which records none, can be
+            read as one of several.
         plain: With *model*: record that no adapters and only the model's own rope settings were in
             use. Otherwise they are unknown, and a strict resume raises MismatchError.
         force: Replace an existing *target*. Otherwise it is never replaced, even if it comes to be
@@ -76,7 +80,8 @@ def convert_file(
         OSError: *source* cannot be read; FileExistsError: *target* exists.
         SaveError: *target* cannot be written.
         FormatError: *source* is not a sound state.
-        UnsupportedError: *source* is already what *to* says, or a package is missing.
+        UnsupportedError: *source* is already what *to* says, or cannot have *session_version*, or
+            a package is missing.
     """
     name = str(os.fspath(target))
     if not force and os.path.lexists(name):
@@ -85,9 +90,12 @@ def convert_file(
     layout = sound_layout(file)
     is_checkpoint = file.kind == "checkpoint"
     fingerprint = NOTHING_KNOWN if model is None else _fingerprint_of(layout, model, plain)
-    checkpoint = _checkpoint_of(file, layout, fingerprint, session_version)
-    if to == "native" or (to is None and is_checkpoint):
-        if not is_checkpoint and file.has_tokens:
+    checkpoint = _checkpoint_of(file, layout, fingerprint, blob_version)
+    changes = session_version not in (None, checkpoint.session_version)
+    if changes and session_version is not None:
+        checkpoint = converted(checkpoint, session_version)
+    if to == "native" or (to is None and is_checkpoint != changes):
+        if not is_checkpoint and file.has_tokens and not changes:
             raise UnsupportedError(f"it is already a native file: a {file.kind}")
         nbytes = checkpoint.to_native(name, replace=force, progress=progress)
         return Converted(name, _native_kind(checkpoint), nbytes)
@@ -103,7 +111,7 @@ def _fingerprint_of(layout: Layout, model: StrPath, plain: bool) -> Fingerprint:
 
 
 def _checkpoint_of(
-    file: StateFile, layout: Layout, fingerprint: Fingerprint, session_version: int | None
+    file: StateFile, layout: Layout, fingerprint: Fingerprint, blob_version: int | None
 ) -> Checkpoint:
     """Return the state in a sound file as a checkpoint."""
     if layout.partial:
@@ -117,7 +125,7 @@ def _checkpoint_of(
     return Checkpoint(
         file.state,
         kind=layout.kind,
-        session_version=_choose_version(file, session_version),
+        session_version=_choose_version(file, blob_version),
         source=None if layout.kind == "whole" else layout.source or 0,
         fingerprint=fingerprint,
     )
@@ -127,18 +135,7 @@ def _with_fingerprint(checkpoint: Checkpoint, fingerprint: Fingerprint) -> Check
     """Return a checkpoint, which must have no fingerprint yet, with one."""
     if checkpoint.fingerprint != NOTHING_KNOWN:
         raise UnsupportedError("it already has a fingerprint: convert it without a model")
-    return Checkpoint(
-        checkpoint.payload,
-        kind=checkpoint.kind,
-        session_version=checkpoint.session_version,
-        source=checkpoint.source,
-        tokens=checkpoint.tokens,
-        logits=checkpoint.logits,
-        logits_of=checkpoint.logits_of,
-        fingerprint=fingerprint,
-        meta=checkpoint.meta,
-        packed_tokens=checkpoint.packed_tokens,
-    )
+    return changed(checkpoint, fingerprint=fingerprint)
 
 
 def _choose_version(file: StateFile, given: int | None) -> int:
@@ -146,7 +143,7 @@ def _choose_version(file: StateFile, given: int | None) -> int:
     versions = file.session_versions
     if given is None and len(versions) > 1:
         names = ", ".join(map(str, versions))
-        raise UnsupportedError(f"it can be of session version {names}: give session_version")
+        raise UnsupportedError(f"it can be of session version {names}: give blob_version")
     if given is not None and given not in versions:
         raise FormatError(f"it cannot be read as one of session version {given}")
     return versions[0] if given is None else given

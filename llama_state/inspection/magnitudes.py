@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MOST_ROWS = 2048
 """The most rows of a layer that are read; of more, evenly spaced ones."""
 BUCKETS = 64
+_SAME = 1e-3
+"""Values of a layer that differ by a smaller share are shown as the same."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,9 +28,10 @@ class Magnitudes:
 
     Attributes:
         name: "K", "V", "R", "P", "S" or "score".
-        layers: Index of each layer.
+        layers: Index of each layer in the cache.
         rms: Root mean square of the values: (layers, buckets); NaN for a bucket without rows.
-        edges: The limits of the buckets, on the axis *axis*.
+        edges: The limits of the buckets, on the axis *axis*. The first position has a bucket of
+            its own: often it is an attention sink, whose values are far from those of others.
         axis: "position", "row", or "sequence" (one bucket each).
     """
 
@@ -63,6 +66,8 @@ def _of_kind(state: memoryview, cache: Cache, name: str, listed: Sequence[Layer]
     low, high = min(map(min, places)), max(map(max, places)) + 1
     n_bucket = min(high - low, BUCKETS)
     edges = np.linspace(low, high, n_bucket + 1)
+    if high - low > n_bucket:
+        edges = np.concatenate([[low], np.linspace(low + 1, high, n_bucket)])
     rms = np.full((len(listed), n_bucket), np.nan)
     for index, layer in enumerate(listed):
         squares, counts = np.zeros(n_bucket), np.zeros(n_bucket)
@@ -95,6 +100,33 @@ def _first_owners(cache: RecurrentCache) -> Iterator[int]:
     first = {index: seq_id for seq_id, own in owners for index in chain(own)}
     for index in range(len(cache.rows)):
         yield 0 if first[index] == UNKNOWN_ID else first[index]
+
+
+def shades(heat: Magnitudes) -> npt.NDArray[np.float64]:
+    """Return the magnitudes of each layer on a scale of its own.
+
+    Layers differ more than the positions within one: on a common scale only the loudest are seen.
+    What is further from the middle half than 1.5 times its width is far outside, as in a box plot.
+
+    Returns:
+        (layers, buckets): 0 to 1 from the lowest to the highest usual value of the layer, less or
+        more for what is far outside; NaN for a bucket without rows or with no finite value.
+    """
+    import numpy as np
+
+    out = np.full(heat.rms.shape, np.nan)
+    for line, rms in zip(out, heat.rms, strict=True):
+        finite = np.isfinite(rms)
+        if not finite.any():
+            continue
+        found = rms[finite]
+        first, middle, third = np.quantile(found, (0.25, 0.5, 0.75))
+        reach = 1.5 * (third - first) + _SAME * middle
+        usual = found[(found >= first - reach) & (found <= third + reach)]
+        low, high = usual.min(), usual.max()
+        half = max((high - low) / 2, _SAME * middle) or 1.0
+        line[finite] = 0.5 + (found - (low + high) / 2) / (2 * half)
+    return out
 
 
 def _sample(n_row: int, n_stream: int) -> npt.NDArray[np.intp]:

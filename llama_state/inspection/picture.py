@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -15,7 +15,8 @@ from .._io.arguments import checked
 from ..errors import UnsupportedError
 from ..layout import UNKNOWN_ID, Cache, Cells, Layout, RecurrentCache
 from . import values
-from .magnitudes import MOST_ROWS, Magnitudes, magnitudes
+from .layer_numbers import layer_numbers
+from .magnitudes import MOST_ROWS, Magnitudes, magnitudes, shades
 from .rows import positions_by_sequence
 from .statefile import StateFile, sound_layout
 from .summary import traits_text
@@ -35,6 +36,7 @@ _MOST_CELLS = 16_384
 """The most cells of a stream that are drawn one by one; of more, a square stands for several."""
 _IN_LEGEND = 16
 _PALE = 0.3
+_ABOVE, _BELOW = "red", "cyan"
 _GOLDEN = 0.618034
 _LETTER_TITLES = {"K": "K", "V": "V", "R": "R (convolution)", "S": "S (state)", "P": "n-grams"}
 
@@ -71,7 +73,7 @@ def _draw(file: StateFile, layout: Layout) -> Any:
     from matplotlib.figure import Figure
 
     drawn = [(cache, magnitudes(file.state, cache)) for cache in layout.caches]
-    rows = list(_rows_of_panels(drawn))
+    rows = list(_rows_of_panels(drawn, layer_numbers(layout)))
     heights = [max(panel.height for panel in row) for row in rows] or [1.0]
     columns = max(map(len, rows), default=1)
     figure = Figure(figsize=(3.6 * max(columns, 2), 1.7 + sum(heights)), layout="constrained")
@@ -96,14 +98,17 @@ class _Panel:
 
 
 def _rows_of_panels(
-    drawn: Sequence[tuple[Cache, Sequence[Magnitudes]]],
+    drawn: Sequence[tuple[Cache, Sequence[Magnitudes]]], numbers: Mapping[str, Sequence[int]]
 ) -> Iterator[list[_Panel]]:
     """Yield the lines of the picture: one for each cache with cells, then all other panels."""
     rest: list[_Panel] = []
     most = 1
     for cache, heats in drawn:
         panels = [
-            _Panel(partial(_draw_heat, cache=cache, heat=heat), _heat_height(heat))
+            _Panel(
+                partial(_draw_heat, cache=cache, heat=heat, numbers=numbers.get(cache.name)),
+                _heat_height(heat),
+            )
             for heat in heats
         ]
         if any(map(len, cache.cells)):
@@ -222,34 +227,46 @@ def _draw_positions(axes: Any, *, cache: Cache, height: float) -> None:
     axes.tick_params(labelsize=7)
 
 
-def _draw_heat(axes: Any, *, cache: Cache, heat: Magnitudes, height: float) -> None:
-    """Draw the magnitudes of one kind of rows: layers down, buckets to the right."""
+def _draw_heat(
+    axes: Any, *, cache: Cache, heat: Magnitudes, numbers: Sequence[int] | None, height: float
+) -> None:
+    """Draw the magnitudes of one kind of rows: layers down, buckets to the right.
+
+    Args:
+        numbers: The number of each layer in the model; None: not known.
+    """
     import matplotlib
     import numpy as np
 
-    colours = matplotlib.colormaps["viridis"].with_extremes(bad="0.9")
-    low, high = heat.edges[0], heat.edges[-1]
-    lines = len(heat.layers)
-    nothing = not np.isfinite(heat.rms).any()
-    image = axes.imshow(
-        np.ma.masked_invalid(heat.rms),
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="0.9", under=_BELOW, over=_ABOVE)
+    lines, columns = heat.rms.shape
+    axes.imshow(
+        np.ma.masked_invalid(shades(heat)),
         cmap=colours,
-        vmin=0 if nothing else None,
-        vmax=1 if nothing else None,
+        vmin=-1e-9,  # rounding is not far outside
+        vmax=1 + 1e-9,
         interpolation="nearest",
         aspect="auto",
-        extent=(low - 0.5, high - 0.5, lines - 0.5, -0.5),
     )
-    scale = axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06, aspect=10 * height)
-    scale.ax.tick_params(labelsize=6)
     title = _LETTER_TITLES.get(heat.name, heat.name)
     axes.set_title(f"{cache.name} {title}: RMS", fontsize=9)
     every = range(0, lines, max(1, lines // 12))
-    axes.set_yticks([*every], [str(heat.layers[line]) for line in every])
-    axes.set_ylabel("layer", fontsize=8)
+    axes.set_yticks([*every], [str((numbers or heat.layers)[heat.layers[i]]) for i in every])
+    axes.set_ylabel("layer" if numbers else "layer of the cache", fontsize=8)
+    loud = axes.secondary_yaxis("right")
+    loud.set_yticks([*every], [_median(heat.rms[line]) for line in every])
+    loud.tick_params(labelsize=6, length=2)
+    shown = range(0, columns, max(1, columns // 5))
+    axes.set_xticks([*shown], [f"{heat.edges[column]:.0f}" for column in shown])
     axes.set_xlabel(heat.axis, fontsize=8)
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.tick_params(labelsize=7)
+
+
+def _median(rms: Any) -> str:
+    import numpy as np
+
+    finite = rms[np.isfinite(rms)]
+    return f"{np.median(finite):.2g}" if len(finite) else ""
 
 
 def _add_legend(figure: Any, layout: Layout) -> None:
@@ -260,7 +277,9 @@ def _add_legend(figure: Any, layout: Layout) -> None:
     if more := len(layout.sequences) - len(shown):
         patches.append(Patch(color="none", label=f"and {more} more"))
     note = "cells: pale to full is first to last position, striped is shared, black is a hole; "
-    note += "RMS: grey is without rows"
+    note += "RMS: dark to bright is low to high within each layer, whose median is at the right;\n"
+    note += f"{_ABOVE} is far above and {_BELOW} far below (1.5 times the middle half outside it), "
+    note += "grey is without rows; the first column is the first position alone"
     if any(sum(map(len, cache.cells)) > MOST_ROWS for cache in layout.caches):
         note += f", of at most {MOST_ROWS:,} rows a layer"
     figure.legend(

@@ -97,6 +97,16 @@ class StateFile:
         return self.slot.media if self.slot else ()
 
     @property
+    def doubt(self) -> str | None:
+        """Why its layout may be wrong; None where nothing speaks against it."""
+        if self.layout is None or not self.layout.unexpected:
+            return None
+        return (
+            "it does not read as llama_state expects of this model, but as a state of another kind "
+            "of memory: it is of a llama.cpp where that is so, or it is cut off"
+        )
+
+    @property
     def has_tokens(self) -> bool:
         """Whether it has a token list, which can be empty: blobs have none."""
         return self.version is not None
@@ -120,6 +130,7 @@ class Reading:
             headed=self.headed,
             traits=traits,
             partial=self.partial,
+            others=True,
         )
 
     def salvage(self, state: memoryview, traits: Sequence[Traits]) -> tuple[Cells, ...]:

@@ -283,6 +283,8 @@ def _notes(file: StateFile) -> Iterator[str]:
         yield "it is empty: of a model without memory, or cut off after its tokens"
     if layout.arch and not is_known(layout.arch):
         yield "the architecture is not known: the kind of memory is what fits the state"
+    if file.doubt:
+        yield file.doubt
     if layout.alternatives:
         others = "; ".join(map(traits_text, layout.alternatives))
         yield f"the bytes can also be read as: {others}"

@@ -17,6 +17,7 @@ from .blocks import (
     RecurrentCache,
     Stream,
 )
+from .conversion import Form, convert, form_of
 from .cut import sequence_from_whole
 from .formats import (
     MAX_SEQUENCES,
@@ -61,6 +62,7 @@ __all__ = [
     "Compressor",
     "FileHeader",
     "FileLayout",
+    "Form",
     "Geometry",
     "KVCache",
     "Kind",
@@ -77,7 +79,9 @@ __all__ = [
     "TensorType",
     "Traits",
     "Window",
+    "convert",
     "differences",
+    "form_of",
     "has_partial",
     "has_sequence_head",
     "is_known",

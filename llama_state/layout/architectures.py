@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain, starmap
 from types import MappingProxyType
 
 from .._io.arguments import checked
@@ -210,9 +211,30 @@ GUESSES: tuple[Family, ...] = (
     Family("dsa", ext=UNKNOWN),
     Family("dsa-iswa", ext=UNKNOWN),
     Family("hybrid-idx", k_only=UNKNOWN, ext=UNKNOWN, ple=UNKNOWN),
-    Family("none"),
+    NO_MEMORY,
 )
 """Every kind of memory, the most common first: what an unknown architecture is tried as."""
+
+
+def every_kind(
+    arch: str,
+    *,
+    rope_type: int | None = None,
+    recurrent: bool | None = None,
+    hybrid: bool | None = None,
+    n_swa: int | None = None,
+) -> tuple[Traits, ...]:
+    """Return all layouts that states with caches can have, whatever the table says of *arch*.
+
+    First those that the table would have if llama.cpp said nothing, then those that agree with what
+    it says of the model; see :func:`model_traits`.
+    """
+    expected = [ARCHITECTURES[arch]] if is_known(arch) else []
+    families = [family for family in GUESSES if family is not NO_MEMORY]
+    told = ModelInfo(arch, None, rope_type, recurrent, hybrid, n_swa)
+    mute = ModelInfo(arch, None, None, None, None, None)
+    tried = ((expected, mute), (families, told), (families, mute))
+    return tuple(dict.fromkeys(chain.from_iterable(starmap(_candidates, tried))))
 
 
 @checked
@@ -239,9 +261,9 @@ def model_traits(
 ) -> tuple[Traits, ...]:
     """Return the layouts that the states of a model can have, the most likely first.
 
-    If there is one, it is certain. If there are several, the right one is the one that reads a
-    state to its last byte. There are several if the arguments do not decide everything, and for
-    an unknown architecture.
+    They are hints: the right one is the one that reads a state to its last byte. There are
+    several if the arguments do not decide everything, and for an unknown architecture; and a
+    build of llama.cpp can have another memory than the table says.
 
     Args:
         arch: Its architecture; "" if not known.

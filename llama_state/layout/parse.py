@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .._io.arguments import checked
 from ..errors import FormatError, StateError, UnsupportedError
-from .architectures import is_known, is_of_table, model_traits
+from .architectures import every_kind, is_known, is_of_table, model_traits
 from .blocks import UNKNOWN_ID, Cache, Cells
 from .cells import Ownership
 from .cursor import U32, Cursor, open_view
@@ -45,7 +45,11 @@ _OTHER_KINDS = {
 
 @checked
 def parse_whole(
-    data: Buffer, *, version: int, traits: Traits | Sequence[Traits] | None = None
+    data: Buffer,
+    *,
+    version: int,
+    traits: Traits | Sequence[Traits] | None = None,
+    others: bool = False,
 ) -> Layout:
     """Parse the state of a whole context.
 
@@ -55,6 +59,8 @@ def parse_whole(
         version: Session version of the llama.cpp that wrote it, which *data* does not record.
         traits: What is known of the model (:func:`model_traits`). Ignored if the state names
             another architecture, so that it can still be described.
+        others: Whether a state that does not read so is tried as every other kind of memory. One
+            that is cut off behind a cache can read as one without the caches that follow.
 
     Raises:
         FormatError: Not the state of a whole context, or damaged, or of another version.
@@ -67,7 +73,7 @@ def parse_whole(
     arch = read_arch(cursor)
     candidates = [one for one in _as_list(traits) if one.arch == arch] or model_traits(arch)
     reader = _Reader(cursor.view, cursor.at, version, Ownership(whole=True), partial=False)
-    return reader.layout(candidates, arch=arch)
+    return reader.layout(candidates, every_kind(arch) if others else (), arch=arch)
 
 
 @checked
@@ -78,6 +84,7 @@ def parse_sequence(
     headed: bool = True,
     traits: Traits | Sequence[Traits] | None = None,
     partial: bool = False,
+    others: bool = False,
 ) -> Layout:
     """Parse the state of one sequence.
 
@@ -88,6 +95,7 @@ def parse_sequence(
             blobs of early builds of session version 9.
         traits: What is known of the model. Without it, every known kind of memory is tried.
         partial: Whether it was saved with the flag PARTIAL_ONLY, which it does not record.
+        others: See :func:`parse_whole`.
 
     Raises:
         FormatError: Not the state of one sequence, or damaged, or of another version.
@@ -99,8 +107,9 @@ def parse_sequence(
     cursor = Cursor(open_view(data))
     source = read_source(cursor) if headed else None
     reader = _Reader(cursor.view, cursor.at, version, Ownership(False, source), partial)
+    candidates = _as_list(traits) or model_traits()
     try:
-        return reader.layout(_as_list(traits) or model_traits())
+        return reader.layout(candidates, every_kind(candidates[0].arch) if others else ())
     except (FormatError, UnsupportedError):
         if not headed:
             _refuse_other_kinds(cursor.view)
@@ -116,6 +125,7 @@ def parse_state(
     headed: bool = True,
     traits: Traits | Sequence[Traits] | None = None,
     partial: bool = False,
+    others: bool = False,
 ) -> Layout:
     """Parse a state of either kind.
 
@@ -124,8 +134,10 @@ def parse_state(
             :func:`parse_sequence`.
     """
     if kind == "whole":
-        return parse_whole(data, version=version, traits=traits)
-    return parse_sequence(data, version=version, headed=headed, traits=traits, partial=partial)
+        return parse_whole(data, version=version, traits=traits, others=others)
+    return parse_sequence(
+        data, version=version, headed=headed, traits=traits, partial=partial, others=others
+    )
 
 
 @checked
@@ -194,10 +206,38 @@ class _Reader:
     ownership: Ownership
     partial: bool
 
-    def layout(self, candidates: Sequence[Traits], *, arch: str | None = None) -> Layout:
-        """Return the layout by the first of *candidates* that reads the payload to its end."""
-        readings: dict[Traits, tuple[Cache, ...]] = {}
+    def layout(
+        self, candidates: Sequence[Traits], others: Sequence[Traits], *, arch: str | None = None
+    ) -> Layout:
+        """Return the layout by the first of *candidates* that reads the payload to its end.
+
+        Where none of them does, by the first of *others*.
+        """
         errors: dict[Traits, FormatError] = {}
+        expected = self._all_readings(candidates, errors)
+        readings = expected or self._all_readings(others, {})
+        if not readings:
+            raise self._refusal(candidates, errors)
+        traits, *alternatives = readings
+        caches = readings[traits]
+        return Layout(
+            kind="whole" if self.ownership.whole else "sequence",
+            version=self.version,
+            traits=traits,
+            arch=arch,
+            source=None if self.ownership.whole else self._ownership_after(caches).source,
+            partial=self.partial,
+            caches=caches,
+            nbytes=len(self.view),
+            alternatives=tuple(alternatives),
+            unexpected=not expected,
+        )
+
+    def _all_readings(
+        self, candidates: Sequence[Traits], errors: dict[Traits, FormatError]
+    ) -> dict[Traits, tuple[Cache, ...]]:
+        """Return the payload as each of *candidates* reads it; errors of the rest in *errors*."""
+        readings: dict[Traits, tuple[Cache, ...]] = {}
         for traits in candidates:
             try:
                 caches = self.caches(traits)
@@ -207,16 +247,7 @@ class _Reader:
                 # Traits that lead to the same caches are not an alternative.
                 if caches not in readings.values():
                     readings[traits] = caches
-        if not readings:
-            raise self._refusal(candidates, errors)
-        traits, *alternatives = readings
-        caches = readings[traits]
-        kind: Kind = "whole" if self.ownership.whole else "sequence"
-        source = None if self.ownership.whole else self._ownership_after(caches).source
-        end = len(self.view)
-        return Layout(
-            kind, self.version, traits, arch, source, self.partial, caches, end, tuple(alternatives)
-        )
+        return readings
 
     def caches(self, traits: Traits) -> tuple[Cache, ...]:
         """Read all caches as *traits* say; raise FormatError if the payload does not fit them."""

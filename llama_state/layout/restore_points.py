@@ -51,9 +51,9 @@ class RestorePoint:
     Attributes:
         n_tokens: Tokens of the prompt that were decoded then: the position to go on at.
         blob: What ``Context.seq_snapshot(partial=True)`` gave then.
-        first: The first position of the sequence, as llama-server records it: *last* for
-            recurrent and hybrid memory, which cannot go back further, else 0. None: by *blob*,
-            once the point is written.
+        first: The first position of the sequence, as the file that it was read from records it.
+            What is written is decided by *blob*: *last* for recurrent and hybrid memory, which
+            cannot go back further, else 0. (With another one llama-server aborts.)
         last: The last one; None: *n_tokens* - 1, as where the prompt has no images or sounds.
 
     Raises:
@@ -157,7 +157,10 @@ def split_points(data: Buffer, header: FileHeader) -> tuple[int, tuple[RestorePo
 
 
 def check_point(point: RestorePoint, layout: Layout) -> RestorePoint:
-    """Check that a restore point is a partial state of the sequence in *layout*, and complete it.
+    """Check that a restore point is a partial state of the sequence in *layout*.
+
+    Returns:
+        It, with the first position that llama-server records for such memory.
 
     Raises:
         FormatError: It is not.
@@ -181,8 +184,6 @@ def check_point(point: RestorePoint, layout: Layout) -> RestorePoint:
         raise FormatError(
             f"a restore point after {point.n_tokens} tokens, which the sequence has not reached"
         )
-    if point.first is not None:
-        return point
     recurrent = any(isinstance(cache, RecurrentCache) for cache in parsed.caches)
     return replace(point, first=point.span.last if recurrent else 0)
 

@@ -30,6 +30,8 @@ class Layout:
         nbytes: Length of the state.
         alternatives: Other traits with which it reads to another description: the bytes alone
             do not decide which is right.
+        unexpected: Whether the traits that were given did not read it, but others did. It is of a
+            llama.cpp with another memory for this architecture, or cut off.
     """
 
     kind: Kind
@@ -41,6 +43,7 @@ class Layout:
     caches: tuple[Cache, ...]
     nbytes: int
     alternatives: tuple[Traits, ...] = ()
+    unexpected: bool = False
 
     @property
     def module(self) -> Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -144,6 +145,17 @@ def test_wrong_use(run: Run, tmp_path: Path) -> None:
         assert (status, out) == (2, "")
         for sentence in sentences:
             assert sentence in err
+
+
+def test_quick_is_some_of_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three configurations of the fifteen; how far it is, line by line where no bar can be."""
+    assert conformance.QUICK.items() < conformance.CONFIGURATIONS.items()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    status, out, err = run("check", "--quick", MODELS["llama-dense"].path)
+    assert (status, out.splitlines()[-1]) == (0, "43 same")
+    assert err.splitlines()[-1] == "check llama-dense.gguf: 43 of 43 round trips"
+    assert len(err.splitlines()) == 11
 
 
 def test_the_module_is_the_command() -> None:

@@ -46,7 +46,8 @@ NAMES: dict[str, list[Any]] = {
     **dict.fromkeys(("memory_limit", "max_size", "n_swa", "size"), COUNT),
     **dict.fromkeys(("n_tokens", "n_layer", "n_head_kv", "head_dim", "n_embd"), SOME),
     **dict.fromkeys(
-        ("validate", "durable", "partial", "compress", "mapped", "logits", "replace"), FLAG
+        ("validate", "durable", "partial", "others", "compress", "mapped", "logits", "replace"),
+        FLAG,
     ),
     **dict.fromkeys(("add_special", "parse_special", "unparse_special", "text", "plain"), FLAG),
     **dict.fromkeys(("force", "any_version", "headed", "kv_unified", "swa_full", "full"), FLAG),
@@ -54,11 +55,11 @@ NAMES: dict[str, list[Any]] = {
     **dict.fromkeys(("path", "model", "model_path", "target"), FILE),
     **dict.fromkeys(("blob", "data", "payload", "out", "expected", "got"), BUFFER),
     **dict.fromkeys(("library", "fingerprint", "checkpoint", "context", "handle"), OBJECT),
-    **dict.fromkeys(("current", "saved", "a", "b", "header", "layout", "file"), OBJECT),
+    **dict.fromkeys(("current", "saved", "a", "b", "header", "layout", "form", "file"), OBJECT),
     **dict.fromkeys(("meta", "rope", "options", "configurations", "overrides"), MAPPING),
     **dict.fromkeys(("check", "kind", "to", "module"), CHOICE),
     **dict.fromkeys(("arch", "type_k", "type_v", "suffix", "name"), TEXT),
-    **dict.fromkeys(("session_version", "version", "seed", "rope_type"), INTEGER),
+    **dict.fromkeys(("session_version", "blob_version", "version", "seed", "rope_type"), INTEGER),
     **dict.fromkeys(("progress", "metadata"), FUNCTION),
     "key": KEY,
     "tokens": TOKENS_32,
@@ -212,6 +213,11 @@ class World:
             "sequence_from_whole": (
                 layout.sequence_from_whole,
                 {"data": self.blob, "layout": self.parsed, "seq_id": 0},
+            ),
+            "form_of": (layout.form_of, {"layout": self.parsed}),
+            "convert": (
+                layout.convert,
+                {"data": self.blob, "layout": self.parsed, "form": layout.form_of(self.parsed)},
             ),
             "merge": (layout.merge, {"a": geometry, "b": geometry}),
             "differences": (layout.differences, {"saved": geometry, "current": geometry}),

@@ -60,9 +60,31 @@ def test_blobs(state: State, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="session version 10, 9"):
         convert_file(old, tmp_path / "o")
     with pytest.raises(FormatError, match="session version 11"):
-        convert_file(old, tmp_path / "o", session_version=11)
-    convert_file(old, tmp_path / "o", to="native", session_version=9)
+        convert_file(old, tmp_path / "o", blob_version=11)
+    convert_file(old, tmp_path / "o", to="native", blob_version=9)
     assert (tmp_path / "o").read_bytes() == native(replace(state, version=9))
+
+
+@pytest.mark.parametrize("state", [WHOLE, SEQUENCE], ids=["whole", "sequence"])
+@pytest.mark.parametrize("version", [9, 10, 11])
+def test_another_session_version(state: State, version: int, tmp_path: Path) -> None:
+    """A file, a blob and a checkpoint of one llama.cpp, as another writes them."""
+    of_version = replace(state, version=version)
+    expected = native(of_version, [1, 2, 3])
+    for begun in (9, 10, 11):
+        source = write(tmp_path, native(replace(state, version=begun), [1, 2, 3]), "source")
+        if begun == version:
+            with pytest.raises(UnsupportedError, match="already a native file"):
+                convert_file(source, tmp_path / "no", to="native", session_version=version)
+            continue
+        convert_file(source, tmp_path / "n", session_version=version, force=True)
+        assert (tmp_path / "n").read_bytes() == expected
+        convert_file(source, tmp_path / "c", to="checkpoint", session_version=version, force=True)
+        found = Checkpoint.load(tmp_path / "c")
+        assert (bytes(found.payload), found.session_version) == (of_version.blob(), version)
+        convert_file(tmp_path / "c", tmp_path / "d", session_version=begun, force=True)
+        convert_file(tmp_path / "d", tmp_path / "back", force=True)
+        assert (tmp_path / "back").read_bytes() == source.read_bytes()
 
 
 def test_a_model(tmp_path: Path) -> None:

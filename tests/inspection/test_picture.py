@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,12 +12,20 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from llama_state import inspect_file
+from llama_state import Library, Model, inspect_file
 from llama_state.errors import FormatError, UnsupportedError
 from llama_state.inspection import values
-from llama_state.inspection.magnitudes import BUCKETS, MOST_ROWS, magnitudes
+from llama_state.inspection.layer_numbers import layer_numbers
+from llama_state.inspection.magnitudes import (
+    BUCKETS,
+    MOST_ROWS,
+    Magnitudes,
+    magnitudes,
+    shades,
+)
 from llama_state.inspection.picture import render
 from llama_state.layout import KVCache
+from llama_state.testing import write_model
 from tests.inspection.test_diff import KINDS, PLAIN, filled, opened
 from tests.layout.blobs import F32, Q8_0, State, text
 from tests.layout.statefiles import native, write
@@ -141,3 +150,67 @@ def test_magnitudes_of_many_rows_are_sampled(tmp_path: Path) -> None:
     assert found.layout is not None
     k, _ = magnitudes(found.state, found.layout.caches[0])
     np.testing.assert_array_equal(k.rms, np.full((1, BUCKETS), 2.0))
+
+
+def test_every_layer_has_colours_of_its_own() -> None:
+    """A loud layer takes no colours from quiet ones, and what is far outside is said to be so."""
+    random = np.random.default_rng(1)
+    rms = random.uniform(0.9, 1.1, (12, BUCKETS)) * np.array([100.0, *[1.0] * 11])[:, None]
+    rms[3, 0], rms[4, 0], rms[5, 1] = 0.01, 50.0, nan
+    heat = Magnitudes("V", tuple(range(12)), rms, np.arange(BUCKETS + 1.0), "position")
+    found = shades(heat)
+    common = (rms - np.nanmin(rms)) / np.nanmax(rms)
+    assert np.nanstd(common[1:], axis=1).min() < 0.01  # on a common scale nothing is seen
+    usual = found[:, 2:]
+    assert np.nanstd(usual, axis=1).min() > 0.2
+    assert usual.min() >= -1e-9
+    assert usual.max() <= 1 + 1e-9
+    assert found[3, 0] < -1
+    assert found[4, 0] > 2
+    assert np.isnan(found[5, 1])
+    even = Magnitudes("V", (0, 1), np.array([[2.0] * 9, [0.0] * 9]), np.arange(10.0), "position")
+    np.testing.assert_array_equal(shades(even), np.full((2, 9), 0.5))
+
+
+def test_the_first_position_is_alone(tmp_path: Path) -> None:
+    """An attention sink is not one of thirty in a bucket."""
+    state = State("kv", cells=text(2000), row_k=4, row_v=4, type_k=F32, n_layer=1, arch="llama")
+    found = opened(tmp_path, native(state))
+    assert found.layout is not None
+    k, _ = magnitudes(found.state, found.layout.caches[0])
+    assert k.rms.shape == (1, BUCKETS)
+    assert k.edges[:2].tolist() == [0, 1]
+    assert k.edges[-1] == 2000
+    assert "the first column is the first position alone" in texts_of(render(found, ".svg"))
+
+
+def _layers_of(state: State, tmp_path: Path) -> dict[str, tuple[int, ...]]:
+    found = opened(tmp_path, native(state))
+    assert found.layout is not None
+    return layer_numbers(found.layout)
+
+
+def test_layer_numbers(tmp_path: Path) -> None:
+    """Of the model; none where the caches have other layers than the architecture makes."""
+    assert _layers_of(State("kv", n_layer=3, arch="llama"), tmp_path) == {"kv": (0, 1, 2)}
+    gemma2 = State("iswa", cells=text(3), n_layer=2, arch="gemma2")
+    assert _layers_of(gemma2, tmp_path) == {"base": (1, 3), "swa": (0, 2)}
+    assert _layers_of(replace(gemma2, arch="gemma3"), tmp_path) == {}
+    drawn = texts_of(render(opened(tmp_path, native(gemma2)), ".svg"))
+    assert "<!-- layer -->" in drawn
+    assert "<!-- 3 -->" in drawn
+    other = texts_of(render(opened(tmp_path, native(replace(gemma2, arch="gemma3"))), ".svg"))
+    assert "<!-- layer of the cache -->" in other
+
+
+@pytest.mark.libllama
+def test_layer_numbers_of_gemma3(library: Library, tmp_path: Path) -> None:
+    """libllama puts as many layers into each cache as the table says."""
+    pattern = {"block_count": 7, "attention.sliding_window_pattern": 6}  # as of the real ones
+    path = write_model(tmp_path / "m.gguf", "gemma3-dense", overrides=pattern)
+    with Model(path, library) as model, model.context(n_ctx=64, n_threads=1) as ctx:
+        ctx.decode([1, 2, 3])
+        ctx.save_state(tmp_path / "s", durable=False)
+    found = inspect_file(tmp_path / "s")
+    assert found.layout is not None
+    assert layer_numbers(found.layout) == {"base": (5,), "swa": (0, 1, 2, 3, 4, 6)}

@@ -17,7 +17,7 @@ from llama_state import inspect_file
 from llama_state.checkpoint.checkpoint import Checkpoint
 from llama_state.checkpoint.fingerprint import Fingerprint
 from llama_state.errors import ChecksumError, FormatError, TruncatedError, VersionError
-from llama_state.inspection import compare, summary
+from llama_state.inspection import compare, summary, verify_file
 from llama_state.inspection import text as printed
 from llama_state.inspection.words import first_few, problem_text, ranges, ranges_text, size
 from tests.layout.blobs import State, text, u32
@@ -143,6 +143,19 @@ def test_damaged_slot_prompts(tmp_path: Path) -> None:
     assert found.problem.offset == 12 + 4
 
 
+def test_another_memory_than_the_table_says(tmp_path: Path) -> None:
+    """Builds before July 2026 gave glm-dsa a plain cache: described, and not called damaged."""
+    path = write(tmp_path, native(State("kv", version=9, k_only=True, arch="glm-dsa"), [1, 2, 3]))
+    found = inspect_file(path)
+    assert found.layout is not None
+    assert (found.layout.module, found.layout.unexpected) == ("kv", True)
+    assert "another kind of memory" in " ".join(printed.text(found).split())
+    verdict = verify_file(path)
+    assert (verdict.outcome, verdict.sound) == ("unsure", False)
+    expected = verify_file(write(tmp_path, native(State("dsa", arch="glm-dsa", k_only=True))))
+    assert (expected.outcome, expected.sound) == ("sound", True)
+
+
 @pytest.mark.parametrize("state", [WHOLE, SEQUENCE], ids=["whole", "sequence"])
 def test_every_cut(state: State, tmp_path: Path) -> None:
     """For a file that ends early, the place is reported and the rest shown."""
@@ -157,8 +170,11 @@ def test_every_cut(state: State, tmp_path: Path) -> None:
         if length == 24 and state is SEQUENCE:  # nothing says that there must be more
             assert "cut off after its tokens" in " ".join(printed.text(found).split())
             continue
-        assert found.problem is not None
-        assert found.layout is None
+        if found.problem is None:  # cut off behind a cache, or before V
+            assert found.doubt
+            assert verify_file(path).outcome == "unsure"
+        else:
+            assert found.layout is None
         assert list(found.tokens) == ([1, 2, 3] if length >= 24 else [])
         check_text(printed.text(found))
         assert sum(summary.bytes_by_part(found).values()) == length

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llama_state._io import atomic, pages
+from llama_state._io import atomic, buffers, pages
 from llama_state._io.atomic import fill_file, write_file
 from llama_state._io.reading import read_file
 from llama_state.errors import SaveError, TruncatedError
@@ -177,7 +177,8 @@ def test_no_page_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return refuse
 
     for number, found in [(errno.ENOSPC, errno.ENOSPC), (errno.EOPNOTSUPP, errno.ENOMEM)]:
-        with monkeypatch.context() as patch, pytest.raises(SaveError) as caught:
+        limited = buffers.POOL.limited(0)
+        with limited, monkeypatch.context() as patch, pytest.raises(SaveError) as caught:
             patch.setattr(os, "posix_fallocate", refusing(number))
             fill_file(path, 10, written.append, durable=False)
         assert caught.value.errno == found

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llama_state as ls
-from llama_state._io import buffers, lease
+from llama_state._io import atomic, buffers, lease
 from llama_state.testing import write_benchmark_model
 from tests.libllama import LIBRARY
 
@@ -139,3 +139,28 @@ def test_half_a_gibibyte_without_room_for_a_second(tmp_path: Path, scope: str) -
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_state_that_the_pool_would_not_keep(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written to the pages of its file, which takes no new memory; else as any other is."""
+    ctx = make()
+    ctx.decode(range(60))
+    ctx.save_state(tmp_path / "kept", range(60))
+    wanted = (tmp_path / "kept").read_bytes()
+    ls.trim_buffers()
+    monkeypatch.setattr(buffers.POOL, "_kept", 1 << 16)
+    assert ctx.state_size() > 1 << 16
+    with monkeypatch.context() as patch:
+        patch.setattr(buffers, "anonymous", lambda _: pytest.fail("a copy in new memory"))
+        ctx.save_state(tmp_path / "file", range(60))
+    assert (tmp_path / "file").read_bytes() == wanted
+    monkeypatch.setattr(atomic, "reserve", lambda *_: False)
+    seen: list[tuple[int, int]] = []
+    ctx.save_state(tmp_path / "copy", range(60), progress=lambda *step: seen.append(step))
+    assert (tmp_path / "copy").read_bytes() == wanted
+    assert (seen[0], seen[-1]) == ((0, len(wanted)), (len(wanted), len(wanted)))
+    with pytest.raises(ls.SaveError, match="cannot reserve space"):
+        ctx.save_state(tmp_path / "copy", memory_limit=0)
+    assert (tmp_path / "copy").read_bytes() == wanted

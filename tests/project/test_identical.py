@@ -27,6 +27,15 @@ def test_a_checkpoint_is_saved_as_it_was(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
+def test_a_compressed_checkpoint_is_read_as_it_was() -> None:
+    """Its frames are of the bytes as they are, not of byte planes as today's."""
+    compressed, plain = (
+        ls.Checkpoint.load(GOLDEN / f"{name}.checkpoint") for name in ("v10-compressed", "v10")
+    )
+    assert compressed == plain
+    assert compressed.payload == plain.payload
+
+
 @pytest.fixture(params=["", "-lfm2"], ids=["plain", "hybrid"])
 def ctx_and_name(
     request: pytest.FixtureRequest, library: ls.Library, tmp_path: Path

@@ -10,7 +10,6 @@ from ..._llama import calls
 from ..._llama.facts import context_facts
 from ..._llama.library import Library
 from ...context.context import NO_OPTIONS, Context
-from ...context.cuts import rewind_min
 from ...context.state import Restored
 from ...layout import token_array
 from .keeper import LlamaKeeper
@@ -80,7 +79,7 @@ class LlamaContext(Context):
         differs before is evaluated anew.
         """
         with self._handle.use() as call:
-            return rewind_min(self._facts, calls.positions(call, 0))
+            return self._state.rewind_min(calls.positions(call, 0))
 
     def restore_llama_state(self, state: Any) -> Restored:
         """Restore what ``Llama.save_state()`` gave, as ``Llama.load_state`` would, verified.
