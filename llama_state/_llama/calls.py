@@ -93,10 +93,10 @@ def read(call: Call, target: Target, flags: int = 0) -> bytes:
 
 
 @contextmanager
-def lent(call: Call, target: Target) -> Iterator[memoryview]:
+def lent(call: Call, target: Target, flags: int = 0) -> Iterator[memoryview]:
     """Return the state in a buffer that is lent, for what needs it no longer than the block."""
-    with POOL.lend(size(call, target), spill=True) as buffer:
-        yield read_into(call, target, buffer)
+    with POOL.lend(size(call, target, flags), spill=True) as buffer:
+        yield read_into(call, target, buffer, flags)
 
 
 def read_into(call: Call, target: Target, out: Buffer, flags: int = 0) -> memoryview:

@@ -174,14 +174,20 @@ class StateForm:
             return self.parse_own(seq_id, blob, traits=traits)
 
     def readings(self, call: Call, seq_id: int) -> tuple[layout.Traits, ...]:
-        """Return all traits that read a sequence of the context."""
-        found = []
+        """Return all traits that read a sequence of the context, its partial state too."""
+        found = self._facts.others
+        for partial in (False, True) if "state-flags" in self._library.capabilities else (False,):
+            with calls.lent(call, seq_id, calls.PARTIAL_ONLY if partial else 0) as blob:
+                found = tuple(t for t in found if self._reads(t, seq_id, blob, partial=partial))
+        return found
+
+    def _reads(self, traits: layout.Traits, seq_id: int, blob: Buffer, *, partial: bool) -> bool:
         headed = self._library.sequence_head
-        with calls.lent(call, seq_id) as blob:
-            for traits in self._facts.others:
-                with suppress(StateError):
-                    found.append(self.parse(seq_id, blob, headed=headed, traits=[traits]).traits)
-        return tuple(found)
+        try:
+            self.parse(seq_id, blob, headed=headed, partial=partial, traits=[traits])
+        except StateError:
+            return False
+        return True
 
     def settle(self, parsed: layout.Layout) -> None:
         """Read the states of the context as one that it wrote or took from now on."""

@@ -142,7 +142,9 @@ def parse_payload(
             check_point(point, layout)
         return FilePayload(layout, end, points)
     # The first took restore points for a part of the state, the second is of the state alone.
-    raise refusals[min(1, len(refusals) - 1)]
+    refusal = refusals[min(1, len(refusals) - 1)]
+    refusals.clear()  # a raised error that this list has would keep the file until a collection
+    raise refusal
 
 
 def split_points(data: Buffer, header: FileHeader) -> tuple[int, tuple[RestorePoint, ...]]:
