@@ -131,6 +131,7 @@ class StateForm:
         traits: Sequence[layout.Traits] | None = None,
     ) -> FilePayload:
         """Describe the state in a file of this library's version; errors as :meth:`parse`."""
+        self._library.require_known_version()
         version = self._library.session_version
         return parse_payload(data, header, version=version, traits=traits or self.traits)
 

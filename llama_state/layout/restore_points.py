@@ -141,10 +141,20 @@ def parse_payload(
         for point in points:
             check_point(point, layout)
         return FilePayload(layout, end, points)
+    raise _most_telling(refusals)
+
+
+def _most_telling(
+    refusals: list[FormatError | UnsupportedError],
+) -> FormatError | UnsupportedError:
+    """Return the refusal to raise, and empty *refusals*.
+
+    A raised error that a frame of its own traceback refers to keeps the file until a collection.
+    """
     # The first took restore points for a part of the state, the second is of the state alone.
     refusal = refusals[min(1, len(refusals) - 1)]
-    refusals.clear()  # a raised error that this list has would keep the file until a collection
-    raise refusal
+    refusals.clear()
+    return refusal
 
 
 def split_points(data: Buffer, header: FileHeader) -> tuple[int, tuple[RestorePoint, ...]]:
