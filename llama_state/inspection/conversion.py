@@ -90,9 +90,10 @@ def convert_file(
     is_checkpoint = file.kind == "checkpoint"
     fingerprint = NOTHING_KNOWN if model is None else _fingerprint_of(layout, model, plain)
     checkpoint = _checkpoint_of(file, layout, fingerprint, blob_version)
-    changes = session_version not in (None, checkpoint.session_version)
-    if changes and session_version is not None:
-        checkpoint = converted(checkpoint, session_version)
+    version = checkpoint.session_version if session_version is None else session_version
+    changes = version != checkpoint.session_version
+    if changes:
+        checkpoint = converted(checkpoint, version)
     if to == "native" or (to is None and is_checkpoint != changes):
         if not is_checkpoint and file.has_tokens and not changes:
             raise UnsupportedError(f"it is already a native file: a {file.kind}")

@@ -30,6 +30,11 @@ class Block:
     offset: int
     nbytes: int
 
+    @property
+    def end(self) -> int:
+        """Where the tensor bytes end."""
+        return self.offset + self.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class Cells:

@@ -157,7 +157,7 @@ def _placed(filled: Stream | None, n_stream: int, source: int | None) -> list[St
     """Return the streams of a sequence state: the one with its cells is where it has its own."""
     streams = [Stream(0, 0)] * n_stream
     if filled:
-        streams[(source or 0) if (source or 0) < n_stream else 0] = filled
+        streams[source if source is not None and source < n_stream else 0] = filled
     return streams
 
 
@@ -190,19 +190,16 @@ def _rotation(layout: Layout, cache: KVCache, form: Form) -> bytes:
     stream = _filled(cache)
     if stream is None:
         return b""
-    saved = (stream.n_rot_k, stream.n_rot_v)
-    wanted = form.rotations.get(cache.name)
-    if None in saved:
-        if form.version < ROTATED_VERSION:
-            return b""
+    saved, wanted = (stream.n_rot_k, stream.n_rot_v), form.rotations.get(cache.name)
+    was_recorded, is_recorded = None not in saved, form.version >= ROTATED_VERSION
+    if was_recorded != is_recorded:
         _check_rows_known(layout, cache, stream)
-        return b"".join(map(U32.pack, wanted or (0, 0)))
-    if form.version < ROTATED_VERSION:
-        _check_rows_known(layout, cache, stream)
+    if not is_recorded:
         return b""
-    if wanted not in (None, saved):
+    if was_recorded and wanted not in (None, saved):
         raise UnsupportedError(f"the rows of {cache.name} are rotated by {saved}, not by {wanted}")
-    return b"".join(U32.pack(size or 0) for size in saved)
+    sizes = saved if was_recorded else wanted or (0, 0)
+    return b"".join(U32.pack(size or 0) for size in sizes)
 
 
 def _check_rows_known(layout: Layout, cache: KVCache, stream: Stream) -> None:
@@ -223,7 +220,7 @@ def _tensors(
     yield U32.pack(bool(v_trans)) + U32.pack(stream.n_layer or 0) + rotation
     first = stream.tail + (16 if version >= ROTATED_VERSION else 8)
     end = stream.offset + stream.nbytes
-    middle = stream.k[-1].offset + stream.k[-1].nbytes if stream.k and stream.v else end
+    middle = stream.k[-1].end if stream.v else end
     yield view[first:middle]
     if v_trans == stream.v_trans or not stream.v:
         yield view[middle:end]
@@ -242,5 +239,5 @@ def _transposed(view: memoryview, block: Block, n_cell: int, *, to_rows: bool) -
         yield ROW_HEAD.pack(block.type_id, block.row)
     else:
         yield TRANSPOSED_HEAD.pack(block.type_id, kind.nbytes, n_embd)
-    source = view[block.offset : block.offset + block.nbytes]
+    source = view[block.offset : block.end]
     yield _Transposed(source, n_embd if to_rows else n_cell, kind.nbytes)

@@ -77,7 +77,7 @@ def _stream(view: memoryview, stream: Stream, seq_id: int) -> Pieces:
     runs = _runs(indices)
     rows = partial(_rows, view, runs)
     columns = partial(_columns, view, runs, len(cells))
-    middle = _end(stream.k[-1]) if stream.v else end
+    middle = stream.k[-1].end if stream.v else end
     yield from _blocks(view, stream.tail, middle, stream.k, rows)
     yield from _blocks(view, middle, end, stream.v, columns if stream.v_trans else rows)
 
@@ -100,7 +100,7 @@ def _blocks(
     for block in blocks:
         yield view[start : block.offset]
         yield from pick(block)
-        start = _end(block)
+        start = block.end
     yield view[start:end]
 
 
@@ -112,7 +112,7 @@ def _rows(view: memoryview, runs: Runs, block: Block) -> Pieces:
 def _columns(view: memoryview, runs: Runs, n_cell: int, block: Block) -> Pieces:
     """Yield the cells of *runs* from a transposed block."""
     size = TYPES[block.type_id].nbytes
-    for start in range(block.offset, _end(block), n_cell * size):
+    for start in range(block.offset, block.end, n_cell * size):
         for first, end in runs:
             yield view[start + first * size : start + end * size]
 
@@ -154,10 +154,6 @@ def _ratio(caches: Sequence[Cache], compressed: Compressed) -> int:
     name = f"{compressed.name} state"
     compressors = (cache for cache in caches if isinstance(cache, Compressor))
     return next(cache.ratio for cache in compressors if cache.name == name)
-
-
-def _end(block: Block) -> int:
-    return block.offset + block.nbytes
 
 
 def _runs(indices: Sequence[int]) -> Runs:

@@ -41,7 +41,7 @@ def recurrent_readings(
             continue
         s = blocks.run(s_offset, len(r), last=last)
         if s is not None:
-            nbytes = _end_of(s[-1]) - offset
+            nbytes = s[-1].end - offset
             yield RecurrentCache(name, offset, nbytes, cells, tail, n_layer, tuple(r), tuple(p), s)
 
 
@@ -79,7 +79,7 @@ class _Blocks:
         """
         blocks, first = self._runs.get(offset) or self._go_through(offset)
         found = tuple(blocks[first : first + count])
-        if len(found) < count or (last and _end_of(found[-1]) != self._cursor.end):
+        if len(found) < count or (last and found[-1].end != self._cursor.end):
             return None
         return found
 
@@ -96,13 +96,8 @@ class _Blocks:
                 break
             self._runs[offset] = run, len(run)
             run.append(block)
-            offset = _end_of(block)
+            offset = block.end
         return run, 0
-
-
-def _end_of(block: Block) -> int:
-    """Return the offset at which a block ends."""
-    return block.offset + block.nbytes
 
 
 def _leading_blocks(
@@ -117,7 +112,7 @@ def _leading_blocks(
     at = cursor.at
     while len(r) < min(n_layer, MAX_LAYERS) and (block := blocks.at(at, r[0] if r else None)):
         r.append(block)
-        cursor.at = _end_of(block)
+        cursor.at = block.end
         if ngrams and _at_ngrams(cursor):
             p.append(_read_ngrams(cursor, n_cell, p))
         at = cursor.at
