@@ -35,7 +35,7 @@ class Facts:
     Attributes:
         arch: The model's ``general.architecture``.
         traits: How the model's states are laid out, by the table of architectures: a hint.
-        others: How else they could be, if none of *traits* reads them.
+        others: Returns how else they could be, if none of *traits* reads them.
         recurrent: The memory is recurrent or hybrid: it cannot be cut, only emptied.
         encoder: An encoder-decoder model: decoding before encoding aborts the process.
         n_swa: Size of the sliding attention window in positions, 0 for none.
@@ -50,7 +50,7 @@ class Facts:
 
     arch: str
     traits: tuple[layout.Traits, ...]
-    others: tuple[layout.Traits, ...]
+    others: Callable[[], tuple[layout.Traits, ...]]
     recurrent: bool
     encoder: bool
     n_swa: int
@@ -91,7 +91,7 @@ def context_facts(call: Call, options: CreationOptions) -> Facts:
     return Facts(
         arch=arch,
         traits=traits,
-        others=every_kind(arch, **told),
+        others=partial(every_kind, arch, **told),
         recurrent=recurrent or hybrid,
         encoder=lib.llama_model_has_encoder(api, model),
         n_swa=max([n_swa, *(one.window.size for one in traits if one.window)]),

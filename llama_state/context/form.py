@@ -126,7 +126,7 @@ class StateForm:
         except FormatError:
             # It cannot be damaged: so it is not what it was taken for.
             with suppress(StateError):
-                return self.parse(target, blob, headed=headed, traits=self._facts.others)
+                return self.parse(target, blob, headed=headed, traits=self._facts.others())
             raise
 
     def read(self, call: Call, seq_id: int, like: layout.Layout | None = None) -> layout.Layout:
@@ -140,7 +140,7 @@ class StateForm:
 
     def readings(self, call: Call, seq_id: int) -> tuple[layout.Traits, ...]:
         """Return all traits that read a sequence of the context, its partial state too."""
-        found = self._facts.others
+        found = self._facts.others()
         for partial in (False, True) if "state-flags" in self._library.capabilities else (False,):
             with calls.lent(call, seq_id, calls.PARTIAL_ONLY if partial else 0) as blob:
                 found = tuple(t for t in found if self._reads(t, seq_id, blob, partial=partial))

@@ -73,7 +73,7 @@ def parse_whole(
     arch = read_arch(cursor)
     candidates = [one for one in _as_list(traits) if one.arch == arch] or model_traits(arch)
     reader = _Reader(cursor.view, cursor.at, version, Ownership(whole=True), partial=False)
-    return reader.layout(candidates, every_kind(arch) if others else (), arch=arch)
+    return reader.layout(candidates, others=others, arch=arch)
 
 
 @checked
@@ -109,7 +109,7 @@ def parse_sequence(
     reader = _Reader(cursor.view, cursor.at, version, Ownership(False, source), partial)
     candidates = _as_list(traits) or model_traits()
     try:
-        return reader.layout(candidates, every_kind(candidates[0].arch) if others else ())
+        return reader.layout(candidates, others=others)
     except (FormatError, UnsupportedError):
         if not headed:
             _refuse_other_kinds(cursor.view)
@@ -207,15 +207,17 @@ class _Reader:
     partial: bool
 
     def layout(
-        self, candidates: Sequence[Traits], others: Sequence[Traits], *, arch: str | None = None
+        self, candidates: Sequence[Traits], *, others: bool, arch: str | None = None
     ) -> Layout:
         """Return the layout by the first of *candidates* that reads the payload to its end.
 
-        Where none of them does, by the first of *others*.
+        Where none of them does, with *others* by the first of every kind of memory.
         """
         errors: dict[Traits, FormatError] = {}
         expected = self._all_readings(candidates, errors)
-        readings = expected or self._all_readings(others, {})
+        readings = expected
+        if not expected and others:
+            readings = self._all_readings(every_kind(candidates[0].arch), {})
         if not readings:
             raise self._refusal(candidates, errors)
         traits, *alternatives = readings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -104,7 +105,7 @@ def test_what_llama_cpp_says_is_a_hint(model: ls.Model, words: tuple[bool, bool,
         facts = replace(
             ctx._facts,
             traits=architectures.model_traits(model.arch, **told),
-            others=architectures.every_kind(model.arch, **told),
+            others=partial(architectures.every_kind, model.arch, **told),
         )
         form = StateForm(model.library, facts)
         parsed = form.read(call, 0)
