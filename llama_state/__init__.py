@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         VersionWarning,
     )
     from .inspection import StateFile, inspect_file
+    from .layout import RestorePoint
 
 __version__ = "0.1.0"
 """The version of this package."""
@@ -68,6 +69,7 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "RestoreError",
+    "RestorePoint",
     "Restored",
     "SaveError",
     "SequenceIdError",
@@ -95,6 +97,7 @@ _HOME = {
     "Fingerprint": "checkpoint.fingerprint",
     "Library": "_llama.library",
     "Model": "context.model",
+    "RestorePoint": "layout",
     "Restored": "context.state",
     "Span": "context.state",
     "StateFile": "inspection",

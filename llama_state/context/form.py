@@ -19,7 +19,9 @@ from .._llama.facts import Facts
 from .._llama.handles import Call
 from .._llama.library import Library
 from ..errors import FormatError, StateError, UnsupportedError
+from ..layout.appended import FilePayload, pack_points, parse_payload
 from ..layout.architectures import is_of_table
+from ..layout.restore_points import RestorePoint, check_point, listed
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -115,6 +117,38 @@ class StateForm:
         except UnsupportedError:
             self._library.require_known_version()  # whose error says more
             raise
+
+    def parse_file(
+        self,
+        data: memoryview,
+        header: layout.FileHeader,
+        *,
+        traits: Sequence[layout.Traits] | None = None,
+    ) -> FilePayload:
+        """Describe the state in a file of this library's version; errors as :meth:`parse`."""
+        self._library.require_known_version()
+        version = self._library.session_version
+        return parse_payload(data, header, version=version, traits=traits or self.traits)
+
+    def pack_points(
+        self, target: Target, points: Sequence[RestorePoint], blob: Buffer
+    ) -> list[Buffer]:
+        """Return what follows the payload of a file, for restore points of the state *blob*.
+
+        Raises:
+            FormatError: One is no partial state of this sequence.
+        """
+        return list(pack_points(self.own_points(target, points, blob)))
+
+    def own_points(
+        self, target: Target, points: Sequence[RestorePoint], blob: Buffer
+    ) -> list[RestorePoint]:
+        """Return restore points of the state *blob*, in order; errors as :meth:`pack_points`."""
+        if not (given := listed(points)):
+            return []
+        parsed = self.parse_own(target, blob)
+        in_order = sorted(given, key=lambda point: point.n_tokens)
+        return [check_point(point, parsed) for point in in_order]
 
     def parse_own(
         self, target: Target, blob: Buffer, *, traits: Sequence[layout.Traits] | None = None

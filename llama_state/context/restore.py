@@ -46,6 +46,9 @@ class Incoming:
         nbytes: Bytes of the blob as it was given, or of the file.
         prompt: What the token list of the file says; nothing for blobs.
         partial: It was taken with ``partial=True``.
+        points: The restore points that follow it in its file.
+        follows: Called, where it was not validated, with what llama.cpp left of it: False refuses
+            the state, as an error does.
     """
 
     blob: memoryview
@@ -53,6 +56,8 @@ class Incoming:
     nbytes: int
     prompt: layout.Prompt = NO_PROMPT
     partial: bool = False
+    points: tuple[layout.RestorePoint, ...] = ()
+    follows: Callable[[memoryview], bool] | None = None
 
     @property
     def flags(self) -> int:
@@ -237,7 +242,10 @@ class Restorer:
             return True  # llama.cpp ignores some empty states and reports success
         if parsed is not None and target is None and self._form.loses_streams and _is_split(parsed):
             return all(self._put_sequence(call, blob, parsed, i) for i in _cell_order(parsed))
-        return calls.write(call, target, blob) == len(blob)
+        written = calls.write(call, target, blob)
+        if incoming.follows is not None and 0 < written < len(blob):
+            return incoming.follows(blob[written:])
+        return written == len(blob)
 
     def _put_sequence(
         self, call: Call, blob: memoryview, parsed: layout.Layout, seq_id: int

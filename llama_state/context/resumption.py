@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -21,6 +21,7 @@ from ..errors import (
     MismatchWarning,
     StateError,
 )
+from ..layout import RestorePoint
 from . import engine
 from .changes import Keeper
 from .identity import Identity
@@ -65,6 +66,7 @@ class Checkpoints:
         tokens: Iterable[int] | None,
         meta: Mapping[str, Any] | None,
         out: Buffer | None,
+        points: Sequence[RestorePoint],
         *,
         logits: bool,
     ) -> Checkpoint:
@@ -78,6 +80,8 @@ class Checkpoints:
                 last = _logits_to_keep(call, target, self._handle.pointer.last_logits)
                 row = last.row or engine.last_logits(call, self._facts.n_vocab)
             payload = self._state.snapshot(target, out)
+            if target is not None:
+                points = self._state.own_points(target, points, payload)
             recorded = self._state.recorded(target, payload)
             known = self.fingerprint
         _warn_of_unknown(known.unknown)
@@ -91,6 +95,7 @@ class Checkpoints:
             logits_of=last.seq_id if last else None,
             fingerprint=replace(known, context={**known.context, **recorded}),
             meta=meta,
+            restore_points=points,
         )
 
     def resume(self, checkpoint: Checkpoint, dest_seq_id: int | None, check: Check) -> Restored:
@@ -106,7 +111,12 @@ class Checkpoints:
                 if (span := restored.sequences.get(seq_id)) is not None:
                     kept = LastLogits(seq_id, span.n_past, checkpoint.logits)
                     self._handle.pointer.last_logits = kept
-        return replace(restored, tokens=tokens, media=checkpoint.media)
+        return replace(
+            restored,
+            tokens=tokens,
+            media=checkpoint.media,
+            restore_points=checkpoint.restore_points,
+        )
 
     def _destination(self, checkpoint: Checkpoint, dest_seq_id: int | None) -> Target:
         if checkpoint.kind == "whole":

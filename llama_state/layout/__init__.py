@@ -40,6 +40,7 @@ from .headers import (
 )
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
 from .recognition import Recognized, recognize
+from .restore_points import RestorePoint
 from .salvage import leading_cells
 from .slots import MediaChunk, Prompt, SlotTokens, is_packed, listed_tokens, parse_slot_tokens
 from .spans import Span
@@ -71,6 +72,7 @@ __all__ = [
     "Prompt",
     "Recognized",
     "RecurrentCache",
+    "RestorePoint",
     "SlotTokens",
     "Span",
     "Stream",

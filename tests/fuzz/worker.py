@@ -12,6 +12,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ class Way(NamedTuple):
         scope: The sequence that it goes to; None: the whole context.
         sound: The state; of a file all of it.
         start: Where in *sound* the payload starts.
+        end: Where the state in it ends and restore points begin; None: at its end.
+        keep: How much of *sound* is not damaged.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Way(NamedTuple):
     scope: int | None
     sound: bytes
     start: int = 0
+    end: int | None = None
+    keep: int = 0
 
     @property
     def file(self) -> bool:
@@ -59,6 +64,35 @@ def _seq_load(ctx: ls.Context, content: bytes, path: Path) -> ls.Restored:
     return ctx.seq_load_state(path)
 
 
+def _seq_load_with_points(ctx: ls.Context, content: bytes, path: Path) -> ls.Restored:
+    path.write_bytes(content)
+    restored = ctx.seq_load_state(path, restore_points=True)
+    for point in restored.restore_points:
+        # They are read, not compared with the context: it decides as they are used.
+        with suppress(ls.StateError):
+            ctx.seq_restore(point.blob, partial=True)
+    return restored
+
+
+def _seq_load_unvalidated(ctx: ls.Context, content: bytes, path: Path) -> ls.Restored:
+    path.write_bytes(content)
+    return ctx.seq_load_state(path, validate=False, restore_points=True)
+
+
+def with_points(ctx: ls.Context, path: Path) -> Iterator[Way]:
+    """The ways in for a file with restore points, as llama-server writes it."""
+    partial = ctx.seq_snapshot(partial=True)
+    if not layout.has_sequence_head(partial):
+        return  # a build that is older than restore points
+    points = [ls.RestorePoint(ctx.n_past(), partial)] * 2
+    end = ctx.seq_save_state(path, 0, range(3), durable=False)
+    ctx.seq_save_state(path, 0, range(3), durable=False, restore_points=points)
+    way = Way("points", _seq_load_with_points, 0, path.read_bytes(), start=24, end=end)
+    yield way
+    yield way._replace(name="damaged points", keep=end)
+    yield way._replace(name="points, not validated", give=_seq_load_unvalidated, keep=end)
+
+
 def ways(ctx: ls.Context, path: Path) -> Iterator[Way]:
     """Every way in, with a state of *ctx*."""
     yield Way("restore", lambda c, b, _: c.restore(b), None, ctx.snapshot())
@@ -73,6 +107,7 @@ def ways(ctx: ls.Context, path: Path) -> Iterator[Way]:
         0,
         ctx.seq_snapshot(partial=True),
     )
+    yield from with_points(ctx, path)
 
 
 def fill(ctx: ls.Context, start: int, n: int) -> None:
@@ -96,7 +131,7 @@ class Bench:
         """One case: damage a state, give it, and look at what it did."""
         way = rng.choice(self.ways)
         kind = rng.choice(list(KINDS))
-        blob = KINDS[kind](rng, way.sound, others)
+        blob = way.sound[: way.keep] + KINDS[kind](rng, way.sound[way.keep :], others)
         try:
             restored = way.give(self.target, blob, self.path)
         except ls.StateError as error:
@@ -128,7 +163,8 @@ class Bench:
         if payload == sound:
             return "equal"
         if len(payload) == len(sound):
-            blocks = tensor_ranges(self.parse(way, sound))
+            state = sound if way.end is None else way.sound[way.start : way.end]
+            blocks = tensor_ranges(self.parse(way, state))
             changed = [i for i, (a, b) in enumerate(zip(payload, sound, strict=True)) if a != b]
             if all(any(i in block for block in blocks) for i in changed):
                 return "differs in tensor bytes"
