@@ -100,8 +100,9 @@ def _tables(report: Report) -> Iterator[Table]:
     sections = {one.section for one in report.timings}
     if "states" in sections:
         yield _states(_of(report.timings, "states"))
-    if "large" in sections:
-        yield _states(_of(report.timings, "large"))
+    for section in ("conversions", "large"):
+        if section in sections:
+            yield _states(_of(report.timings, section))
     if "sizes" in sections:
         yield _sizes(_of(report.timings, "sizes"))
     if "tiny" in sections:

@@ -80,6 +80,19 @@ TARGETS = (
     Target(_ways.LOAD_AND_RESUME, _ways.RESTORE, {}),
 )
 
+# At least half of the speed of a state that needs no rewriting.
+CONVERSION_TARGETS = (
+    *(
+        Target(way, _ways.RESTORE, _both(0.5))
+        for way in (_ways.RESTORE_VERSION, _ways.RESTORE_TURNED, _ways.RESTORE_STREAMS)
+    ),
+    *(
+        Target(way, _ways.SEQ_RESTORE, _both(0.5))
+        for way in (_ways.SEQ_VERSION, _ways.SEQ_TURNED, _ways.SEQ_STREAMS)
+    ),
+    Target(_ways.LOAD_VERSION, _ways.LOAD, _both(0.5)),
+)
+
 # At most 1.3 times as long.
 LARGE_TARGETS = (Target(_ways.SAVE, _ways.SAVE_UNCOPIED, {_FLASH: 0.77}),)
 
@@ -123,7 +136,11 @@ class Finding:
 
 def findings(timings: Sequence[Timing]) -> list[Finding]:
     """All figures that *timings* allow."""
-    ratios = [*_ratios(timings, "states", TARGETS), *_ratios(timings, "large", LARGE_TARGETS)]
+    ratios = [
+        *_ratios(timings, "states", TARGETS),
+        *_ratios(timings, "conversions", CONVERSION_TARGETS),
+        *_ratios(timings, "large", LARGE_TARGETS),
+    ]
     return [*ratios, *_flatness(timings), *_calls(timings), *_threads(timings)]
 
 

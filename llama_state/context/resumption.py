@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from .. import layout
 from .._llama import calls
 from .._llama.calls import Target
 from .._llama.facts import Facts
@@ -29,6 +30,9 @@ from .state import ContextState, Restored
 
 if TYPE_CHECKING:
     from .._io import Buffer
+
+# Fields of a fingerprint that say in which form a state was written: a restore rewrites that.
+_FORM: Final = frozenset({"session version", "streams", "flash attention"})
 
 Check: TypeAlias = Literal["strict", "warn", "off"]
 
@@ -104,8 +108,9 @@ class Checkpoints:
         self._compare(checkpoint, check)
         checkpoint.check_unchanged()
         payload, tokens = checkpoint.payload, checkpoint.tokens
+        version = checkpoint.session_version
         with self._handle.use():
-            restored = self._state.restore(target, payload, tokens, validate=True)
+            restored = self._state.restore(target, payload, tokens, validate=True, version=version)
             if checkpoint.logits is not None and checkpoint.logits_of is not None:
                 seq_id = checkpoint.logits_of if target is None else target
                 if (span := restored.sequences.get(seq_id)) is not None:
@@ -131,7 +136,7 @@ class Checkpoints:
     def _compare(self, checkpoint: Checkpoint, check: Check) -> None:
         """Refuse, or warn of, a checkpoint of another model or of other settings."""
         saved, current = checkpoint.session_version, self._handle.library.session_version
-        if saved != current:  # llama.cpp has no way to read it
+        if saved != current and not {saved, current} <= layout.SEQUENCE_VERSION.keys():
             raise MismatchError([Difference("session version", saved, current)])
         logits, n_vocab = checkpoint.logits, self._facts.n_vocab
         if logits is not None and len(logits) != n_vocab:  # nothing could sample from them
@@ -141,9 +146,10 @@ class Checkpoints:
         # Whoever took it with all bytes of the weights wants them compared.
         wanted = checkpoint.fingerprint
         now = self._fingerprint(full=ALL_WEIGHTS in wanted.model)
-        error = MismatchError(wanted.differences(now))
-        if not error.differences:
+        differences = [one for one in wanted.differences(now) if one.name not in _FORM]
+        if not differences:
             return
+        error = MismatchError(differences)
         if check == "strict":
             raise error
         warnings.warn(str(error), MismatchWarning, stacklevel=5)

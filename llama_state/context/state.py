@@ -23,12 +23,13 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
-from ..errors import FormatError, StateError, UnsupportedError, VersionError
+from ..errors import FormatError, MismatchError, StateError, UnsupportedError, VersionError
 from ..layout.appended import begin, packed_size, read_points
 from ..layout.recognition import expect, naming
 from ..layout.restore_points import RestorePoint, copied
 from ..layout.slots import NO_PROMPT, pack_listed
 from .changes import Change, Keeper
+from .conversion import is_form, put_converted, read_otherwise
 from .fit import Fit, Held
 from .form import StateForm
 from .restore import Incoming, Restorer
@@ -81,6 +82,8 @@ class Restored:
             *media*, since then it is not the tokens alone that give the state.
         sequences: The non-empty sequences that were restored, by their id in this context.
         media: The images and sounds in the prompt of a slot file of llama-server, in order.
+        converted: What of its form was made another to fit this context, as in "session version
+            9 to 11, flash attention on to off"; None where nothing was.
         restore_points: The partial states of earlier moments, the earliest first: those of a
             checkpoint, and those of a slot file where they were asked for.
     """
@@ -90,14 +93,16 @@ class Restored:
     sequences: Mapping[int, Span]
     media: tuple[layout.MediaChunk, ...] = ()
     restore_points: tuple[RestorePoint, ...] = ()
+    converted: str | None = None
 
     def __repr__(self) -> str:
         first = ", ".join(map(str, self.tokens[:_SHOWN_TOKENS]))
         more = f", ... {len(self.tokens)} in all" if len(self.tokens) > _SHOWN_TOKENS else ""
         media = f", media=<{len(self.media)}>" if self.media else ""
+        converted = f", converted={self.converted!r}" if self.converted else ""
         return (
             f"Restored(nbytes={self.nbytes}, tokens=({first}{more}), "
-            f"sequences={self.sequences}{media})"
+            f"sequences={self.sequences}{media}{converted})"
         )
 
 
@@ -226,7 +231,11 @@ class ContextState:
             if not validate and target is not None:
                 follows = bound(_follows, file.view, copies if points else None)
                 incoming = replace(incoming, follows=follows)
-            restored = self._put(target, incoming, given or incoming.prompt.tokens or None)
+            given = given or incoming.prompt.tokens or None
+            try:
+                restored = self._put(target, incoming, given)
+            except MismatchError as error:
+                restored = self._put_converted(target, incoming, given, error)
             return replace(restored, restore_points=tuple(copies))
 
     def _incoming(
@@ -236,14 +245,16 @@ class ContextState:
         kind, version = self._form.file_kind(target)
         expect(path, data, *_FILE_KINDS[kind])
         header = layout.parse_file_header(data, any_version=True)
-        if header.version != version:
+        other = header.version != version
+        if other and not (validate and self._form.can_convert(header)):
             raise VersionError("state file", found=header.version, expected=version, offset=4)
         prompt = _prompt(data, header, validate=validate)
         place = self._form.file_layout(target, header.payload_offset)
         parsed, end = None, len(data)
         points: tuple[RestorePoint, ...] = ()
         if validate:
-            parse = bound(self._form.parse_file, data, header)
+            written = header.session_version if other else None
+            parse = bound(self._form.parse_file, data, header, version=written)
             parsed, end, points = self._as_expected(parse)
         if target is not None and place.head_size:
             # The end of the header, which was read, makes room for the head of the blob.
@@ -271,19 +282,42 @@ class ContextState:
         *,
         validate: bool,
         partial: bool = False,
+        version: int | None = None,
     ) -> Restored:
-        """Restore from a blob that :meth:`snapshot` gave."""
+        """Restore from a blob that :meth:`snapshot` gave, of session *version* if that is known."""
         if partial:
             self._handle.library.require("state-flags")
         given = _listed(tokens)
         data = flat(blob)
-        headed = self._form.is_headed(data)
-        parsed = None
+        parsed, headed = None, self._form.is_headed(data)
         if validate or partial:
-            parse = bound(self._form.parse, target, data, headed=headed, partial=partial)
-            parsed = self._as_expected(parse)
+            parsed, headed = self._described(target, data, headed, partial, version)
         native = self._form.native(target, data, headed)
-        return self._put(target, Incoming(native, parsed, len(data), partial=partial), given)
+        incoming = Incoming(native, parsed, len(data), partial=partial)
+        try:
+            return self._put(target, incoming, given)
+        except MismatchError as error:
+            return self._put_converted(target, incoming, given, error)
+
+    def _described(
+        self,
+        target: Target,
+        blob: memoryview,
+        headed: bool,
+        partial: bool,
+        version: int | None,
+    ) -> tuple[layout.Layout, bool]:
+        """Describe a blob, and say whether it has a head, as *headed* those of this version."""
+        parse = bound(self._form.parse, target, blob, partial=partial)
+        if version in (None, self._form.version):
+            with suppress(FormatError):
+                return parse(headed=headed), headed
+            if parsed := read_otherwise(self._form, target, blob, partial):
+                return parsed, layout.has_sequence_head(blob)
+        else:
+            headed = layout.has_sequence_head(blob)
+            parse = bound(parse, version=version)
+        return self._as_expected(bound(parse, headed=headed)), headed
 
     def savepoint(self, targets: Sequence[Target]) -> Savepoint:
         """Return what puts *targets* back as they were when its block raises."""
@@ -306,6 +340,19 @@ class ContextState:
             sequences = restored_spans(self._fit, held)
             prompt = incoming.prompt
             return Restored(incoming.nbytes, prompt.tokens, sequences, prompt.media)
+
+    def _put_converted(
+        self,
+        target: Target,
+        incoming: Incoming,
+        tokens: tuple[int, ...] | None,
+        error: MismatchError,
+    ) -> Restored:
+        """Put a state of another form; *error* is what was said of it as it is."""
+        if not is_form(incoming, error.differences):
+            raise error
+        put = bound(self._put, target, tokens=tokens)
+        return put_converted(put, self._form, self._fit, target, incoming, error.differences)
 
     def _flags(self, call: Call, target: Target, partial: bool) -> int:
         """Return the flags with which llama.cpp gives a state, or the partial one."""

@@ -35,7 +35,7 @@ def check(output: str, found: Any) -> None:
     """Every way has its times, every figure is in the output, and nothing was left out."""
     timings, findings = found["timings"], found["findings"]
     sections = Counter(one["section"] for one in timings)
-    assert set(sections) == {"states", "sizes", "large", "tiny", "threads"}
+    assert set(sections) == {*("states", "conversions", "sizes", "large", "tiny", "threads")}
     for one in timings:
         assert len(one["seconds"]) == (10 if one["section"] == "tiny" else 1) * ROUNDS
         assert min(one["seconds"]) > 0

@@ -22,7 +22,7 @@ def test_state_io(tmp_path: Path) -> None:
     parties = {one["party"] for one in found["timings"]}
     assert parties == {"memory", "llama.cpp", "llama_state", "ion7-core"}
     wanted = {one["label"] for one in found["findings"] if one["bound"] is not None}
-    assert len(wanted) == 18
+    assert len(wanted) == 25
     assert chart.read_text().count("<path") > 50
     assert {path.name for path in tmp_path.iterdir()} == {"out.json", "chart.svg"}
     again, same = run_state_io(tmp_path, "--from", str(tmp_path / "out.json"))
