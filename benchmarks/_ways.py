@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # What the tables call the ways that targets compare; the others stand where they are used. Files
 # are new and not waited for (``durable=False``), unless the name says "over" or "durable".
+EVALUATE = "evaluate"
 MEMCPY = "memcpy"
 GET_DATA = "llama_state_get_data"
 SNAPSHOT_OUT = "snapshot(out=buffer)"
