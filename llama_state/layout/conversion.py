@@ -6,9 +6,11 @@ the formats on ``docs/formats.md``.
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 ROTATED_VERSION: Final = 11
 """The first session version that records how K and V are rotated."""
 
+# Up to so many bytes of V one thread has turned them before others have started.
+_ONE_THREAD: Final = 8 << 20
 # What llama.cpp has in a cell whose token is not known.
 _NO_TOKEN: Final = -1
 
@@ -125,12 +129,35 @@ class Conversion:
 
     def write(self, out: memoryview) -> None:
         """Write it to *out*, which has :attr:`nbytes` bytes and does not overlap the state."""
+        turned: list[tuple[_Transposed, memoryview]] = []
+        copied: list[tuple[memoryview | bytes, memoryview]] = []
         for piece in self.pieces:
             place, out = out[: _size(piece)], out[_size(piece) :]
             if isinstance(piece, _Transposed):
-                transpose(piece.source, place, piece.n_rows, piece.element)
+                turned.append((piece, place))
             else:
-                place[:] = piece
+                copied.append((piece, place))
+        if sum(len(place) for _, place in turned) < _ONE_THREAD:
+            _turn(turned)
+            _copy(copied)
+            return
+        # V is turned in threads, without the interpreter's lock, while K is copied in this one.
+        n_thread = min(4, os.cpu_count() or 1)
+        with ThreadPoolExecutor(n_thread) as pool:
+            waiting = [pool.submit(_turn, turned[i::n_thread]) for i in range(n_thread)]
+            _copy(copied)
+            for each in waiting:
+                each.result()
+
+
+def _turn(turned: Iterable[tuple[_Transposed, memoryview]]) -> None:
+    for piece, place in turned:
+        transpose(piece.source, place, piece.n_rows, piece.element)
+
+
+def _copy(copied: Iterable[tuple[memoryview | bytes, memoryview]]) -> None:
+    for piece, place in copied:
+        place[:] = piece
 
 
 def _checked(data: Buffer, layout: Layout, form: Form) -> memoryview:
