@@ -39,6 +39,7 @@ from .headers import (
     unpack_tokens,
 )
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
+from .pieces import Group, groups_of, take
 from .recognition import Recognized, recognize
 from .salvage import leading_cells
 from .slots import MediaChunk, Prompt, SlotTokens, is_packed, listed_tokens, parse_slot_tokens
@@ -63,6 +64,7 @@ __all__ = [
     "FileLayout",
     "Form",
     "Geometry",
+    "Group",
     "KVCache",
     "Kind",
     "Layout",
@@ -80,6 +82,7 @@ __all__ = [
     "convert",
     "differences",
     "form_of",
+    "groups_of",
     "has_partial",
     "has_sequence_head",
     "is_known",
@@ -97,6 +100,7 @@ __all__ = [
     "recognize",
     "sequence_from_whole",
     "sequence_head",
+    "take",
     "token_array",
     "unpack_tokens",
 ]
