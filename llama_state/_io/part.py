@@ -198,3 +198,11 @@ def _is_at(path: Path, fd: int) -> bool:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:
         return False
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove all part files that dead processes left in a folder."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name.startswith(".") and path.name.endswith(".part"):
+                _remove_leftover(path)

@@ -20,6 +20,7 @@ from .changes import Keeper
 from .device import DeviceMemory, DeviceSnapshot
 from .fit import Fit
 from .form import StateForm
+from .prefixes import Prefixes
 from .restore import Restorer
 from .resumption import Check, Checkpoints
 from .sequences import Sequences
@@ -71,6 +72,7 @@ class Context(Owner):
         self._sequences = Sequences(handle, facts, fit, restorer, keeper)
         self._checkpoints = Checkpoints(handle, facts, self._state, self._identity, keeper)
         self._device = DeviceMemory(handle, facts, fit, restorer, keeper)
+        self._prefixes = Prefixes(handle, facts, form, fit, keeper, self._sequences, self._identity)
         self.library: Library = handle.library
         self.arch = facts.arch
         self.n_vocab = facts.n_vocab

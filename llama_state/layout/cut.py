@@ -55,7 +55,8 @@ def _pieces(view: memoryview, layout: Layout, seq_id: int) -> Pieces:
             yield from _recurrent(view, cache, seq_id)
         elif isinstance(cache, Compressed):
             n_past = layout.base_spans.get(seq_id, NO_SPAN).last + 1
-            yield from _compressed(view, cache, seq_id, n_past // (ratio_of(layout.caches, cache) or 1))
+            ratio = ratio_of(layout.caches, cache) or 1
+            yield from _compressed(view, cache, seq_id, n_past // ratio)
         else:
             yield from _compressor(view, cache, seq_id)
 

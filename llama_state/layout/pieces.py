@@ -104,10 +104,10 @@ def compose(parts: Sequence[Part], *, seq_id: int = 0, n_stream: int = 1) -> Pie
         group = group_of(sub_cache)
         every = [(part, cache) for part in parts if (cache := _named(part, sub_cache.name))]
         taken = [(part, cache) for part, cache in every if group in part.groups]
-        if not every:
-            continue
-        if sub_cache.kind == "kv":
+        if sub_cache.kind == "kv" and (every or not sub_cache.optional):
             yield from _kv([_selected(*each) for each in taken], seq_id, n_stream)
+        elif not every:
+            continue
         elif sub_cache.kind == "compressed":
             yield from _compressed(every[0], taken)
         else:
@@ -205,7 +205,7 @@ def _block(taken: Sequence[_Rows], blocks: Sequence[Block], *, transposed: bool)
         for each, block in zip(taken, blocks, strict=True):
             yield from rows(each.view, runs(each.indices), block)
         return
-    yield _columns(taken, blocks)
+    yield memoryview(_columns(taken, blocks))
 
 
 def _columns(taken: Sequence[_Rows], blocks: Sequence[Block]) -> bytearray:

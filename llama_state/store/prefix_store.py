@@ -1,0 +1,468 @@
+"""The prefix store: state of token prefixes in pieces, written once and found by their tokens."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from .._io.arguments import checked
+from ..errors import ClosedError, Difference, SequenceIdError, StateError, UnsupportedError
+from . import identity
+from .lookup import Found, Hit, Lookup, Needs
+from .objects import NO_PARENT, Name, sealer
+from .pieces import Context, SequenceMemory
+from .places import open_place
+from .prompt import Keys, Media, Prompt, Token
+from .reading import DamagedError, Reader, wanted
+from .results import Match, Recalled, Remembered, Stats, Why
+from .writing import Writer, kept_points
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .._io import StrPath
+
+LOGGER = logging.getLogger("llama_state.store")
+
+_ATTEMPTS: Final = 8  # each sets a damaged object aside
+_OF_THE_CALLER = (ClosedError, SequenceIdError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a call is about: a prompt, and where it belongs."""
+
+    memory: SequenceMemory
+    seq_id: int
+    prompt: Prompt
+    root: bytes
+    fields: dict[str, str]
+    needs: Needs
+
+
+@checked
+class PrefixStore:
+    """State of token prefixes, which survives the process and costs only what is new.
+
+    A sequence's state is kept in chunks of tokens. Each is written once and found by the tokens
+    from the beginning up to its end, so that prompts share what they have in common. What is found
+    is verified before llama.cpp sees it. A context manager.
+
+    After construction, trouble of the store itself (a full disk, no permission, damage) is no
+    exception: less is found or written, :meth:`stats` counts it, and the log
+    ``llama_state.store`` has one warning of each kind. Errors of the caller are raised.
+
+    Args:
+        where: A folder, which is made if it is not there; ``"file:///dir?size=50GiB"``; or
+            ``"memory:?size=2GiB"``.
+        capacity_bytes: The most that all files may take together; needed unless *where* has a
+            size.
+        chunk_tokens: Tokens of a chunk.
+        key: 16 bytes or more: names and digests are made with it, so that nobody without it can
+            find a prompt or forge an object.
+        namespace: Keeps prompts apart from those of other namespaces: a tenant, a prompt version.
+        durable: Whether what was written is on the disk (fsync) when a method returns.
+        readonly: Nothing is written.
+
+    Raises:
+        ValueError: *where* is no known place, has no capacity, or the key is too short.
+        OSError: The folder cannot be made or used.
+        UnsupportedError: xxhash is not installed, which a store without a key needs.
+    """
+
+    def __init__(
+        self,
+        where: StrPath,
+        *,
+        capacity_bytes: int | None = None,
+        chunk_tokens: int = 256,
+        key: bytes | None = None,
+        namespace: str = "",
+        durable: bool = False,
+        readonly: bool = False,
+    ) -> None:
+        if chunk_tokens < 1:
+            raise ValueError(f"chunks of {chunk_tokens} tokens: they must have 1 or more")
+        self._keys = Keys(key)
+        seal, keyed = sealer(key), key is not None
+        self._backend = open_place(where, capacity_bytes, durable=durable, readonly=readonly)
+        self._lookup = Lookup(self._backend, self._keys, seal, keyed=keyed)
+        self._reader = Reader(self._backend, self._lookup, seal)
+        self._writer = Writer(
+            self._backend, self._lookup, self._keys, seal, chunk_tokens, keyed=keyed
+        )
+        self._chunk_tokens = chunk_tokens
+        self._namespace = namespace
+        self._counts: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._closed = False
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"<PrefixStore at {self._backend.location}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what waits to be written, and use the store no more."""
+        self._closed = True
+
+    # -- what a generation uses
+
+    def find(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Match:
+        """Return what :meth:`recall` would find; no state is read.
+
+        Args:
+            ctx: The context.
+            tokens: The prompt.
+            seq_id: A sequence that can be used where a context without any state does not show
+                how its caches are laid out: a token is decoded into it and removed, once.
+
+        Raises:
+            TypeError, ValueError: *tokens* are no tokens.
+            UnsupportedError: It is not known what the context computes with; the error says what
+                to declare.
+            ClosedError: Context or store was closed.
+        """
+        with self._asked(ctx, tokens, seq_id) as asked:
+            match = Match(0, 0, Why("failed", detail="it could not be read"))
+            with self._tolerant("find"):
+                found, hit = self._search(asked)
+                objects = wanted(hit, self._lookup, asked.needs, 0)
+                sizes = (self._lookup.header(each.name) for each in objects)
+                nbytes = sum(header.nbytes for header in sizes if header)
+                match = Match(hit.n_tokens, nbytes, self._why(asked, found, hit))
+        return match
+
+    def recall(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Recalled:
+        """Put the longest stored prefix of a prompt into a sequence, in place of what it holds.
+
+        The last token is left to be decoded, for its logits. Decode what is behind
+        ``Recalled.tokens``: that gives the same as decoding all of them. What the sequence holds
+        already of the prompt, as far as that is known, is not read again.
+
+        Args:
+            ctx: The context.
+            tokens: The prompt.
+            seq_id: The sequence.
+
+        Returns:
+            What the sequence holds now; nothing at all where nothing helps.
+
+        Raises:
+            TypeError, ValueError: *tokens* are no tokens.
+            SequenceIdError: The context has no such sequence.
+            UnsupportedError: It is not known what the context computes with; the error says what
+                to declare.
+            ClosedError: Context or store was closed.
+        """
+        with self._asked(ctx, tokens, seq_id) as asked:
+            return self._recall(asked)
+
+    def remember(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Remembered:
+        """Write what is not there yet of a sequence.
+
+        Args:
+            ctx: The context.
+            tokens: What the sequence begins with. Memory that cannot be cut is found again only
+                where they are all that it holds.
+            seq_id: The sequence.
+
+        Raises:
+            TypeError, ValueError: *tokens* are no tokens, or more than the sequence holds.
+            SequenceIdError: The context has no such sequence.
+            UnsupportedError: It is not known what the context computes with.
+            ClosedError: Context or store was closed.
+        """
+        with self._asked(ctx, tokens, seq_id) as asked:
+            n_past = asked.memory.n_past(seq_id)
+            if asked.prompt.n_positions > n_past:
+                raise ValueError(
+                    f"{asked.prompt.n_positions} positions to remember, and sequence {seq_id} "
+                    f"holds {n_past}"
+                )
+            return self._remember(asked)
+
+    def prefill(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Recalled:
+        """Recall a prompt, decode the rest of it, and remember it.
+
+        The logits of the last token are there then. Memory that cannot be cut gets restore points
+        on the way.
+
+        Args:
+            ctx: The context.
+            tokens: The prompt, of one token or more. Media must be in what is recalled.
+            seq_id: The sequence.
+
+        Returns:
+            What :meth:`recall` returned.
+
+        Raises:
+            TypeError, ValueError: *tokens* are no tokens, or none.
+            SequenceIdError: The context has no such sequence.
+            UnsupportedError: It is not known what the context computes with, or media would have
+                to be decoded.
+            CapacityError, DecodeError: What decoding raises.
+            ClosedError: Context or store was closed.
+        """
+        with self._asked(ctx, tokens, seq_id) as asked:
+            prompt = asked.prompt
+            if not len(prompt):
+                raise ValueError("no tokens: there is nothing to prefill")
+            recalled, found = self._recall_all(asked)
+            done = len(recalled.tokens)
+            rest = prompt.tokens[done:]
+            if any(isinstance(token, Media) for token in rest):
+                raise UnsupportedError(
+                    "media have to be evaluated by their binding: recall, evaluate, remember"
+                )
+            for end in self._stops(asked, found, done):
+                asked.memory.decode(seq_id, Prompt(prompt.tokens[done:end]).ids)
+                done = end
+                self._remember(self._shortened(asked, end))
+            return recalled
+
+    # -- looking after it
+
+    def stats(self) -> Stats:
+        """Return what the store holds, and what this object has done with it."""
+        used = 0
+        with self._tolerant("stats"):
+            used = self._backend.used_bytes()
+        counted = {
+            name: self._counts[name]
+            for name in (
+                "recalls",
+                "hits",
+                "tokens_recalled",
+                "bytes_read",
+                "tokens_remembered",
+                "bytes_written",
+                "damaged",
+            )
+        }
+        return Stats(
+            self._backend.location,
+            used,
+            self._backend.capacity_bytes,
+            refused=self._writer.refused,
+            failures=dict(self._failures),
+            **counted,
+        )
+
+    def evict(self, to_bytes: int) -> int:
+        """Let go of what was used least recently until *to_bytes* are left.
+
+        Returns:
+            The bytes that are free now.
+        """
+        freed = 0
+        with self._tolerant("evict"):
+            freed = self._backend.evict(to_bytes)
+        return freed
+
+    # -- shared by the above
+
+    @contextmanager
+    def _asked(self, ctx: Context, tokens: Iterable[Token], seq_id: int) -> Iterator[_Asked]:
+        if self._closed:
+            raise ClosedError("the store was closed")
+        prompt = Prompt.of(tokens)
+        memory = ctx._prefixes
+        with self._lock, memory.use():
+            memory.check_sequence(seq_id)
+            geometry = memory.geometry(seq_id)
+            fields = identity.identity_fields(memory.fingerprint(), geometry, self._namespace)
+            root = self._keys.root(identity.to_json(fields))
+            yield _Asked(memory, seq_id, prompt, root, fields, Needs.of(memory.traits()))
+
+    @contextmanager
+    def _tolerant(self, doing: str) -> Iterator[None]:
+        """Count and log the store's own troubles inside of the block, and end it."""
+        try:
+            yield
+        except _OF_THE_CALLER:
+            raise
+        except (OSError, StateError) as error:
+            kind = f"{doing}: {type(error).__name__}"
+            self._failures[kind] += 1
+            if self._failures[kind] == 1:
+                LOGGER.warning("%r: %s failed: %s", self, doing, error)
+
+    def _shortened(self, asked: _Asked, end: int) -> _Asked:
+        prompt = Prompt(asked.prompt.tokens[:end])
+        return _Asked(asked.memory, asked.seq_id, prompt, asked.root, asked.fields, asked.needs)
+
+    def _search(self, asked: _Asked) -> tuple[Found, Hit]:
+        """Return what is there of a prompt, and the longest hit."""
+        prompt = asked.prompt
+        most = prompt.position(max(len(prompt) - 1, 0))
+        found = self._lookup.walk(asked.root, prompt)
+        self._set_aside_damaged()
+        return found, self._lookup.best(found, prompt, asked.needs, most)
+
+    def _set_aside_damaged(self) -> None:
+        while self._lookup.damaged:
+            self._set_aside(self._lookup.damaged.pop())
+
+    def _set_aside(self, name: Name) -> None:
+        self._counts["damaged"] += 1
+        self._lookup.forget(name)
+        with self._tolerant("set aside"):
+            self._backend.set_aside(name)
+
+    # -- recalling
+
+    def _recall(self, asked: _Asked) -> Recalled:
+        recalled, _ = self._recall_all(asked, logits=False)
+        return recalled
+
+    def _recall_all(self, asked: _Asked, *, logits: bool = True) -> tuple[Recalled, Found]:
+        self._counts["recalls"] += 1
+        damaged: DamagedError | None = None
+        failure = ""
+        for _ in range(_ATTEMPTS):
+            found, hit = Found(), Hit()
+            with self._tolerant("recall"):
+                try:
+                    found, hit = self._search(asked)
+                    recalled = self._load(asked, found, hit, damaged)
+                    self._counts["hits"] += recalled.n_past > 0
+                    self._counts["tokens_recalled"] += len(recalled.tokens)
+                    self._counts["bytes_read"] += recalled.nbytes
+                    return recalled, found
+                except DamagedError as error:
+                    damaged = error
+                    self._lookup.forget(error.name)
+                    if not error.gone:
+                        self._set_aside(error.name)
+                    continue
+                except (OSError, StateError) as error:
+                    failure = str(error)
+                    raise
+            break
+        asked.memory.cut(asked.seq_id, 0)
+        return Recalled(0, 0, (), Why("failed", detail=failure or str(damaged))), Found()
+
+    def _load(
+        self, asked: _Asked, found: Found, hit: Hit, damaged: DamagedError | None
+    ) -> Recalled:
+        memory, seq_id, prompt = asked.memory, asked.seq_id, asked.prompt
+        why = self._why(asked, found, hit, damaged)
+        keep = self._held(asked)
+        if keep and keep >= hit.end:
+            memory.cut(seq_id, keep)
+            tokens = prompt.tokens[: prompt.index(keep)]
+            return Recalled(keep, 0, tokens, Why("held", len(tokens)))
+        if not hit.end:
+            memory.cut(seq_id, 0)
+            return Recalled(0, 0, (), why)
+        tokens = prompt.tokens[: hit.n_tokens]
+        ids = None if prompt.has_media else prompt.ids[: hit.n_tokens]
+        objects = wanted(hit, self._lookup, asked.needs, keep)
+        nbytes = self._reader.load(memory, seq_id, hit, objects, keep=keep, tokens=ids)
+        used = (name for link in hit.links for name in link.kinds.values())
+        self._backend.touch(used)
+        return Recalled(hit.end, nbytes, tokens, why)
+
+    def _held(self, asked: _Asked) -> int:
+        """Return how many positions of the prompt a sequence holds, and can go on from."""
+        memory, seq_id, prompt = asked.memory, asked.seq_id, asked.prompt
+        held = memory.tokens(seq_id)
+        n_past = memory.n_past(seq_id)
+        if not held or prompt.has_media or len(held) != n_past:
+            return 0
+        most = min(len(held), len(prompt) - 1)
+        common = next((i for i in range(most) if held[i] != prompt.tokens[i]), most)
+        return common if common and memory.can_cut(seq_id, common) else 0
+
+    def _why(
+        self, asked: _Asked, found: Found, hit: Hit, damaged: DamagedError | None = None
+    ) -> Why:
+        prompt, at = asked.prompt, hit.n_tokens
+        if at >= len(prompt) - 1:
+            return Why("all", at)
+        if damaged is not None and damaged.position >= hit.end:
+            return Why("missing" if damaged.gone else "damaged", prompt.index(damaged.position))
+        links = found.partial[0] if found.partial else tuple(found.links)
+        shared = found.partial[1] if found.partial else 0
+        if not links and not found.points:
+            return self._why_nothing(asked)
+        start = prompt.index(links[-1].header.start) if links else 0
+        known = start + prompt.tokens_in(start, shared) if found.partial else at
+        if known > at:
+            return Why("no restore point", at)
+        if found.partial and 4 * shared < len(words := found.partial[0][-1].header.words):
+            stored = int.from_bytes(words[4 * shared : 4 * shared + 4], "little", signed=True)
+            return Why("differs", at, stored if stored >= 0 else None, prompt.tokens[at])
+        return Why("missing", at)
+
+    def _why_nothing(self, asked: _Asked) -> Why:
+        differences: Sequence[Difference] | None = None
+        for name in self._backend.children(NO_PARENT):
+            if name.key == asked.root:
+                if any(self._backend.children(asked.root)):
+                    return Why("differs", 0, None, asked.prompt.tokens[0])
+                continue
+            fields = identity.from_json(self._reader.read(name))
+            found = identity.compare(fields, asked.fields)
+            if differences is None or len(found) < len(differences):
+                differences = found
+        return Why("empty") if differences is None else Why("another", differences=differences)
+
+    # -- remembering
+
+    def _remember(self, asked: _Asked) -> Remembered:
+        written = Remembered(0, 0, 0)
+        if not len(asked.prompt) or self._backend.readonly:
+            return written
+        with self._tolerant("remember"):
+            self._writer.describe(asked.root, identity.to_json(asked.fields), NO_PARENT)
+            n_new, nbytes = self._writer.write(
+                asked.memory, asked.seq_id, asked.root, asked.prompt, asked.needs
+            )
+            self._counts["tokens_remembered"] += n_new
+            self._counts["bytes_written"] += nbytes
+            if n_new:
+                self._tidy(asked)
+            written = Remembered(len(asked.prompt), n_new, nbytes)
+        return written
+
+    def _tidy(self, asked: _Asked) -> None:
+        """Remove what the chunks that were just written make superfluous."""
+        chunks = list(self._writer.chunks(asked.root, asked.prompt))
+        for chunk in chunks[-2:]:
+            self._writer.supersede(chunk, list(self._lookup.children(chunk.parent, chunk.start)))
+        if asked.needs.state:
+            self._writer.thin(self._lookup.walk(asked.root, asked.prompt), chunks)
+
+    def _stops(self, asked: _Asked, found: Found, done: int) -> list[int]:
+        """Return where a prefill stops to remember: indices of tokens, the last one is the end."""
+        prompt = asked.prompt
+        if not asked.needs.state and (not asked.needs.window or asked.memory.keeps_window()):
+            return [len(prompt)]
+        ends = [last for _, last in prompt.chunks(0, self._chunk_tokens)]
+        positions = [prompt.position(end) for end in ends]
+        kept = kept_points(positions, self._chunk_tokens)
+        # Where other prompts go on otherwise: the next one will want to go on there too.
+        junction = found.links[-1].header.end if found.links else 0
+        return [
+            end
+            for end, position in zip(ends, positions, strict=True)
+            if end > done and (position in kept or position == junction)
+        ]
