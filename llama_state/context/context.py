@@ -20,6 +20,7 @@ from .changes import Keeper
 from .device import DeviceMemory, DeviceSnapshot
 from .fit import Fit
 from .form import StateForm
+from .held import HeldTokens
 from .prefixes import Prefixes
 from .restore import Restorer
 from .resumption import Check, Checkpoints
@@ -61,7 +62,7 @@ class Context(Owner):
     ) -> None:
         with handle.use() as call:
             facts = context_facts(call, options)
-        keeper = keeper or Keeper()
+        keeper = keeper or (HeldTokens() if handle.pointer.owned else Keeper())
         form = StateForm(handle.library, facts)
         fit = Fit(facts, form)
         restorer = Restorer(handle, facts, form, fit)
@@ -87,6 +88,7 @@ class Context(Owner):
     @property
     def pointer(self) -> int:
         """The address of the ``llama_context``."""
+        self._prefixes.shared()
         return int(ffi.cast("uintptr_t", self._handle.address))
 
     # -- what its states belong to

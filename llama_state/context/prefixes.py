@@ -105,7 +105,7 @@ class Prefixes:
 
     def tokens(self, seq_id: int) -> tuple[int, ...] | None:
         """Return the tokens that a sequence holds; None where they are not known."""
-        return self._keeper.tokens(seq_id)
+        return self._keeper.held(seq_id)
 
     def appends(self, seq_id: int) -> bool:
         """Return whether pieces go in one by one; where not, all are needed at once."""
@@ -122,9 +122,11 @@ class Prefixes:
         """Return whether a sequence can truthfully be cut back, and appended to there."""
         with self._handle.use() as call:
             span = calls.positions(call, seq_id)
-            if self._way_in(call, seq_id) is None:
-                return False
         return self._fit.rewind_min(span) <= position <= span.last + 1
+
+    def shared(self) -> None:
+        """Note that other code can change the context from now on."""
+        self._keeper.shared()
 
     def cut(self, seq_id: int, position: int) -> None:
         """Remove all from *position* on; 0 empties the sequence."""

@@ -80,9 +80,11 @@ class Hit:
     n_tokens: int = 0
 
     @property
-    def at_point(self) -> bool:
-        """Whether it ends where its last chunk does."""
-        return bool(self.links) and self.links[-1].header.end == self.end
+    def has_logits(self) -> bool:
+        """Whether the logits of its last token are stored."""
+        if not self.links or self.links[-1].header.end != self.end:
+            return False
+        return "L" in self.links[-1].kinds
 
 
 @dataclass(slots=True)

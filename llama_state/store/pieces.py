@@ -87,7 +87,7 @@ class SequenceMemory(Protocol):
         """Return whether pieces go in one by one; where not, all are needed at once."""
 
     def can_cut(self, seq_id: int, position: int) -> bool:
-        """Return whether a sequence can truthfully be cut back, and appended to there."""
+        """Return whether a sequence can truthfully be cut back, and gone on from there."""
 
     def cut(self, seq_id: int, position: int) -> None:
         """Remove all from *position* on; 0 empties the sequence."""

@@ -308,12 +308,19 @@ class PrefixStore:
         prompt = Prompt(asked.prompt.tokens[:end])
         return _Asked(asked.memory, asked.seq_id, prompt, asked.root, asked.fields, asked.needs)
 
-    def _search(self, asked: _Asked) -> tuple[Found, Hit]:
-        """Return what is there of a prompt, and the longest hit."""
+    def _search(self, asked: _Asked, *, logits: bool = False) -> tuple[Found, Hit]:
+        """Return what is there of a prompt, and the longest hit.
+
+        The last token is no part of it, unless *logits* are wanted and those of it are stored.
+        """
         prompt = asked.prompt
-        most = prompt.position(max(len(prompt) - 1, 0))
         found = self._lookup.walk(asked.root, prompt)
         self._set_aside_damaged()
+        if logits:
+            hit = self._lookup.best(found, prompt, asked.needs, prompt.n_positions)
+            if hit.has_logits and hit.n_tokens == len(prompt):
+                return found, hit
+        most = prompt.position(max(len(prompt) - 1, 0))
         return found, self._lookup.best(found, prompt, asked.needs, most)
 
     def _set_aside_damaged(self) -> None:
@@ -340,7 +347,7 @@ class PrefixStore:
             found, hit = Found(), Hit()
             with self._tolerant("recall"):
                 try:
-                    found, hit = self._search(asked)
+                    found, hit = self._search(asked, logits=logits)
                     recalled = self._load(asked, found, hit, damaged)
                     self._counts["hits"] += recalled.n_past > 0
                     self._counts["tokens_recalled"] += len(recalled.tokens)
@@ -369,13 +376,18 @@ class PrefixStore:
             memory.cut(seq_id, keep)
             tokens = prompt.tokens[: prompt.index(keep)]
             return Recalled(keep, 0, tokens, Why("held", len(tokens)))
+        if not memory.appends(seq_id):
+            keep = 0
         if not hit.end:
             memory.cut(seq_id, 0)
             return Recalled(0, 0, (), why)
         tokens = prompt.tokens[: hit.n_tokens]
         ids = None if prompt.has_media else prompt.ids[: hit.n_tokens]
         objects = wanted(hit, self._lookup, asked.needs, keep)
-        nbytes = self._reader.load(memory, seq_id, hit, objects, keep=keep, tokens=ids)
+        row = None
+        if hit.n_tokens == len(prompt):
+            row = memoryview(self._reader.read(hit.links[-1].kinds["L"])).cast("f")
+        nbytes = self._reader.load(memory, seq_id, hit, objects, keep=keep, tokens=ids, logits=row)
         used = (name for link in hit.links for name in link.kinds.values())
         self._backend.touch(used)
         return Recalled(hit.end, nbytes, tokens, why)
