@@ -39,11 +39,14 @@ class Needs:
         return cls("R" in groups, "W" in groups, "S" in groups, traits.window)
 
     def first_of_window(self, end: int) -> int:
-        """Return the first position whose window rows a token at *end* needs."""
+        """Return the first position whose window rows a sequence has that goes on at *end*.
+
+        One more than a token there needs: so many llama.cpp keeps.
+        """
         if self.span is None:
             return 0
         if self.span.kind == "standard":
-            return max(end - self.span.size + 1, 0)
+            return max(end - self.span.size, 0)
         return end // self.span.size * self.span.size
 
 

@@ -52,6 +52,8 @@ class Wanted:
 
 def wanted(hit: Hit, lookup: Lookup, needs: Needs, keep: int) -> list[Wanted]:
     """Return the objects of a hit: rows, rows of the window, the state; behind *keep*."""
+    if not hit.links:
+        return []
     rows: list[Wanted] = []
     windows: list[Wanted] = []
     first = max(needs.first_of_window(hit.end), keep)

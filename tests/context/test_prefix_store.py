@@ -1,0 +1,88 @@
+"""The prefix store with real contexts: what comes back is what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import llama_state as ls
+from llama_state.store import PrefixStore
+
+
+pytestmark = pytest.mark.libllama
+
+CUTTABLE = frozenset({"deepseek2", "deepseek32", "llama", "minimax-m3", "qwen2vl"})
+"""Wherever a prompt differs, what is before it is found."""
+
+CHUNK = 64
+STOPS = (64, 100, 128, 192, 230)
+"""Where the first prompt is remembered on the way."""
+
+CONFIGURATIONS = {
+    "one": {"n_seq_max": 1},
+    "unified": {"n_seq_max": 3, "kv_unified": True},
+    "split": {"n_seq_max": 3, "kv_unified": False},
+    "unified, no flash": {"n_seq_max": 3, "kv_unified": True, "flash_attn": False},
+    "split, no flash": {"n_seq_max": 3, "kv_unified": False, "flash_attn": False},
+    "small window": {"n_seq_max": 3, "kv_unified": True, "swa_full": False},
+    "q8_0": {"n_seq_max": 3, "kv_unified": True, "type_k": "q8_0", "type_v": "q8_0"},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[PrefixStore]:
+    """A store in a folder."""
+    with PrefixStore(tmp_path / "kv", capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store:
+        yield store
+        assert not store.stats().failures
+
+
+def tokens(seed: int, n: int, n_vocab: int) -> list[int]:
+    """Some tokens, the same ones for the same seed."""
+    random = Random(seed)  # noqa: S311
+    return [random.randrange(n_vocab) for _ in range(n)]
+
+
+def context(model: ls.Model, options: Mapping[str, object]) -> ls.Context:
+    """A context with 320 cells a sequence."""
+    n_seq_max = options["n_seq_max"]
+    assert isinstance(n_seq_max, int)
+    return model.context(n_ctx=320 * n_seq_max, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
+    """A recall leaves what a context held that decoded the same: byte for byte, and its logits."""
+    options = CONFIGURATIONS[name]
+    seq_id = int(str(options["n_seq_max"])) - 1
+    try:
+        writer = context(model, options)
+    except ls.ModelLoadError:
+        return  # quantized rows of this size
+    with writer:
+        base = tokens(1, STOPS[-1], writer.n_vocab)
+        held = {}
+        for start, end in zip((0, *STOPS), STOPS, strict=False):
+            writer.decode(base[start:end], seq_id)
+            store.remember(writer, base[:end], seq_id)
+            held[end] = writer.seq_snapshot(seq_id)
+    for shared in (20, 64, 90, 100, 150, 192, 230):
+        prompt = [*base[:shared], *tokens(shared, 20, writer.n_vocab)]
+        with context(model, options) as reader, context(model, options) as other:
+            found = store.find(reader, prompt, seq_id)
+            recalled = store.recall(reader, prompt, seq_id)
+            n_past = recalled.n_past
+            assert recalled.tokens == tuple(prompt[:n_past]) and found.n_tokens == n_past
+            assert reader.n_past(seq_id) == n_past <= shared
+            assert n_past == shared or writer.arch not in CUTTABLE, recalled.why
+            if not n_past:
+                continue
+            other.seq_restore(held[min(end for end in held if end >= n_past)], seq_id)
+            other.seq_rm(seq_id, n_past)
+            assert reader.seq_snapshot(seq_id) == other.seq_snapshot(seq_id)
+            for ctx in (reader, other):
+                ctx.decode(prompt[n_past:], seq_id)
+            assert reader.logits() == other.logits()
