@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from .prefix_store import PrefixStore
 from .prompt import Media
-from .results import Entry, Match, Recalled, Remembered, Stats, Why
+from .results import Entry, Match, Recalled, Remembered, Stats, Verified, Why
 
-__all__ = ["Entry", "Match", "Media", "PrefixStore", "Recalled", "Remembered", "Stats", "Why"]
+__all__ = [
+    "Entry",
+    "Match",
+    "Media",
+    "PrefixStore",
+    "Recalled",
+    "Remembered",
+    "Stats",
+    "Verified",
+    "Why",
+]

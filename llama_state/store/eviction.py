@@ -20,7 +20,9 @@ class _Prefix:
     n_children: int = 0
 
 
-def in_order(entries: Iterable[Stored], now: float | None = None) -> Iterator[Stored]:
+def in_order(
+    entries: Iterable[Stored], now: float | None = None, *, needed: bytes = b""
+) -> Iterator[Stored]:
     """Yield objects in the order in which they can go.
 
     An object goes after all that go on from it, so that no chain is broken in the middle. What is
@@ -29,8 +31,11 @@ def in_order(entries: Iterable[Stored], now: float | None = None) -> Iterator[St
     Args:
         entries: All objects of a place.
         now: Seconds since 1970; None for the time of now.
+        needed: Key of a prefix that something is about to go on from: it stays, too.
     """
     prefixes = _by_key(entries, time.time() if now is None else now)
+    if needed in prefixes:
+        prefixes[needed].pinned = True
     free = [(p.used, key) for key, p in prefixes.items() if not p.n_children and not p.pinned]
     heapq.heapify(free)
     while free:

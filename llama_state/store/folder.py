@@ -64,10 +64,7 @@ class FolderBackend:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.location)
             return
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._locked() as used:
-            used.count(self._count())
-            if used.nbytes > capacity_bytes:
-                self._evict(used, capacity_bytes)
+        self.evict(capacity_bytes)
 
     # -- reading
 
@@ -117,17 +114,18 @@ class FolderBackend:
         if self.readonly or size > self.capacity_bytes or path.exists():
             return False
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        reserved = 0
         try:
             with self._new(path) as (fd, save_errors), save_errors:
-                reserved = self._reserve(fd, size)
+                self._reserve(fd, size, path, name.parent)
                 for view in views:
                     atomic.write_all(fd, view)
-        except (FileExistsError, _NoRoomError):
-            self._give_back(reserved)
+        except _NoRoomError:
+            return False
+        except FileExistsError:
+            self._count_anew()
             return False
         except BaseException:
-            self._give_back(reserved)
+            self._count_anew()
             raise
         return True
 
@@ -169,36 +167,38 @@ class FolderBackend:
     def _new(self, path: Path) -> AbstractContextManager[tuple[int, atomic.SaveErrors]]:
         return atomic.replacing(path, durable=self._durable, replace=False, mode=0o600)
 
-    def _reserve(self, fd: int, size: int) -> int:
-        """Give an empty file its size, once there is room, and return it.
+    def _reserve(self, fd: int, size: int, path: Path, parent: bytes) -> None:
+        """Give an empty file its size, once there is room.
 
         Raises:
-            _NoRoomError: What is there is pinned, or being written.
+            _NoRoomError: What is there is pinned, or being written; or another process writes
+                this object.
         """
         with self._locked() as used:
+            files = self._listed(path.parent.name)
+            beside = (_size(each) for each in files if path.name in each.name)
+            if any(beside):
+                raise _NoRoomError
             if used.nbytes + size > self.capacity_bytes:
                 used.count(self._count())
-                self._evict(used, int(self.capacity_bytes * (1 - _SLACK)) - size)
+                self._evict(used, int(self.capacity_bytes * (1 - _SLACK)) - size, parent)
             if used.nbytes + size > self.capacity_bytes:
                 raise _NoRoomError
             used.count(used.nbytes + size)
             if not atomic.reserve(fd, size):
                 os.ftruncate(fd, size)
-        return size
 
-    def _give_back(self, size: int) -> None:
-        if not size:
-            return
+    def _count_anew(self) -> None:
         with self._locked() as used:
-            used.count(max(used.nbytes - size, 0))
+            used.count(self._count())
 
-    def _evict(self, used: _Used, to_bytes: int) -> int:
+    def _evict(self, used: _Used, to_bytes: int, needed: bytes = b"") -> int:
         freed = 0
         for entry in self._listed(_ASIDE):
             if used.nbytes <= to_bytes:
                 return freed
             freed += self._remove(used, Path(entry.path))
-        for stored in in_order(self.entries()):
+        for stored in in_order(self.entries(), needed=needed):
             if used.nbytes <= to_bytes:
                 break
             freed += self._remove(used, self._path(stored.name))

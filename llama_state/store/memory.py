@@ -56,7 +56,7 @@ class MemoryBackend:
             if name in self._objects or len(data) > self.capacity_bytes:
                 return False
             if self._nbytes + len(data) > self.capacity_bytes:
-                self.evict(self.capacity_bytes - len(data))
+                self._evict(self.capacity_bytes - len(data), name.parent)
             if self._nbytes + len(data) > self.capacity_bytes:
                 return False  # the rest is pinned
             self._objects[name] = data
@@ -101,17 +101,20 @@ class MemoryBackend:
 
     def evict(self, to_bytes: int) -> int:
         """See :class:`Backend`."""
-        freed = 0
         with self._lock:
-            for stored in in_order(self.entries()):
-                if self._nbytes <= to_bytes:
-                    break
-                freed += self.remove(stored.name)
-        return freed
+            return self._evict(to_bytes)
 
     def used_bytes(self) -> int:
         """See :class:`Backend`."""
         return self._nbytes
+
+    def _evict(self, to_bytes: int, needed: bytes = b"") -> int:
+        freed = 0
+        for stored in in_order(self.entries(), needed=needed):
+            if self._nbytes <= to_bytes:
+                break
+            freed += self.remove(stored.name)
+        return freed
 
     def _get(self, name: Name) -> bytes:
         try:

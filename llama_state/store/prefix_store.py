@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +21,8 @@ from .pieces import Context, SequenceMemory
 from .places import open_place
 from .prompt import Keys, Media, Prompt, Token
 from .reading import DamagedError, Reader, wanted
-from .results import Match, Recalled, Remembered, Stats, Why
+from .results import Entry, Match, Recalled, Remembered, Stats, Verified, Why
+from .upkeep import Tree
 from .writing import Writer, kept_points
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("llama_state.store")
 
+_FOR_EVER: Final = float(1 << 33)  # seconds since 1970
 _ATTEMPTS: Final = 8  # each sets a damaged object aside
 _OF_THE_CALLER = (ClosedError, SequenceIdError)
 
@@ -275,6 +278,76 @@ class PrefixStore:
         with self._tolerant("evict"):
             freed = self._backend.evict(to_bytes)
         return freed
+
+    def entries(self) -> list[Entry]:
+        """Return the stored prompts, the last used first; of a chain only the whole."""
+        entries: list[Entry] = []
+        with self._tolerant("entries"):
+            entries = list(self._tree().entries())
+        return entries
+
+    def verify(self, *, repair: bool = False) -> Verified:
+        """Read everything that is stored.
+
+        Args:
+            repair: Set aside what is damaged, and remove what nothing leads to.
+
+        Raises:
+            OSError: The store cannot be read.
+        """
+        return self._tree().verify(repair=repair)
+
+    def pin(
+        self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0, *, ttl: float | None = None
+    ) -> int:
+        """Keep a stored prompt from being evicted.
+
+        Args:
+            ctx: The context that it was stored from, or one like it.
+            tokens: The prompt.
+            seq_id: As for :meth:`find`.
+            ttl: Seconds that the pin holds; None: until it is set anew; 0: no longer.
+
+        Returns:
+            The tokens that are pinned: the longest whole chunks that are stored of the prompt.
+        """
+        until = _FOR_EVER if ttl is None else time.time() + ttl
+        with self._asked(ctx, tokens, seq_id) as asked:
+            n_tokens = 0
+            with self._tolerant("pin"):
+                links = self._lookup.walk(asked.root, asked.prompt).links
+                if links:
+                    last = links[-1].header
+                    pin = replace(last.name, kind="P")
+                    self._backend.put(pin, [b"pin"])
+                    self._backend.touch([pin], until)
+                    n_tokens = asked.prompt.index(last.end)
+        return n_tokens
+
+    def forget(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> int:
+        """Remove a stored prompt, and what goes on from it; what others begin with stays.
+
+        Args:
+            ctx: The context that it was stored from, or one like it.
+            tokens: The prompt.
+            seq_id: As for :meth:`find`.
+
+        Returns:
+            The bytes that are free now.
+        """
+        freed = 0
+        with self._asked(ctx, tokens, seq_id) as asked, self._tolerant("forget"):
+            links = self._lookup.walk(asked.root, asked.prompt).links
+            if links:
+                freed = self._tree().remove(links[-1].key)
+        return freed
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until everything is written; False where *timeout* seconds were not enough."""
+        return True
+
+    def _tree(self) -> Tree:
+        return Tree(self._backend, self._lookup, self._reader)
 
     # -- shared by the above
 

@@ -199,3 +199,14 @@ def _words(token: Token) -> bytes:
         return array("i", [token]).tobytes()
     digest = hashlib.sha256(token.digest).digest()
     return array("i", [_MEDIA, token.n_positions]).tobytes() + digest
+
+
+def count_tokens(words: bytes) -> int:
+    """Return how many tokens a list of words has; media count once."""
+    listed = array("i")
+    listed.frombytes(words)
+    found = at = 0
+    while at < len(listed):
+        at += _MEDIA_WORDS if listed[at] == _MEDIA else 1
+        found += 1
+    return found

@@ -148,6 +148,30 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Verified:
+    """What a look at everything in a store found.
+
+    Attributes:
+        n_objects: Objects that were read.
+        nbytes: Their bytes.
+        damaged: Those that are damaged: key and kind.
+        orphans: Those that nothing leads to, since what they go on from is gone.
+        repaired: Whether these were taken away.
+    """
+
+    n_objects: int
+    nbytes: int
+    damaged: tuple[str, ...]
+    orphans: tuple[str, ...]
+    repaired: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is sound."""
+        return not self.damaged and not self.orphans
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """What a store holds, and what this object has done with it.
 

@@ -1,0 +1,175 @@
+"""Look after a place: what is in it, whether it is sound, what may go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ..errors import StateError
+from . import identity
+from .backend import Backend, Stored
+from .lookup import Lookup
+from .objects import NO_PARENT, Name
+from .prompt import count_tokens
+from .reading import DamagedError, Reader
+from .results import Entry, Verified
+
+
+@dataclass(slots=True)
+class _Node:
+    """All objects of one key, and the keys that go on from it."""
+
+    stored: list[Stored] = field(default_factory=list)
+    children: set[bytes] = field(default_factory=set)
+
+    @property
+    def parent(self) -> bytes:
+        return self.stored[0].name.parent
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in self.stored)
+
+    def named(self, kind: str) -> Stored | None:
+        return next((each for each in self.stored if each.name.kind == kind), None)
+
+
+class Tree:
+    """All chains of a place, as they are now."""
+
+    def __init__(self, backend: Backend, lookup: Lookup, reader: Reader) -> None:
+        self._backend = backend
+        self._lookup = lookup
+        self._reader = reader
+        self._nodes: dict[bytes, _Node] = {}
+        for stored in backend.entries():
+            self._nodes.setdefault(stored.name.key, _Node()).stored.append(stored)
+        for key, node in self._nodes.items():
+            if parent := self._nodes.get(node.parent):
+                parent.children.add(key)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the prompts that no other goes on from, the last used first."""
+        ends = [
+            key
+            for key, node in self._nodes.items()
+            if not node.children and node.parent != NO_PARENT
+        ]
+        entries = [entry for key in ends if (entry := self._entry(key)) is not None]
+        yield from sorted(entries, key=lambda entry: entry.used, reverse=True)
+
+    def keys(self, begin: str) -> list[bytes]:
+        """Return the keys whose hexadecimal digits begin so."""
+        return [key for key in self._nodes if key.hex().startswith(begin)]
+
+    def words(self, key: bytes) -> bytes:
+        """Return the tokens of the prefix that ends with *key*."""
+        headers = (self._lookup.header(node.stored[0].name) for node in self._chain(key))
+        return b"".join(header.words for header in headers if header)
+
+    def remove(self, key: bytes) -> int:
+        """Remove a prefix, what goes on from it, and what nothing else goes on from."""
+        freed = 0
+        for child in sorted(self._nodes[key].children):
+            freed += self.remove(child)
+        while (node := self._nodes.get(key)) is not None and not node.children:
+            freed += sum(self._backend.remove(each.name) for each in node.stored)
+            del self._nodes[key]
+            if parent := self._nodes.get(node.parent):
+                parent.children.discard(key)
+            key = node.parent
+            if key == NO_PARENT or (parent and parent.named("N")):
+                break
+        return freed
+
+    def verify(self, *, repair: bool) -> Verified:
+        """Read everything; with *repair*, take away what is of no use."""
+        damaged: list[Name] = []
+        orphans: list[Name] = []
+        n_objects, nbytes = 0, 0
+        for node in self._nodes.values():
+            for stored in node.stored:
+                n_objects += 1
+                nbytes += stored.nbytes
+                if stored.name.kind != "P" and not self._is_sound(stored.name):
+                    damaged.append(stored.name)
+                elif not self._is_reached(node):
+                    orphans.append(stored.name)
+        if repair:
+            for name in damaged:
+                self._lookup.forget(name)
+                self._backend.set_aside(name)
+            for name in orphans:
+                self._backend.remove(name)
+        return Verified(
+            n_objects, nbytes, tuple(map(_text, damaged)), tuple(map(_text, orphans)), repair
+        )
+
+    def _is_sound(self, name: Name) -> bool:
+        try:
+            self._reader.read(name)
+        except DamagedError as error:
+            return error.gone  # it was evicted meanwhile
+        return True
+
+    def _is_reached(self, node: _Node) -> bool:
+        """Tell whether every prefix that it goes on from is there."""
+        while node.parent != NO_PARENT:
+            parent = self._nodes.get(node.parent)
+            if parent is None or not (parent.named("R") or parent.named("N")):
+                return False
+            node = parent
+        return True
+
+    def _chain(self, key: bytes) -> list[_Node]:
+        """Return the nodes from the first chunk to *key*; empty where one is missing."""
+        chain: list[_Node] = []
+        while (node := self._nodes.get(key)) is not None:
+            if node.parent == NO_PARENT:
+                return chain[::-1]
+            chain.append(node)
+            key = node.parent
+        return []
+
+    def _fields(self, root: bytes) -> Mapping[str, str]:
+        node = self._nodes.get(root)
+        described = node.named("N") if node else None
+        if described is None:
+            return {}
+        try:
+            return identity.from_json(self._reader.read(described.name))
+        except StateError:
+            return {}
+
+    def _entry(self, key: bytes) -> Entry | None:
+        chain = self._chain(key)
+        if not chain:
+            return None
+        fields = self._fields(chain[0].parent)
+        own = 0
+        for node in reversed(chain):
+            if len(node.children) > 1:
+                break
+            own += node.nbytes
+        ends, position = [], 0
+        for node in chain:
+            position += node.stored[0].name.n_positions
+            if node.named("S"):
+                ends.append(position)
+        pin = chain[-1].named("P")
+        return Entry(
+            key=key.hex(),
+            namespace=identity.namespace_of(fields),
+            model=fields.get("architecture", ""),
+            n_tokens=count_tokens(self.words(key)),
+            n_positions=position,
+            nbytes=sum(node.nbytes for node in chain),
+            own_bytes=own,
+            used=max(each.used for each in chain[-1].stored if each.name.kind != "P"),
+            pinned_until=pin.used if pin else None,
+            restore_points=tuple(ends),
+        )
+
+
+def _text(name: Name) -> str:
+    return f"{name.key.hex()}.{name.kind}"
