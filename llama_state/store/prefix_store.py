@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from .._io.arguments import checked
-from ..errors import ClosedError, Difference, SequenceIdError, StateError, UnsupportedError
+from ..errors import ClosedError, UnsupportedError
 from . import identity
-from .lookup import Found, Hit, Lookup, Needs
-from .objects import NO_PARENT, Name, sealer
-from .pieces import Context, SequenceMemory
+from .lookup import Found, Lookup, Needs
+from .objects import NO_PARENT, sealer
+from .pieces import Context
 from .places import open_place
 from .prompt import Keys, Media, Prompt, Token
-from .reading import DamagedError, Reader, wanted
+from .reading import Reader
+from .recall import Asked, Recaller
 from .results import Entry, Match, Recalled, Remembered, Stats, Verified, Why
+from .troubles import Troubles
 from .upkeep import Tree
 from .writing import Writer, kept_points
 
@@ -30,23 +30,7 @@ if TYPE_CHECKING:
 
     from .._io import StrPath
 
-LOGGER = logging.getLogger("llama_state.store")
-
 _FOR_EVER: Final = float(1 << 33)  # seconds since 1970
-_ATTEMPTS: Final = 8  # each sets a damaged object aside
-_OF_THE_CALLER = (ClosedError, SequenceIdError)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a call is about: a prompt, and where it belongs."""
-
-    memory: SequenceMemory
-    seq_id: int
-    prompt: Prompt
-    root: bytes
-    fields: dict[str, str]
-    needs: Needs
 
 
 @checked
@@ -96,14 +80,14 @@ class PrefixStore:
         seal, keyed = sealer(key), key is not None
         self._backend = open_place(where, capacity_bytes, durable=durable, readonly=readonly)
         self._lookup = Lookup(self._backend, self._keys, seal, keyed=keyed)
+        self._troubles = Troubles(self._backend.location)
         self._reader = Reader(self._backend, self._lookup, seal)
+        self._recaller = Recaller(self._backend, self._lookup, self._reader, self._troubles)
         self._writer = Writer(
             self._backend, self._lookup, self._keys, seal, chunk_tokens, keyed=keyed
         )
         self._chunk_tokens = chunk_tokens
         self._namespace = namespace
-        self._counts: Counter[str] = Counter()
-        self._failures: Counter[str] = Counter()
         self._closed = False
         self._lock = threading.RLock()
 
@@ -144,12 +128,8 @@ class PrefixStore:
         """
         with self._asked(ctx, tokens, seq_id) as asked:
             match = Match(0, 0, Why("failed", detail="it could not be read"))
-            with self._tolerant("find"):
-                found, hit = self._search(asked)
-                objects = wanted(hit, self._lookup, asked.needs, 0)
-                sizes = (self._lookup.header(each.name) for each in objects)
-                nbytes = sum(header.nbytes for header in sizes if header)
-                match = Match(hit.n_tokens, nbytes, self._why(asked, found, hit))
+            with self._troubles.tolerated("find"):
+                match = self._recaller.match(asked)
         return match
 
     def recall(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Recalled:
@@ -175,7 +155,7 @@ class PrefixStore:
             ClosedError: Context or store was closed.
         """
         with self._asked(ctx, tokens, seq_id) as asked:
-            return self._recall(asked)
+            return self._recaller.recall(asked, logits=False)[0]
 
     def remember(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Remembered:
         """Write what is not there yet of a sequence.
@@ -227,7 +207,7 @@ class PrefixStore:
             prompt = asked.prompt
             if not len(prompt):
                 raise ValueError("no tokens: there is nothing to prefill")
-            recalled, found = self._recall_all(asked)
+            recalled, found = self._recaller.recall(asked, logits=True)
             done = len(recalled.tokens)
             rest = prompt.tokens[done:]
             if any(isinstance(token, Media) for token in rest):
@@ -237,7 +217,7 @@ class PrefixStore:
             for end in self._stops(asked, found, done):
                 asked.memory.decode(seq_id, Prompt(prompt.tokens[done:end]).ids)
                 done = end
-                self._remember(self._shortened(asked, end))
+                self._remember(asked.shortened(end))
             return recalled
 
     # -- looking after it
@@ -245,10 +225,10 @@ class PrefixStore:
     def stats(self) -> Stats:
         """Return what the store holds, and what this object has done with it."""
         used = 0
-        with self._tolerant("stats"):
+        with self._troubles.tolerated("stats"):
             used = self._backend.used_bytes()
         counted = {
-            name: self._counts[name]
+            name: self._troubles.counts[name]
             for name in (
                 "recalls",
                 "hits",
@@ -264,7 +244,7 @@ class PrefixStore:
             used,
             self._backend.capacity_bytes,
             refused=self._writer.refused,
-            failures=dict(self._failures),
+            failures=dict(self._troubles.failures),
             **counted,
         )
 
@@ -275,14 +255,14 @@ class PrefixStore:
             The bytes that are free now.
         """
         freed = 0
-        with self._tolerant("evict"):
+        with self._troubles.tolerated("evict"):
             freed = self._backend.evict(to_bytes)
         return freed
 
     def entries(self) -> list[Entry]:
         """Return the stored prompts, the last used first; of a chain only the whole."""
         entries: list[Entry] = []
-        with self._tolerant("entries"):
+        with self._troubles.tolerated("entries"):
             entries = list(self._tree().entries())
         return entries
 
@@ -314,7 +294,7 @@ class PrefixStore:
         until = _FOR_EVER if ttl is None else time.time() + ttl
         with self._asked(ctx, tokens, seq_id) as asked:
             n_tokens = 0
-            with self._tolerant("pin"):
+            with self._troubles.tolerated("pin"):
                 links = self._lookup.walk(asked.root, asked.prompt).links
                 if links:
                     last = links[-1].header
@@ -336,7 +316,7 @@ class PrefixStore:
             The bytes that are free now.
         """
         freed = 0
-        with self._asked(ctx, tokens, seq_id) as asked, self._tolerant("forget"):
+        with self._asked(ctx, tokens, seq_id) as asked, self._troubles.tolerated("forget"):
             links = self._lookup.walk(asked.root, asked.prompt).links
             if links:
                 freed = self._tree().remove(links[-1].key)
@@ -352,7 +332,7 @@ class PrefixStore:
     # -- shared by the above
 
     @contextmanager
-    def _asked(self, ctx: Context, tokens: Iterable[Token], seq_id: int) -> Iterator[_Asked]:
+    def _asked(self, ctx: Context, tokens: Iterable[Token], seq_id: int) -> Iterator[Asked]:
         if self._closed:
             raise ClosedError("the store was closed")
         prompt = Prompt.of(tokens)
@@ -362,173 +342,27 @@ class PrefixStore:
             geometry = memory.geometry(seq_id)
             fields = identity.identity_fields(memory.fingerprint(), geometry, self._namespace)
             root = self._keys.root(identity.to_json(fields))
-            yield _Asked(memory, seq_id, prompt, root, fields, Needs.of(memory.traits()))
-
-    @contextmanager
-    def _tolerant(self, doing: str) -> Iterator[None]:
-        """Count and log the store's own troubles inside of the block, and end it."""
-        try:
-            yield
-        except _OF_THE_CALLER:
-            raise
-        except (OSError, StateError) as error:
-            kind = f"{doing}: {type(error).__name__}"
-            self._failures[kind] += 1
-            if self._failures[kind] == 1:
-                LOGGER.warning("%r: %s failed: %s", self, doing, error)
-
-    def _shortened(self, asked: _Asked, end: int) -> _Asked:
-        prompt = Prompt(asked.prompt.tokens[:end])
-        return _Asked(asked.memory, asked.seq_id, prompt, asked.root, asked.fields, asked.needs)
-
-    def _search(self, asked: _Asked, *, logits: bool = False) -> tuple[Found, Hit]:
-        """Return what is there of a prompt, and the longest hit.
-
-        The last token is no part of it, unless *logits* are wanted and those of it are stored.
-        """
-        prompt = asked.prompt
-        found = self._lookup.walk(asked.root, prompt)
-        self._set_aside_damaged()
-        if logits:
-            hit = self._lookup.best(found, prompt, asked.needs, prompt.n_positions)
-            if hit.has_logits and hit.n_tokens == len(prompt):
-                return found, hit
-        most = prompt.position(max(len(prompt) - 1, 0))
-        return found, self._lookup.best(found, prompt, asked.needs, most)
-
-    def _set_aside_damaged(self) -> None:
-        while self._lookup.damaged:
-            self._set_aside(self._lookup.damaged.pop())
-
-    def _set_aside(self, name: Name) -> None:
-        self._counts["damaged"] += 1
-        self._lookup.forget(name)
-        with self._tolerant("set aside"):
-            self._backend.set_aside(name)
-
-    # -- recalling
-
-    def _recall(self, asked: _Asked) -> Recalled:
-        recalled, _ = self._recall_all(asked, logits=False)
-        return recalled
-
-    def _recall_all(self, asked: _Asked, *, logits: bool = True) -> tuple[Recalled, Found]:
-        self._counts["recalls"] += 1
-        damaged: DamagedError | None = None
-        failure = ""
-        for _ in range(_ATTEMPTS):
-            found, hit = Found(), Hit()
-            with self._tolerant("recall"):
-                try:
-                    found, hit = self._search(asked, logits=logits)
-                    recalled = self._load(asked, found, hit, damaged)
-                    self._counts["hits"] += recalled.n_past > 0
-                    self._counts["tokens_recalled"] += len(recalled.tokens)
-                    self._counts["bytes_read"] += recalled.nbytes
-                    return recalled, found
-                except DamagedError as error:
-                    damaged = error
-                    self._lookup.forget(error.name)
-                    if not error.gone:
-                        self._set_aside(error.name)
-                    continue
-                except (OSError, StateError) as error:
-                    failure = str(error)
-                    raise
-            break
-        asked.memory.cut(asked.seq_id, 0)
-        return Recalled(0, 0, (), Why("failed", detail=failure or str(damaged))), Found()
-
-    def _load(
-        self, asked: _Asked, found: Found, hit: Hit, damaged: DamagedError | None
-    ) -> Recalled:
-        memory, seq_id, prompt = asked.memory, asked.seq_id, asked.prompt
-        why = self._why(asked, found, hit, damaged)
-        keep = self._held(asked)
-        if keep and keep >= hit.end:
-            memory.cut(seq_id, keep)
-            tokens = prompt.tokens[: prompt.index(keep)]
-            return Recalled(keep, 0, tokens, Why("held", len(tokens)))
-        if not memory.appends(seq_id):
-            keep = 0
-        if not hit.end:
-            memory.cut(seq_id, 0)
-            return Recalled(0, 0, (), why)
-        tokens = prompt.tokens[: hit.n_tokens]
-        ids = None if prompt.has_media else prompt.ids[: hit.n_tokens]
-        objects = wanted(hit, self._lookup, asked.needs, keep)
-        row = None
-        if hit.n_tokens == len(prompt):
-            row = memoryview(self._reader.read(hit.links[-1].kinds["L"])).cast("f")
-        nbytes = self._reader.load(memory, seq_id, hit, objects, keep=keep, tokens=ids, logits=row)
-        used = (name for link in hit.links for name in link.kinds.values())
-        self._backend.touch(used)
-        return Recalled(hit.end, nbytes, tokens, why)
-
-    def _held(self, asked: _Asked) -> int:
-        """Return how many positions of the prompt a sequence holds, and can go on from."""
-        memory, seq_id, prompt = asked.memory, asked.seq_id, asked.prompt
-        held = memory.tokens(seq_id)
-        n_past = memory.n_past(seq_id)
-        if not held or prompt.has_media or len(held) != n_past:
-            return 0
-        most = min(len(held), len(prompt) - 1)
-        common = next((i for i in range(most) if held[i] != prompt.tokens[i]), most)
-        return common if common and memory.can_cut(seq_id, common) else 0
-
-    def _why(
-        self, asked: _Asked, found: Found, hit: Hit, damaged: DamagedError | None = None
-    ) -> Why:
-        prompt, at = asked.prompt, hit.n_tokens
-        if at >= len(prompt) - 1:
-            return Why("all", at)
-        if damaged is not None and damaged.position >= hit.end:
-            return Why("missing" if damaged.gone else "damaged", prompt.index(damaged.position))
-        links = found.partial[0] if found.partial else tuple(found.links)
-        shared = found.partial[1] if found.partial else 0
-        if not links and not found.points:
-            return self._why_nothing(asked)
-        start = prompt.index(links[-1].header.start) if links else 0
-        known = start + prompt.tokens_in(start, shared) if found.partial else at
-        if known > at:
-            return Why("no restore point", at)
-        if found.partial and 4 * shared < len(words := found.partial[0][-1].header.words):
-            stored = int.from_bytes(words[4 * shared : 4 * shared + 4], "little", signed=True)
-            return Why("differs", at, stored if stored >= 0 else None, prompt.tokens[at])
-        return Why("missing", at)
-
-    def _why_nothing(self, asked: _Asked) -> Why:
-        differences: Sequence[Difference] | None = None
-        for name in self._backend.children(NO_PARENT):
-            if name.key == asked.root:
-                if any(self._backend.children(asked.root)):
-                    return Why("differs", 0, None, asked.prompt.tokens[0])
-                continue
-            fields = identity.from_json(self._reader.read(name))
-            found = identity.compare(fields, asked.fields)
-            if differences is None or len(found) < len(differences):
-                differences = found
-        return Why("empty") if differences is None else Why("another", differences=differences)
+            yield Asked(memory, seq_id, prompt, root, fields, Needs.of(memory.traits()))
 
     # -- remembering
 
-    def _remember(self, asked: _Asked) -> Remembered:
+    def _remember(self, asked: Asked) -> Remembered:
         written = Remembered(0, 0, 0)
         if not len(asked.prompt) or self._backend.readonly:
             return written
-        with self._tolerant("remember"):
+        with self._troubles.tolerated("remember"):
             self._writer.describe(asked.root, identity.to_json(asked.fields), NO_PARENT)
             n_new, nbytes = self._writer.write(
                 asked.memory, asked.seq_id, asked.root, asked.prompt, asked.needs
             )
-            self._counts["tokens_remembered"] += n_new
-            self._counts["bytes_written"] += nbytes
+            self._troubles.counts["tokens_remembered"] += n_new
+            self._troubles.counts["bytes_written"] += nbytes
             if n_new:
                 self._tidy(asked)
             written = Remembered(len(asked.prompt), n_new, nbytes)
         return written
 
-    def _tidy(self, asked: _Asked) -> None:
+    def _tidy(self, asked: Asked) -> None:
         """Remove what the chunks that were just written make superfluous."""
         chunks = list(self._writer.chunks(asked.root, asked.prompt))
         for chunk in chunks[-2:]:
@@ -536,7 +370,7 @@ class PrefixStore:
         if asked.needs.state:
             self._writer.thin(self._lookup.walk(asked.root, asked.prompt), chunks)
 
-    def _stops(self, asked: _Asked, found: Found, done: int) -> list[int]:
+    def _stops(self, asked: Asked, found: Found, done: int) -> list[int]:
         """Return where a prefill stops to remember: indices of tokens, the last one is the end."""
         prompt = asked.prompt
         if not asked.needs.state and (not asked.needs.window or asked.memory.keeps_window()):
