@@ -128,7 +128,9 @@ class Recaller:
             memory.cut(seq_id, keep)
             tokens = prompt.tokens[: prompt.index(keep)]
             return Recalled(keep, 0, tokens, Why("held", len(tokens)))
-        if not memory.appends(seq_id):
+        # Rows of a window that stayed in front of a gap would look as if there were none.
+        gap = asked.needs.window and keep < asked.needs.first_of_window(hit.end)
+        if gap or not memory.appends(seq_id):
             keep = 0
         if not hit.end:
             memory.cut(seq_id, 0)

@@ -84,17 +84,15 @@ class Tree:
 
     def verify(self, *, repair: bool) -> Verified:
         """Read everything; with *repair*, take away what is of no use."""
-        damaged: list[Name] = []
-        orphans: list[Name] = []
-        n_objects, nbytes = 0, 0
-        for node in self._nodes.values():
-            for stored in node.stored:
-                n_objects += 1
-                nbytes += stored.nbytes
-                if stored.name.kind != "P" and not self._is_sound(stored.name):
-                    damaged.append(stored.name)
-                elif not self._is_reached(node):
-                    orphans.append(stored.name)
+        named = [(node, stored) for node in self._nodes.values() for stored in node.stored]
+        checked = (stored.name for _, stored in named if stored.name.kind != "P")
+        damaged = [name for name in checked if not self._is_sound(name)]
+        gone = {name.key for name in damaged if name.kind in ("R", "N")}
+        orphans = [
+            stored.name
+            for node, stored in named
+            if stored.name not in damaged and not self._is_reached(node, gone)
+        ]
         if repair:
             for name in damaged:
                 self._lookup.forget(name)
@@ -102,7 +100,11 @@ class Tree:
             for name in orphans:
                 self._backend.remove(name)
         return Verified(
-            n_objects, nbytes, tuple(map(_text, damaged)), tuple(map(_text, orphans)), repair
+            len(named),
+            sum(stored.nbytes for _, stored in named),
+            tuple(map(_text, damaged)),
+            tuple(map(_text, orphans)),
+            repair,
         )
 
     def _is_sound(self, name: Name) -> bool:
@@ -112,14 +114,15 @@ class Tree:
             return error.gone  # it was evicted meanwhile
         return True
 
-    def _is_reached(self, node: _Node) -> bool:
-        """Tell whether every prefix that it goes on from is there."""
+    def _is_reached(self, node: _Node, gone: set[bytes]) -> bool:
+        """Tell whether the rows of a chunk are there, and those of all that it goes on from."""
         while node.parent != NO_PARENT:
+            key = node.stored[0].name.key
             parent = self._nodes.get(node.parent)
-            if parent is None or not (parent.named("R") or parent.named("N")):
+            if key in gone or not node.named("R") or parent is None:
                 return False
             node = parent
-        return True
+        return bool(node.named("N")) and node.stored[0].name.key not in gone
 
     def _chain(self, key: bytes) -> list[_Node]:
         """Return the nodes from the first chunk to *key*; empty where one is missing."""
