@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -236,13 +236,22 @@ def large_ways(work: Work) -> Iterator[Way]:
     """Ours, of a state that is larger than what the pool of buffers keeps."""
     ctx, file = work.it.ctx, work.folder / "session"
     work.save(file, durable=True)  # dirty pages would slow down all that follows
+    yield copying(work)
     yield Way(SNAPSHOT_OUT, OURS, lambda: ctx.snapshot(out=work.out))
     yield Way(SNAPSHOT, OURS, ctx.snapshot)
     yield Way(RESTORE, OURS, work.restore)
-    yield _new_file(SAVE_FILE, C, work.folder, work.bare.save_file)
-    yield _new_file(SAVE, OURS, work.folder, work.save)
-    yield _new_file(SAVE_UNCOPIED, OURS, work.folder, partial(work.save, memory_limit=0))
     yield Way(LOAD, OURS, lambda: ctx.load_state(file))
+
+
+def large_saves(work: Work) -> Iterator[Way]:
+    """Save the same state to new files, which are compared with each other."""
+    for name, party, save in (
+        (SAVE_FILE, C, work.bare.save_file),
+        (SAVE, OURS, work.save),
+        (SAVE_UNCOPIED, OURS, partial(work.save, memory_limit=0)),
+    ):
+        # So large a file is being flushed before it is gone, which the next one would wait for.
+        yield replace(_new_file(name, party, work.folder, save), before=os.sync)
 
 
 def _new_file(name: str, party: str, folder: Path, save: Callable[[Path], object]) -> Way:

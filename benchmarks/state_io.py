@@ -168,9 +168,7 @@ class Bench:
             if "sizes" in sections and len(sizes) > 1 and configuration.cache_type == "f16":
                 yield from self._sizes(configuration, sizes)
         if "large" in sections:
-            yield from self._states(
-                CONFIGURATIONS[0], _LARGER * main_size, [_ways.large_ways], section="large"
-            )
+            yield from self._large(_LARGER * main_size)
         if "tiny" in sections:
             _progress("tiny")
             yield from _small.tiny(self.library, self._folder, self._rounds)
@@ -182,13 +180,22 @@ class Bench:
         configuration: Configuration,
         mib: int,
         parts: Sequence[Callable[[_ways.Work], Iterable[Way]]],
-        section: str = "states",
     ) -> list[Timing]:
         _progress(f"{mib} MiB, {configuration}")
         n_tokens = configuration.tokens_of(mib)
         with self._subject(n_tokens, configuration) as it, self._work(it, n_tokens) as work:
             ways = [_ways.copying(work), *(way for part in parts for way in part(work))]
-            return self._alternate([(len(work.blob), ways)], section, configuration)
+            return self._alternate([(len(work.blob), ways)], "states", configuration)
+
+    def _large(self, mib: int) -> Iterator[Timing]:
+        """Measure saves by themselves: those that are compared are only seconds apart then."""
+        configuration = CONFIGURATIONS[0]
+        _progress(f"{mib} MiB, {configuration}")
+        n_tokens = configuration.tokens_of(mib)
+        with self._subject(n_tokens, configuration) as it, self._work(it, n_tokens) as work:
+            for ways in (_ways.large_ways, _ways.large_saves):
+                groups = [(len(work.blob), ways(work))]
+                yield from self._alternate(groups, "large", configuration)
 
     def _sizes(self, configuration: Configuration, sizes: Sequence[int]) -> list[Timing]:
         """States of all sizes in turns: what drifts, drifts for all of them.

@@ -106,8 +106,14 @@ class Restorer:
 
         Raises:
             MismatchError, CapacityError: It does not fit.
+            UnsupportedError: It holds nothing that could be restored.
         """
         parsed = incoming.parsed
+        if parsed is not None and parsed.partial and not parsed.caches and parsed.module != "none":
+            raise UnsupportedError(
+                f"llama.cpp left everything out of this partial state, since {parsed.module} "
+                "memory can be cut back: remove the later positions with seq_rm"
+            )
         if parsed is None and target is None and self._form.loses_streams:
             self._refuse_to_lose_streams(call)
         before = calls.occupied(call, self._facts.n_seq_max)

@@ -129,16 +129,15 @@ class ContextState:
 
     def size(self, target: Target, *, partial: bool = False) -> int:
         """Return the bytes that a snapshot would have now."""
-        flags = self._flags(partial)
         with self._handle.use() as call:
-            return calls.size(call, target, flags)
+            return calls.size(call, target, self._flags(call, target, partial))
 
     def snapshot(
         self, target: Target, out: Buffer | None = None, *, partial: bool = False
     ) -> bytes | memoryview:
         """Return the state as bytes, or write it to the start of *out*."""
-        flags = self._flags(partial)
         with self._handle.use() as call:
+            flags = self._flags(call, target, partial)
             if out is None:
                 return calls.read(call, target, flags)
             return calls.read_into(call, target, out, flags)
@@ -253,7 +252,8 @@ class ContextState:
         partial: bool = False,
     ) -> Restored:
         """Restore from a blob that :meth:`snapshot` gave."""
-        self._flags(partial)
+        if partial:
+            self._handle.library.require("state-flags")
         given = _listed(tokens)
         data = flat(blob)
         headed = self._form.is_headed(data)
@@ -285,10 +285,15 @@ class ContextState:
             prompt = incoming.prompt
             return Restored(incoming.nbytes, prompt.tokens, sequences, prompt.media)
 
-    def _flags(self, partial: bool) -> int:
-        if partial:
-            self._handle.library.require("state-flags")
-        return calls.PARTIAL_ONLY if partial else 0
+    def _flags(self, call: Call, target: Target, partial: bool) -> int:
+        """Return the flags with which llama.cpp gives a state, or the partial one."""
+        if not partial:
+            return 0
+        self._handle.library.require("state-flags")
+        # Of what can be cut back newer builds give nothing but a head, which does not say where
+        # the sequence was: the full state does.
+        is_left_out = calls.size(call, target, calls.PARTIAL_ONLY) == layout.SEQUENCE_HEAD.size
+        return 0 if is_left_out else calls.PARTIAL_ONLY
 
 
 def _listed(tokens: Iterable[int] | None) -> tuple[int, ...] | None:

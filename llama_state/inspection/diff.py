@@ -6,15 +6,22 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isnan, sqrt
+from typing import TYPE_CHECKING
 
 from .._io.arguments import checked
 from ..errors import Difference
-from ..layout import UNKNOWN_ID, Cache, KVCache, Layout, differences
-from . import values
+from ..layout import UNKNOWN_ID, Cache, Layout, differences
+from . import rotations, values
 from .rows import Layer, Place, Tensor, layers, places, positions_by_sequence, row_bytes
 from .statefile import StateFile, sound_layout
 from .words import count, ranges
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_SAMPLE = 64
+"""The rows of a layer that are tried to find a rotation."""
 Pairs = dict["tuple[int, int]", list["tuple[int, int]"]]
 """(stream of a, stream of b) -> (row of a, row of b) for all rows of the same token."""
 
@@ -50,6 +57,8 @@ class RowDifference:
             compared.
         relative: Norm of the difference over the norm of the first state's values, in the rows
             that differ; None if not computed.
+        rotation: Values of the groups in which the rows of only one of the two were rotated, as
+            their values show, which was undone; None if they were not or the values do not show it.
     """
 
     cache: str
@@ -59,6 +68,7 @@ class RowDifference:
     n_differ: int
     max_abs: float | None = None
     relative: float | None = None
+    rotation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +101,9 @@ def compare(a: StateFile, b: StateFile) -> Comparison:
     """Compare two states.
 
     Rows of the same sequence and position are compared, in whatever cells they are. If both states
-    are of a single sequence, its id does not matter. Tensors are read piece by piece: the memory
-    needed depends only on the number of cells.
+    are of a single sequence, its id does not matter. Values are compared as they were before
+    llama.cpp rotated them. Tensors are read piece by piece: the memory needed depends only on the
+    number of cells.
 
     Raises:
         FormatError: One of the two is damaged.
@@ -185,21 +196,11 @@ def _pairs(a: Cache, b: Cache, *, alone: bool) -> Pairs:
 
 
 def _same_layers(a: Cache, b: Cache) -> Iterator[tuple[Layer, Layer]]:
-    """Yield the layers that both have and whose values can be compared."""
+    """Yield the layers that both have."""
     theirs = {(layer.name, layer.index): layer for layer in layers(b)}
     for layer in layers(a):
-        other = theirs.get((layer.name, layer.index))
-        if other and not _rotations_differ(a, b, layer.name):
+        if other := theirs.get((layer.name, layer.index)):
             yield layer, other
-
-
-def _rotations_differ(a: Cache, b: Cache, name: str) -> bool:
-    """Return whether the rows *name* (K or V) were rotated differently before quantization."""
-    if not (isinstance(a, KVCache) and isinstance(b, KVCache)):
-        return False
-    field = f"n_rot_{name.lower()}"
-    sizes = {getattr(stream, field) for stream in (*a.streams, *b.streams)}
-    return len(sizes - {None}) > 1
 
 
 def _compare_layer(
@@ -208,14 +209,20 @@ def _compare_layer(
     """Compare the rows of a layer, piece by piece."""
     n_row = n_differ = 0
     worst, error, norm = 0.0, 0.0, 0.0
-    decoded = True
+    decoded, rotation = True, None
     for (stream_a, stream_b), listed in pairs.items():
         x, y = ours.streams[stream_a], theirs.streams[stream_b]
         if x is None or y is None or x.n_value != y.n_value:
             continue
         decodable = values.can_decode(x) and values.can_decode(y)
-        if not decodable and x.type_id != y.type_id:
-            continue
+        if not _stored_alike(x, y):
+            if decodable:
+                x, y, found = _unrotated(a, b, x, y, listed)
+                rotation = found or rotation
+            elif x.type_id == y.type_id and None in (x.rotation, y.rotation):
+                x, y = replace(x, rotation=None), replace(y, rotation=None)
+            else:
+                continue
         n_row += len(listed)
         if not values.have_numpy():
             n_differ += sum(row_bytes(a, x, i) != row_bytes(b, y, j) for i, j in listed)
@@ -227,11 +234,55 @@ def _compare_layer(
             differ, largest, *squares = _compare_piece(a, b, x, y, rows, decodable=decodable)
             n_differ += differ
             worst, error, norm = _larger(worst, largest), error + squares[0], norm + squares[1]
-    difference = RowDifference(cache, ours.name, ours.index, n_row, n_differ)
+    difference = RowDifference(cache, ours.name, ours.index, n_row, n_differ, rotation=rotation)
     if not decoded:
         return difference
     relative = sqrt(error / norm) if norm else inf * error if error else 0.0
     return replace(difference, max_abs=worst, relative=relative)
+
+
+def _stored_alike(x: Tensor, y: Tensor) -> bool:
+    """Return whether rows of the same values have the same bytes, as far as the states say."""
+    return (x.type_id, x.rotation) == (y.type_id, y.rotation)
+
+
+def _unrotated(
+    a: memoryview, b: memoryview, x: Tensor, y: Tensor, listed: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor, int | None]:
+    """Find how the rows of two tensors that are not stored alike were rotated.
+
+    Returns:
+        The tensors with the rotations found, and the size of the one that only one of them has;
+        None if nothing was found: then they have the rotations that their states record.
+    """
+    import numpy as np
+
+    sample = _sample(a, x, listed)
+    recorded = x.rotation or 0, y.rotation or 0
+    # What is quantized is rotated, not what it is compared with.
+    first = (recorded[0], x.type.elements) > (recorded[1], y.type.elements)
+    single = [(size, 0) if first else (0, size) for size in rotations.sizes(x.n_value)]
+    with np.errstate(all="ignore"):
+        ours = values.stored(values.rows_of(a, x, sample[:, 0]), x)
+        theirs = values.stored(values.rows_of(b, y, sample[:, 1]), y)
+        found = rotations.nearest(ours, theirs, dict.fromkeys([recorded, *single]))
+    pair = found or recorded
+    only = max(pair) if pair[0] != pair[1] else 0
+    return replace(x, rotation=pair[0]), replace(y, rotation=pair[1]), only if found else None
+
+
+def _sample(a: memoryview, x: Tensor, listed: Sequence[tuple[int, int]]) -> npt.NDArray[np.intp]:
+    """Return the first pairs of rows that are not zero: texts that begin alike agree in them."""
+    import numpy as np
+
+    found = np.empty((0, 2), np.intp)
+    for piece in values.pieces(len(listed), x.row):
+        pairs = np.array(listed[piece], dtype=np.intp)
+        filled = values.rows_of(a, x, pairs[:, 0]) != 0
+        found = np.concatenate((found, pairs[filled.any(axis=1)]))
+        if len(found) >= _SAMPLE:
+            break
+    return found[:_SAMPLE]
 
 
 def _compare_piece(
@@ -253,7 +304,8 @@ def _compare_piece(
 
     index = np.array(listed, dtype=np.intp)
     ours, theirs = values.rows_of(a, x, index[:, 0]), values.rows_of(b, y, index[:, 1])
-    if x.type_id == y.type_id:
+    alike = _stored_alike(x, y)
+    if alike:
         differ = (ours != theirs).any(axis=1)
         ours, theirs = ours[differ], theirs[differ]
         n_differ = int(differ.sum())
@@ -263,7 +315,7 @@ def _compare_piece(
         first, second = values.decode(ours, x), values.decode(theirs, y)
         # A damaged cache can hold infinities and NaN: they are reported as such.
         difference = first - second
-        if x.type_id != y.type_id:
+        if not alike:
             n_differ = int((first != second).any(axis=1).sum())
         worst = float(np.abs(difference).max(initial=0.0))
         error, norm = float(np.vdot(difference, difference)), float(np.vdot(first, first))

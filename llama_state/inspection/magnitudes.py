@@ -78,7 +78,8 @@ def _of_kind(state: memoryview, cache: Cache, name: str, listed: Sequence[Layer]
             for piece in values.pieces(len(rows), tensor.row):
                 raw = values.rows_of(state, tensor, rows[piece])
                 with np.errstate(all="ignore"):
-                    means = (values.decode(raw, tensor).astype(np.float64) ** 2).mean(axis=1)
+                    # Rotated or not: a rotation leaves the norm of a row as it is.
+                    means = (values.stored(raw, tensor).astype(np.float64) ** 2).mean(axis=1)
                 squares += np.bincount(buckets[piece], means, n_bucket)
                 counts += np.bincount(buckets[piece], minlength=n_bucket)
         rms[index] = np.sqrt(np.divide(squares, counts, out=rms[index], where=counts > 0))

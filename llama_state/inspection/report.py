@@ -51,6 +51,7 @@ def _paragraphs(comparison: Comparison) -> Iterator[Iterator[str]]:
         yield _table(comparison)
     elif not comparison.equal:
         yield iter(["the states have no rows in common that can be compared"])
+    yield _rotated(comparison)
     if comparison.moved:
         rows = count(comparison.moved, "row is", "rows are")
         yield iter([f"{rows} in other cells, which is not a difference"])
@@ -75,6 +76,16 @@ def _table(comparison: Comparison) -> Iterator[str]:
             tensors = count(n_equal, "other tensor" if differing else "tensor")
             n_row = max(row.n_row for row in rows)
             yield f"{cache:<12}all rows of {tensors} equal ({n_row:,} each)"
+
+
+def _rotated(comparison: Comparison) -> Iterator[str]:
+    """Yield for each cache what was rotated in one of the two states only."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in comparison.rows:
+        if row.rotation:
+            found[row.cache][f"{row.name} by {row.rotation}"] = None
+    for cache, texts in found.items():
+        yield from fact(cache, f"rotated in one of the two, which was undone: {', '.join(texts)}")
 
 
 def _column(value: float | None) -> str:

@@ -36,6 +36,8 @@ class Tensor:
         n_row: Number of rows.
         offset: Where they start, in bytes from the start of the state.
         transposed: Whether the rows are columns: first value of all rows, then the second, ...
+        rotation: Size of the groups that were rotated before they were stored, 0 for none; None
+            where the state does not say.
     """
 
     type_id: int
@@ -43,6 +45,7 @@ class Tensor:
     n_row: int
     offset: int
     transposed: bool = False
+    rotation: int | None = None
 
     @property
     def type(self) -> TensorType:
@@ -118,12 +121,12 @@ def positions_by_sequence(streams: Iterable[Cells]) -> dict[int, list[int]]:
 def layers(cache: Cache) -> Iterator[Layer]:
     """Yield the layers of a cache, all K before all V."""
     if isinstance(cache, KVCache):
-        yield from _of_streams("K", [(s, s.k, False) for s in cache.streams])
-        yield from _of_streams("V", [(s, s.v, bool(s.v_trans)) for s in cache.streams])
+        yield from _of_streams("K", [(s, s.k, False, s.n_rot_k) for s in cache.streams])
+        yield from _of_streams("V", [(s, s.v, bool(s.v_trans), s.n_rot_v) for s in cache.streams])
     elif isinstance(cache, RecurrentCache):
         for name, blocks in (("R", cache.r), ("P", cache.p), ("S", cache.s)):
             for index, block in enumerate(blocks):
-                yield Layer(name, index, (_tensor(block, len(cache.rows)),))
+                yield Layer(name, index, (_tensor(block, len(cache.rows), rotation=0),))
     elif isinstance(cache, Compressed):
         yield from _numbered("K", cache.layers, cache.k, cache.n_stream, cache.n_rows)
     else:
@@ -133,15 +136,15 @@ def layers(cache: Cache) -> Iterator[Layer]:
 
 
 def _of_streams(
-    name: str, streams: Sequence[tuple[Stream, Sequence[Block], bool]]
+    name: str, streams: Sequence[tuple[Stream, Sequence[Block], bool, int | None]]
 ) -> Iterator[Layer]:
-    for index in range(max(len(blocks) for _, blocks, _ in streams)):
+    for index in range(max(len(blocks) for _, blocks, *_ in streams)):
         yield Layer(
             name,
             index,
             tuple(
-                _tensor(blocks[index], len(stream.cells), transposed) if blocks else None
-                for stream, blocks, transposed in streams
+                _tensor(blocks[index], len(stream.cells), transposed, rotation) if blocks else None
+                for stream, blocks, transposed, rotation in streams
             ),
         )
 
@@ -156,8 +159,10 @@ def _numbered(
         )
 
 
-def _tensor(block: Block, n_row: int, transposed: bool = False) -> Tensor:
-    return Tensor(block.type_id, block.row, n_row, block.offset, transposed)
+def _tensor(
+    block: Block, n_row: int, transposed: bool = False, rotation: int | None = None
+) -> Tensor:
+    return Tensor(block.type_id, block.row, n_row, block.offset, transposed, rotation)
 
 
 def row_bytes(state: memoryview, tensor: Tensor, row: int) -> bytes:

@@ -106,7 +106,7 @@ def _cache_facts(cache: Data) -> Iterator[str]:
         yield "V transposed (flash attention off)"
     rotated = [name for name in "kv" if cache.get(f"n_rot_{name}")]
     if rotated:
-        yield " and ".join(map(str.upper, rotated)) + " rotated before they were quantized"
+        yield " and ".join(map(str.upper, rotated)) + " recorded as rotated"
 
 
 def _rows_text(runs: Sequence[Data]) -> str:

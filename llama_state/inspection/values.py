@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..errors import UnsupportedError
+from . import rotations
 from .rows import Tensor
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def have_numpy() -> bool:
 
 def can_decode(tensor: Tensor) -> bool:
     """Return whether the values of *tensor* can be decoded: quantized ones need gguf."""
-    return have_numpy() and (tensor.type.elements == 1 or find_spec("gguf") is not None)
+    readable = tensor.type.elements == 1 or find_spec("gguf") is not None
+    return have_numpy() and readable and rotations.fits(tensor.rotation, tensor.n_value)
 
 
 def require(*packages: str) -> None:
@@ -58,11 +60,16 @@ def rows_of(state: memoryview, tensor: Tensor, rows: Sequence[int] | npt.NDArray
 
 
 def decode(raw: Bytes, tensor: Tensor) -> Floats:
-    """Return the values of rows of *tensor*: (rows, values of a row).
+    """Return the values of rows of *tensor*, before their rotation: (rows, values of a row).
 
     Raises:
         UnsupportedError: The rows are quantized, and gguf is not installed.
     """
+    return rotations.undone(stored(raw, tensor), tensor.rotation)
+
+
+def stored(raw: Bytes, tensor: Tensor) -> Floats:
+    """Return the values of rows of *tensor* as they are stored; see :func:`decode`."""
     import numpy as np
 
     raw = np.ascontiguousarray(raw)

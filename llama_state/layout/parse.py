@@ -30,7 +30,7 @@ from .kv import read_kv
 from .recurrent import recurrent_readings
 from .spans import owners
 from .state import Layout
-from .traits import SubCache, Traits, sub_caches
+from .traits import SubCache, Traits, can_be_left_out, sub_caches
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -95,7 +95,9 @@ def parse_sequence(
         headed: Whether it has the 8-byte head. The payload of a sequence file has none, nor do
             blobs of early builds of session version 9.
         traits: What is known of the model. Without it, every known kind of memory is tried.
-        partial: Whether it was saved with the flag PARTIAL_ONLY, which it does not record.
+        partial: Whether it was saved with the flag PARTIAL_ONLY, which it does not record. Of an
+            architecture that is given it can be a head alone: newer builds leave out all that can
+            be cut back. Then the layout has no caches.
         others: See :func:`parse_whole`.
         piece: Whether it can be a piece of a state: the window without the cache that has all
             positions, no compressors at the end, cells that name no sequence.
@@ -259,6 +261,10 @@ class _Reader:
     def caches(self, traits: Traits) -> tuple[Cache, ...]:
         """Read all caches as *traits* say; raise FormatError if the payload does not fit them."""
         cursor = Cursor(self.view, self.start)
+        # Of an unknown model a head alone says nothing.
+        is_bare = self.partial and traits.arch and 0 < self.start == cursor.end
+        if is_bare and can_be_left_out(traits.module):
+            return ()
         if traits.module == "dsv4":
             read_head(cursor, partial=self.partial)
         else:

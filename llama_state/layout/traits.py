@@ -194,6 +194,16 @@ def has_partial(module: Module) -> bool:
     return not all(sub_cache.partial for sub_cache in SUB_CACHES[module])
 
 
+def can_be_left_out(module: Module) -> bool:
+    """Return whether a partial state of *module* can be a head alone.
+
+    llama.cpp b11739 leaves out every cache that can be cut back as it is; before, it left out only
+    those beside one that cannot.
+    """
+    caches = SUB_CACHES[module]
+    return bool(caches) and not has_partial(module) and all(one.kind == "kv" for one in caches)
+
+
 def sub_caches(module: Module, *, partial: bool = False) -> tuple[SubCache, ...]:
     """Return the sub-caches that a state of *module* holds, or a *partial* state."""
     return tuple(sub_cache for sub_cache in SUB_CACHES[module] if sub_cache.partial or not partial)

@@ -110,6 +110,21 @@ def test_partial_states_parse(model: ls.Model, library: ls.Library) -> None:
         assert (parsed.partial, parsed.nbytes) == (True, len(blob))
 
 
+def test_what_llama_cpp_leaves_out(model: ls.Model) -> None:
+    """A partial state that is a head alone says nothing of its sequence: it is refused.
+
+    Newer builds write one for what can be cut back, and restore nothing from it.
+    """
+    with model.context(n_ctx=512) as ctx:
+        ctx.decode(tokens(60))
+        before = ctx.snapshot()
+        error = ls.FormatError if ctx.arch in (*PARTIAL, "mamba2") else ls.UnsupportedError
+        with pytest.raises(error) as caught:
+            ctx.seq_restore(layout.sequence_head(0), partial=True)
+        assert ("seq_rm" in str(caught.value)) == (error is ls.UnsupportedError)
+        assert ctx.snapshot() == before
+
+
 def on_device(ctx: ls.Context, seq_id: int = 0) -> ls.DeviceSnapshot | None:
     """A snapshot on the device, or None where this build or memory has none."""
     if ctx.library.session_version == 9 or ctx.arch in UNCOUNTED:

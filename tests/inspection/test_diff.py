@@ -177,14 +177,6 @@ def test_other_types(tmp_path: Path) -> None:
             assert 0 < row.max_abs < 0.01
 
 
-def test_rotated_apart(tmp_path: Path) -> None:
-    """Rows that were rotated before they were quantized are not compared with others."""
-    rotated = replace(PLAIN, rotation=(128, 0))
-    found = compared(tmp_path, native(PLAIN), native(rotated))
-    assert [difference.name for difference in found.fields] == ["n_rot_k"]
-    assert {row.name for row in found.rows} == {"V"}
-
-
 def test_no_numbers(tmp_path: Path) -> None:
     """Infinities and NaN are reported as such, also in JSON."""
     data = bytearray(filled(tmp_path, PLAIN, 1.0))

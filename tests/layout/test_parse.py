@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_state.errors import UnsupportedError
+from llama_state.errors import FormatError, TruncatedError, UnsupportedError
 from llama_state.layout import (
     UNKNOWN_ID,
     KVCache,
@@ -302,3 +302,34 @@ def test_no_layers() -> None:
     layout = parse(State("iswa", n_layer=0))
     assert layout.spans == {0: (0, 2)}
     assert [cache.n_layer for cache in layout.geometry.caches] == [0, 0]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("module", ["kv", "dsa", "msa"])
+def test_a_head_alone(module: str, version: int) -> None:
+    """Newer builds leave all out of a partial state that can be cut back; of a full one nothing."""
+    head = State(module, version=version, seq=3).blob()[:8]
+    traits = traits_of(State(module))
+    layout = parse_sequence(head, version=version, traits=traits, partial=True)
+    assert (layout.source, layout.caches, layout.spans, layout.nbytes) == (3, (), {}, 8)
+    with pytest.raises(TruncatedError):
+        parse_sequence(head, version=version, traits=traits)
+
+
+@pytest.mark.parametrize("module", sorted(CACHES.keys() - {"kv", "dsa", "msa", "none"}))
+def test_no_head_alone(module: str) -> None:
+    """Something of a window, or a recurrent part, is in every partial state."""
+    with pytest.raises(FormatError):
+        parse_sequence(
+            State(module, seq=3).blob()[:8],
+            version=11,
+            traits=traits_of(State(module)),
+            partial=True,
+        )
+
+
+def test_a_head_alone_of_an_unknown_model() -> None:
+    """It is taken for that of a model without memory, of which it is the whole state."""
+    head = State("kv", seq=3).blob()[:8]
+    for partial in (False, True):
+        assert parse_sequence(head, version=11, partial=partial).module == "none"
