@@ -253,7 +253,7 @@ def _opened(store: PrefixStore | StrPath | None, capacity_bytes: int | None) -> 
             raise ValueError("capacity_bytes is that of the store: give it to the store")
         return store
     if store is None:
-        return PrefixStore("memory:", capacity_bytes=capacity_bytes or _CAPACITY)
+        store, capacity_bytes = "memory:", _CAPACITY if capacity_bytes is None else capacity_bytes
     return PrefixStore(store, capacity_bytes=capacity_bytes)
 
 
