@@ -138,6 +138,8 @@ class Prefixes:
 
     def logits(self, seq_id: int) -> memoryview[float] | None:
         """Return the logits of the last token of a sequence; None where they are not there."""
+        if not self._handle.pointer.owned or self._keeper.held(seq_id) is None:
+            return None  # other code may have decoded since, as many tokens
         with self._handle.use() as call:
             last = self._handle.pointer.last_logits
             end = calls.positions(call, seq_id).last + 1
