@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,7 +87,15 @@ class Writer:
         """
         chunks = list(self.chunks(root, prompt))
         n_past = memory.n_past(seq_id)
-        missing = {chunk.end: chunk for chunk in self._missing(chunks, needs, n_past)}
+        # Rows of the window are kept where a hit can go on: at the end, and wherever they are all
+        # still there.
+        first = needs.first_of_window(n_past)
+        windows = {
+            chunk.end
+            for chunk in chunks
+            if needs.window and (chunk.end > first or memory.can_cut(seq_id, chunk.end))
+        }
+        missing = {chunk.end: chunk for chunk in self._missing(chunks, windows)}
         last = chunks[-1]
         at_end = needs.state and n_past == last.end
         state = at_end and not self._backend.has(last.name("S"))
@@ -128,10 +136,9 @@ class Writer:
             yield Chunk(at, key, words, first, last, start, end)
             at = key
 
-    def _missing(self, chunks: Sequence[Chunk], needs: Needs, n_past: int) -> Iterator[Chunk]:
-        window = needs.first_of_window(n_past)
+    def _missing(self, chunks: Sequence[Chunk], windows: Container[int]) -> Iterator[Chunk]:
         for chunk in chunks:
-            wanted: tuple[Kind, ...] = ("R", "W") if needs.window and chunk.end > window else ("R",)
+            wanted: tuple[Kind, ...] = ("R", "W") if chunk.end in windows else ("R",)
             if not all(self._backend.has(chunk.name(kind)) for kind in wanted):
                 yield chunk
 

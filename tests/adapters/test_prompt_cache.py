@@ -26,6 +26,7 @@ from tests.adapters.llamas import (
     CUT,
     GREEDY,
     KINDS,
+    MORE,
     Counter,
     answer,
     llama_cpp,
@@ -105,7 +106,8 @@ def test_answers_stay_the_same(make: Make, kind: str) -> None:
 @pytest.mark.parametrize("kind", CUT)
 def test_a_shared_prefix_is_evaluated_once(make: Make, kind: str) -> None:
     llm = make(kind, n_ctx=1024)
-    with_cache(llm)
+    # Inside of a chunk that is longer than a window nothing can be gone on from.
+    with_cache(llm, PrefixStore("memory:?size=1GiB", chunk_tokens=32))
     prefix = len(llm.tokenize(PREFIX.encode()))
     total = 0
     for prompt in QUESTIONS:
@@ -159,15 +161,13 @@ def test_two_chats_on_one_llama(make: Make, kind: str) -> None:
 # -- restart, sharing, and what a turn costs
 
 
-def conversation(llm: Any, turns: int) -> tuple[str, list[int]]:
-    """Go on for so many turns: what was said, and the tokens that each turn evaluated."""
-    text, evaluated = PREFIX, []
+def conversation(llm: Any, turns: int) -> list[int]:
+    """Go on for so many turns; return all tokens."""
+    tokens = list(llm.tokenize(PREFIX.encode()))
     for turn in range(turns):
-        text += f"Turn {turn}: and now?"
-        said, n = answer(llm, text)
-        evaluated.append(n)
-        text += said
-    return text, evaluated
+        answer(llm, [*tokens, *f"Turn {turn}: and now?".encode()])
+        tokens = list(ls.attach(llm).tokens)
+    return tokens
 
 
 @EVERY_KIND
@@ -175,22 +175,18 @@ def test_a_restart_finds_the_conversation(make: Make, kind: str, tmp_path: Path)
     """Another Llama and another store on the same folder evaluate only what is new."""
     first = make(kind, n_ctx=1024)
     with_cache(first, tmp_path, capacity_bytes=1 << 28)
-    text, _ = conversation(first, 3)
+    tokens = conversation(first, 3)
     first.close()
-    text += " Is that all?"
-    second = make(kind, n_ctx=1024)
-    with_cache(second, tmp_path, capacity_bytes=1 << 28)
-    said, evaluated = answer(second, text)
-    assert said == fresh_answer(make, kind, text)
-    # The question, the answer, and the last token of the turn before.
-    assert evaluated <= len(" Is that all?") + 2 * 12
-    # So does a third, which asks what was asked: all but what a restart must decode.
-    third = make(kind, n_ctx=1024)
-    with_cache(third, str(tmp_path), capacity_bytes=1 << 28)
-    again = said and text + said + " Sure?"
-    said, evaluated = answer(third, again)
-    assert said == fresh_answer(make, kind, again)
-    assert evaluated <= len(" Sure?") + 2 * 12
+    for _ in range(3):
+        tokens += MORE
+        llm = make(kind, n_ctx=1024)
+        with_cache(llm, str(tmp_path), capacity_bytes=1 << 28)
+        said, evaluated = answer(llm, tokens)
+        assert said == fresh_answer(make, kind, tokens)
+        # The question and its answer, the last token of which is not decoded.
+        now = list(ls.attach(llm).tokens)
+        assert evaluated == len(now) - len(tokens) + len(MORE)
+        tokens = now
 
 
 def test_a_restart_of_the_program(make: Make, tmp_path: Path) -> None:
@@ -223,12 +219,12 @@ def test_llamas_share_a_store(make: Make, kind: str) -> None:
     with PrefixStore("memory:?size=1GiB", chunk_tokens=64) as store:
         cache = with_cache(one, store)
         with_cache(two, store)
-        text, _ = conversation(one, 2)
-        said, evaluated = answer(two, text + " Yes.")
-        assert said == fresh_answer(make, kind, text + " Yes.")
-        assert evaluated <= len(" Yes.") + 2 * 12
+        tokens = conversation(one, 2)
+        said, evaluated = answer(two, [*tokens, *MORE])
+        assert said == fresh_answer(make, kind, [*tokens, *MORE])
+        assert evaluated == two.n_tokens - len(tokens)
         cache.detach()
-        assert store.find(ls.attach(one), one.tokenize(text.encode())).n_tokens
+        assert store.find(ls.attach(one), [*tokens, 1]).n_tokens == len(tokens)
 
 
 @pytest.mark.parametrize("kind", CUT)
@@ -495,7 +491,7 @@ def test_what_cannot_be_known_is_said_at_once(make: Make, tmp_path: Path) -> Non
     llm = llama_cpp.Llama(str(path), n_ctx=512, verbose=False)
     try:
         path.unlink()
-        with pytest.raises(ls.UnsupportedError, match="model file: the file cannot be read"):
+        with pytest.raises(ls.UnsupportedError, match="model file: .*cannot be read"):
             PromptCache(llm)
     finally:
         llm.close()
@@ -558,10 +554,10 @@ def test_a_store_that_fails(
     assert answer(llm, QUESTIONS[0])[0] == expected
     stats = cache.store.stats()
     assert (stats.damaged > 0) is (trouble in (damaged, cut_off))
-    assert bool(stats.failures) is (trouble is replaced)
-    if trouble is not replaced:
+    assert bool(stats.failures) is (trouble in (removed, replaced))
+    if trouble in (damaged, cut_off):
         elsewhere(llm)
-        assert answer(llm, more + "?")[1] < len(more)
+        assert answer(llm, more)[1] < 30
 
 
 def test_a_cache_that_somebody_else_changed(
