@@ -38,6 +38,10 @@ class Needs:
         groups = layout.groups_of(traits.module)
         return cls("R" in groups, "W" in groups, "S" in groups, traits.window)
 
+    def chunk(self, size: int) -> int:
+        """Return *size*, or what a chunk may have so that no row of a window in it is cut off."""
+        return min(size, self.span.size) if self.window and self.span is not None else size
+
     def first_of_window(self, end: int) -> int:
         """Return the first position whose window rows a sequence has that goes on at *end*.
 

@@ -50,7 +50,7 @@ class PrefixStore:
             ``"memory:?size=2GiB"``.
         capacity_bytes: The most that all files may take together; needed unless *where* has a
             size.
-        chunk_tokens: Tokens of a chunk.
+        chunk_tokens: Tokens of a chunk; those of a model with a shorter window have as many.
         key: 16 bytes or more: names and digests are made with it, so that nobody without it can
             find a prompt or forge an object.
         namespace: Keeps prompts apart from those of other namespaces: a tenant, a prompt version.
@@ -364,7 +364,7 @@ class PrefixStore:
 
     def _tidy(self, asked: Asked) -> None:
         """Remove what the chunks that were just written make superfluous."""
-        chunks = list(self._writer.chunks(asked.root, asked.prompt))
+        chunks = list(self._writer.chunks(asked.root, asked.prompt, asked.needs))
         for chunk in chunks[-2:]:
             self._writer.supersede(chunk, list(self._lookup.children(chunk.parent, chunk.start)))
         if asked.needs.state:
@@ -375,7 +375,7 @@ class PrefixStore:
         prompt = asked.prompt
         if not asked.needs.state and (not asked.needs.window or asked.memory.keeps_window()):
             return [len(prompt)]
-        ends = [last for _, last in prompt.chunks(0, self._chunk_tokens)]
+        ends = [last for _, last in prompt.chunks(0, asked.needs.chunk(self._chunk_tokens))]
         positions = [prompt.position(end) for end in ends]
         kept = kept_points(positions, self._chunk_tokens)
         # Where other prompts go on otherwise: the next one will want to go on there too.

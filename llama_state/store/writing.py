@@ -85,7 +85,7 @@ class Writer:
         Returns:
             The tokens that were not there, and the bytes that were written.
         """
-        chunks = list(self.chunks(root, prompt))
+        chunks = list(self.chunks(root, prompt, needs))
         n_past = memory.n_past(seq_id)
         # Rows of the window are kept where a hit can go on: at the end, and wherever they are all
         # still there.
@@ -126,10 +126,10 @@ class Writer:
             )
         return n_new, nbytes
 
-    def chunks(self, root: bytes, prompt: Prompt) -> Iterator[Chunk]:
+    def chunks(self, root: bytes, prompt: Prompt, needs: Needs) -> Iterator[Chunk]:
         """Yield the chunks of a prompt."""
         at = root
-        for first, last in prompt.chunks(0, self._chunk_tokens):
+        for first, last in prompt.chunks(0, needs.chunk(self._chunk_tokens)):
             words = prompt.words(first, last)
             start, end = prompt.position(first), prompt.position(last)
             key = self._keys.next(at, end - start, words)
@@ -161,11 +161,21 @@ class Writer:
         return len({name.key for name in self._backend.children(link.key)}) > 1
 
     def supersede(self, chunk: Chunk, siblings: Iterable[Link]) -> None:
-        """Remove shorter chunks that *chunk* has all tokens of, and that are no restore point."""
+        """Remove shorter chunks that *chunk* has all of, and that are no restore point."""
         for link in siblings:
             shorter = len(link.header.words) < len(chunk.words)
             if shorter and chunk.words.startswith(link.header.words) and "S" not in link.kinds:
-                self.remove(link)
+                if self._has_window_of(chunk, link):
+                    self.remove(link)
+
+    def _has_window_of(self, chunk: Chunk, link: Link) -> bool:
+        """Tell whether *chunk* has all rows of the window that a shorter one has."""
+        name = link.kinds.get("W")
+        theirs = self._lookup.header(name) if name else None
+        if theirs is None:
+            return True
+        ours = self._lookup.header(chunk.name("W"))
+        return ours is not None and ours.first <= theirs.first
 
     def remove(self, link: Link, kinds: Sequence[Kind] = ("L", "S", "W", "R")) -> None:
         """Remove objects of a chunk."""

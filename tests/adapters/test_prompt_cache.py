@@ -106,8 +106,7 @@ def test_answers_stay_the_same(make: Make, kind: str) -> None:
 @pytest.mark.parametrize("kind", CUT)
 def test_a_shared_prefix_is_evaluated_once(make: Make, kind: str) -> None:
     llm = make(kind, n_ctx=1024)
-    # Inside of a chunk that is longer than a window nothing can be gone on from.
-    with_cache(llm, PrefixStore("memory:?size=1GiB", chunk_tokens=32))
+    with_cache(llm)
     prefix = len(llm.tokenize(PREFIX.encode()))
     total = 0
     for prompt in QUESTIONS:
@@ -224,7 +223,8 @@ def test_llamas_share_a_store(make: Make, kind: str) -> None:
         assert said == fresh_answer(make, kind, [*tokens, *MORE])
         assert evaluated == two.n_tokens - len(tokens)
         cache.detach()
-        assert store.find(ls.attach(one), [*tokens, 1]).n_tokens == len(tokens)
+        # Of restore points that are near to each other some go.
+        assert len(tokens) - 64 < store.find(ls.attach(one), tokens).n_tokens < len(tokens)
 
 
 @pytest.mark.parametrize("kind", CUT)
@@ -546,7 +546,7 @@ def test_a_store_that_fails(
     llm = make(kind, n_ctx=1024)
     cache = with_cache(llm, folder, capacity_bytes=1 << 28)
     expected = answer(llm, QUESTIONS[0])[0]
-    more = QUESTIONS[0] + expected + "!"
+    more = [*ls.attach(llm).tokens, *MORE]
     elsewhere(llm)
     trouble(folder)
     assert answer(llm, more)[0] == fresh_answer(make, kind, more)

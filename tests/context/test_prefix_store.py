@@ -68,7 +68,7 @@ def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
         for start, end in zip((0, *STOPS), STOPS, strict=False):
             writer.decode(base[start:end], seq_id)
             store.remember(writer, base[:end], seq_id)
-            held[end] = writer.seq_snapshot(seq_id)
+            held[end] = writer.snapshot()
     for shared in (20, 64, 90, 100, 150, 192, 230):
         prompt = [*base[:shared], *tokens(shared, 20, writer.n_vocab)]
         with context(model, options) as reader, context(model, options) as other:
@@ -80,9 +80,12 @@ def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
             assert n_past == shared or writer.arch not in CUTTABLE, recalled.why
             if not n_past:
                 continue
-            other.seq_restore(held[min(end for end in held if end >= n_past)], seq_id)
+            other.restore(held[min(end for end in held if end >= n_past)])
             other.seq_rm(seq_id, n_past)
-            assert reader.seq_snapshot(seq_id) == other.seq_snapshot(seq_id)
+            truth = other.seq_snapshot(seq_id)
+            assert reader.seq_snapshot(seq_id) == truth
+            other.clear()
+            other.seq_restore(truth, seq_id)
             for ctx in (reader, other):
                 ctx.decode(prompt[n_past:], seq_id)
             assert reader.logits() == other.logits()
