@@ -151,15 +151,15 @@ def restore_ways(work: Work) -> Iterator[Way]:
 
 
 def _cache_hit(work: Work) -> Callable[[], object]:
-    """Find the prompt's beginning in a PromptCache and restore it."""
+    """Find the prompt's beginning in a PromptCache, which restores it."""
     from llama_state.adapters.llama_cpp import PromptCache
 
     llm, tokens = work.it.llm, work.tokens
     cache = PromptCache(llm, capacity_bytes=4 * len(work.blob))
     llm.set_cache(cache)
-    cache[tokens] = llm.save_state()
+    cache.remember()
     longer = [*tokens, 40]
-    return lambda: llm.load_state(cache[longer])
+    return lambda: cache[longer]
 
 
 def sequence_ways(work: Work) -> Iterator[Way]:
