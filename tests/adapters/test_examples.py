@@ -53,7 +53,7 @@ def test_survive_a_restart(make: Make, tmp_path: Path) -> None:
 
 def test_keep_prompts(make: Make, tmp_path: Path) -> None:
     """The second process finds the chat of the first, and goes on with it."""
-    arguments = ("keep_prompts", make.path("llama-dense"), tmp_path)
+    arguments = ("keep_prompts", make.path("gemma3-dense"), tmp_path)
     first, second = run(*arguments), run(*arguments)
     assert first[0] == "0 tokens were there"
     assert int(second[0].split()[0]) > 30

@@ -228,9 +228,7 @@ def test_llamas_share_a_store(make: Make, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CUT)
-def test_a_turn_writes_what_is_new(
-    make: Make, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_turn_writes_what_is_new(make: Make, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the whole state, and without a copy of it by the Llama."""
 
     def refuse(*_: object) -> None:
@@ -561,9 +559,7 @@ def test_a_store_that_fails(
     assert (evaluated < 30) is (trouble in (damaged, cut_off))
 
 
-def test_a_cache_that_somebody_else_changed(
-    make: Make, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_cache_that_somebody_else_changed(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     """Where Llama and cache do not agree nothing is kept, and nothing is refused."""
     llm = make(n_ctx=1024)
     cache = with_cache(llm)
