@@ -161,21 +161,11 @@ class Writer:
         return len({name.key for name in self._backend.children(link.key)}) > 1
 
     def supersede(self, chunk: Chunk, siblings: Iterable[Link]) -> None:
-        """Remove shorter chunks that *chunk* has all of, and that are no restore point."""
+        """Remove shorter chunks that *chunk* has all tokens of, and that are no restore point."""
         for link in siblings:
             shorter = len(link.header.words) < len(chunk.words)
             if shorter and chunk.words.startswith(link.header.words) and "S" not in link.kinds:
-                if self._has_window_of(chunk, link):
-                    self.remove(link)
-
-    def _has_window_of(self, chunk: Chunk, link: Link) -> bool:
-        """Tell whether *chunk* has all rows of the window that a shorter one has."""
-        name = link.kinds.get("W")
-        theirs = self._lookup.header(name) if name else None
-        if theirs is None:
-            return True
-        ours = self._lookup.header(chunk.name("W"))
-        return ours is not None and ours.first <= theirs.first
+                self.remove(link)
 
     def remove(self, link: Link, kinds: Sequence[Kind] = ("L", "S", "W", "R")) -> None:
         """Remove objects of a chunk."""

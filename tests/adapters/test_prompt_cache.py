@@ -400,6 +400,23 @@ def test_a_window_is_not_cut_where_it_may_not_be(make: Make, kind: str, swa_full
         assert answer(llm, prompt)[0] == expected
 
 
+@pytest.mark.parametrize("kind", ["gemma3-dense", "lfm2-dense"])
+def test_a_remembered_prefix_stays_where_a_window_moves_on(make: Make, kind: str) -> None:
+    """Longer prompts lack the rows of the window that are needed at its end."""
+    options = {"swa_full": False, "n_batch": 32, "n_ubatch": 32}
+    llm = make(kind, n_ctx=1024, **options)
+    cache = with_cache(llm)
+    prefix = list(llm.tokenize(PREFIX.encode()))
+    llm.eval(prefix)
+    cache.remember()
+    for question in (b"Say this: " * 20, b"Something else, please. " * 9, b"What?"):
+        prompt = [*prefix, *question]
+        text, evaluated = answer(llm, prompt)
+        assert text == fresh_answer(make, kind, prompt, **options)
+        assert evaluated <= len(question) + 24
+        elsewhere(llm)
+
+
 # -- whose it is
 
 
