@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .lookup import Found, Link, Lookup, Needs
 from .objects import Kind, Name, Seal, pack
-from .pieces import SequenceMemory
+from .pieces import SequenceMemory, Taken
 from .prompt import Keys, Prompt
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Writer:
     def describe(self, root: bytes, fields: bytes, no_parent: bytes) -> None:
         """Write down what the namespace of *root* is."""
         name = Name(no_parent, root, 0, "N")
-        if self._lookup.header(name) is None:
+        if not self._backend.has(name):
             self._put(name, root, b"", [fields], first=0, end=0, session_version=0)
 
     def write(
@@ -99,11 +99,11 @@ class Writer:
         last = chunks[-1]
         at_end = needs.state and n_past == last.end
         state = at_end and not self._backend.has(last.name("S"))
-        nbytes, n_new = 0, 0
-        ranges = [(chunk.start, chunk.end) for chunk in missing.values()]
-        for piece in memory.take(seq_id, ranges, state=state, dense=not prompt.has_media):
+        written: list[tuple[Chunk, Kind, int]] = []
+
+        def write(piece: Taken) -> None:
             chunk = last if piece.group == "S" else missing[piece.end]
-            written = self._put(
+            nbytes = self._put(
                 chunk.name(piece.group),
                 root,
                 chunk.words,
@@ -112,8 +112,13 @@ class Writer:
                 end=chunk.end,
                 session_version=memory.session_version,
             )
-            nbytes += written
-            n_new += chunk.last - chunk.first if piece.group == "R" and written else 0
+            written.append((chunk, piece.group, nbytes))
+
+        ranges = [(chunk.start, chunk.end) for chunk in missing.values()]
+        memory.take(seq_id, ranges, write, state=state, dense=not prompt.has_media)
+        new = (chunk for chunk, kind, nbytes in written if kind == "R" and nbytes)
+        n_new = sum(chunk.last - chunk.first for chunk in new)
+        nbytes = sum(each for *_, each in written)
         if at_end and (row := memory.logits(seq_id)) is not None:
             nbytes += self._put(
                 last.name("L"),
