@@ -28,7 +28,6 @@ class MemoryBackend:
         self._objects: dict[Name, bytes] = {}
         self._used: dict[Name, float] = {}
         self._children: dict[bytes, dict[Name, None]] = {}
-        self._nbytes = 0
         self._lock = threading.RLock()
 
     def children(self, parent: bytes) -> Sequence[Name]:
@@ -55,14 +54,13 @@ class MemoryBackend:
         with self._lock:
             if name in self._objects or len(data) > self.capacity_bytes:
                 return False
-            if self._nbytes + len(data) > self.capacity_bytes:
+            if self.used_bytes() + len(data) > self.capacity_bytes:
                 self._evict(self.capacity_bytes - len(data), name.parent)
-            if self._nbytes + len(data) > self.capacity_bytes:
+            if self.used_bytes() + len(data) > self.capacity_bytes:
                 return False  # the rest is pinned
-            self._objects[name] = data
-            self._nbytes += len(data)
-            self._used[name] = time.time()
             self._children.setdefault(name.parent, {})[name] = None
+            self._used[name] = time.time()
+            self._objects[name] = data  # last: until now it is one that is gone
         return True
 
     def touch(self, names: Iterable[Name], when: float | None = None) -> None:
@@ -79,12 +77,11 @@ class MemoryBackend:
             data = self._objects.pop(name, None)
             if data is None:
                 return 0
-            self._nbytes -= len(data)
             self._used.pop(name, None)
-            siblings = self._children[name.parent]
+            siblings = self._children.get(name.parent, {})
             siblings.pop(name, None)
             if not siblings:
-                del self._children[name.parent]
+                self._children.pop(name.parent, None)
             return len(data)
 
     def set_aside(self, name: Name) -> None:
@@ -106,12 +103,12 @@ class MemoryBackend:
 
     def used_bytes(self) -> int:
         """See :class:`Backend`."""
-        return self._nbytes
+        return sum(map(len, list(self._objects.values())))
 
     def _evict(self, to_bytes: int, needed: bytes = b"") -> int:
-        freed = 0
+        freed, used = 0, self.used_bytes()
         for stored in in_order(self.entries(), needed=needed):
-            if self._nbytes <= to_bytes:
+            if used - freed <= to_bytes:
                 break
             freed += self.remove(stored.name)
         return freed
