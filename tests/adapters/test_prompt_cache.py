@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from ast import literal_eval
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ print(ascii(answer(llm, text)))
         done = subprocess.run(
             [*command, str(tmp_path), PREFIX], capture_output=True, text=True, check=True
         )
-        said.append(eval(done.stdout))
+        said.append(literal_eval(done.stdout))
     n_prompt = len(make().tokenize(PREFIX.encode()))
     assert said[0][0] == said[1][0]
     assert said[0][1] - said[1][1] == n_prompt - 1
@@ -506,7 +507,7 @@ def test_what_cannot_be_known_is_said_at_once(make: Make, tmp_path: Path) -> Non
     llm = llama_cpp.Llama(str(path), n_ctx=512, verbose=False)
     try:
         path.unlink()
-        with pytest.raises(ls.UnsupportedError, match="model file: .*cannot be read"):
+        with pytest.raises(ls.UnsupportedError, match=r"model file: .*cannot be read"):
             PromptCache(llm)
     finally:
         llm.close()
@@ -514,7 +515,7 @@ def test_what_cannot_be_known_is_said_at_once(make: Make, tmp_path: Path) -> Non
     llm = make(n_ctx=1024)
     swap(llm, lora, 4.0)
     llm.lora_path = None
-    with pytest.raises(ls.UnsupportedError, match="adapters: .*declare it"):
+    with pytest.raises(ls.UnsupportedError, match=r"adapters: .*declare it"):
         PromptCache(llm)
     assert not {"save_state", "load_state"} & set(vars(llm))
     with_cache(llm, adapters=[(lora, 4.0)])

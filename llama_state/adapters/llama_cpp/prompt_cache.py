@@ -215,15 +215,6 @@ class PromptCache:
         except StateError:
             LOGGER.warning("this prompt is not cached", exc_info=True)
 
-    # -- what a Llama calls in place of its own
-
-    def _serves(self, llm: Any) -> bool:
-        return llm is self._llm() and llm.cache is self
-
-    def _save(self) -> Stored:
-        """Return what :meth:`__setitem__` takes, which needs no copy of the state."""
-        return Stored(self._listed())
-
     def _load(self, stored: Stored) -> None:
         """Put what a lookup gave into the ``Llama`` again; what is gone is evaluated anew."""
         # Of a prompt the last token would be left to decode.
@@ -264,19 +255,24 @@ def _take_over(llm: Any) -> None:
     completion = sys.modules["llama_cpp"].Llama._create_completion.__code__
 
     def save_state() -> Any:
-        llm = owner()
         # Whoever else calls it wants the state itself; taking that for a completion costs time.
         by_completion = sys._getframe(1).f_code is completion
-        if by_completion and isinstance(llm.cache, PromptCache) and llm.cache._serves(llm):
-            return llm.cache._save()
-        return kind.save_state(llm)
+        llm = owner()
+        cache = _cache_of(llm) if by_completion else None
+        return kind.save_state(llm) if cache is None else Stored(cache._listed())
 
     def load_state(state: Any) -> None:
         llm = owner()
-        cache = llm.cache
-        if isinstance(state, Stored) and isinstance(cache, PromptCache) and cache._serves(llm):
-            cache._load(state)
-        else:
+        cache = _cache_of(llm) if isinstance(state, Stored) else None
+        if cache is None:
             kind.load_state(llm, state)
+        else:
+            cache._load(state)
 
     llm.save_state, llm.load_state = save_state, load_state
+
+
+def _cache_of(llm: Any) -> PromptCache | None:
+    """Return the ``PromptCache`` that *llm* has, if it is its own."""
+    cache = llm.cache
+    return cache if isinstance(cache, PromptCache) and cache._llm() is llm else None
