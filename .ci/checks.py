@@ -37,6 +37,7 @@ NOT_IN_THE_WHEEL = r"(.*\.(c|h|o|pyc)|(tests|benchmarks|docs|examples)/.*|(build
 ALLOWED_SKIPS = {
     ("test", "tests.adapters."): "the tests inside llama-cpp-python run in step builds",
     ("test", "::tests.adapters."): "as modules, likewise",
+    ("test", "tests.real."): "the tests with real models run in step real",
 }
 
 

@@ -213,6 +213,8 @@ class Matrix:
 
     def run(self) -> list[Outcome]:
         """Test every build, one on each core: two that share their cores wait for each other."""
+        for build in self.builds:
+            self.write_states(build)
         usable = sorted(os.sched_getaffinity(0))[:CORES]
         cores: queue.SimpleQueue[int] = queue.SimpleQueue()
         for core in usable:
@@ -225,6 +227,16 @@ class Matrix:
         with ThreadPoolExecutor(len(usable), initializer=settle) as pool:
             tested = [pool.submit(self.test, build) for build in self.builds]
         return [outcome for future in tested if (outcome := future.result())]
+
+    def write_states(self, build: Build) -> None:
+        """Let a build write states of every kind of model, which all builds restore then."""
+        if build.obstacle:
+            return
+        states = self.work / "states" / build.name.replace(" ", "-")
+        outcome, log = Outcome(build), self.work / "states.log"
+        if not self.call(outcome, log, ["-m", "tests.elsewhere", str(states)]):
+            print(*clipped(log), sep="\n")
+            raise SystemExit(f"{build.name} could not write its states")
 
     def test(self, build: Build) -> Outcome | None:
         """Test one build and print its output in one piece; None after another has failed."""
@@ -291,6 +303,7 @@ class Matrix:
             log,
             ["-m", "pytest", *options, *tests],
             HYPOTHESIS_PROFILE="quick",
+            LLAMA_STATE_STATES=str(self.work / "states"),
             HYPOTHESIS_STORAGE_DIRECTORY=str(work / "hypothesis"),
         )
         if not xml.exists():

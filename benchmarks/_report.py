@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -9,8 +10,8 @@ from typing import Any, TypeVar
 from _small import TINY_ROUNDS
 from _targets import Finding
 from _targets import findings as find
-from _timing import MIB, Timing
-from _ways import PARSE
+from _timing import MIB, Timing, times_as_fast
+from _ways import EVALUATE, LOAD, PARSE, SAVE_DURABLE
 
 _T = TypeVar("_T")
 
@@ -84,7 +85,9 @@ def as_markdown(report: Report) -> str:
 
 def _notes(report: Report) -> str:
     judged = [one.met for one in report.findings if one.met is not None]
-    rounds = f"{report.rounds} rounds ({TINY_ROUNDS * report.rounds} of the tiny state)"
+    rounds = f"{report.rounds} rounds"
+    if any(one.section == "tiny" for one in report.timings):
+        rounds += f" ({TINY_ROUNDS * report.rounds} of the tiny state)"
     return f"""\
 Medians of {rounds} in one process, the ways in another order
 each round. A ratio is the median of the ratios of the rounds, with the smallest and the largest;
@@ -100,12 +103,15 @@ def _tables(report: Report) -> Iterator[Table]:
     sections = {one.section for one in report.timings}
     if "states" in sections:
         yield _states(_of(report.timings, "states"))
-    if "large" in sections:
-        yield _states(_of(report.timings, "large"))
+    for section in ("conversions", "large"):
+        if section in sections:
+            yield _states(_of(report.timings, section))
     if "sizes" in sections:
         yield _sizes(_of(report.timings, "sizes"))
     if "tiny" in sections:
         yield _tiny(_of(report.timings, "tiny"))
+    if "real" in sections:
+        yield _real(_of(report.timings, "real"))
     if "threads" in sections:
         yield _threads(_of(report.timings, "threads"))
     for table in (_targets(report.findings), _others(report.findings)):
@@ -155,6 +161,18 @@ def _threads(timings: Sequence[Timing]) -> Table:
     rows = [[one.way, f"{1e3 * one.median:.0f}"] for one in timings]
     title = f"Another thread in pure Python, beside a state of {_size(timings[0])}"
     return Table(title, ["way", "ms"], rows)
+
+
+def _real(timings: Sequence[Timing]) -> Table:
+    at = {(one.configuration, one.way): one for one in timings}
+    rows = []
+    for name in _unique(one.configuration for one in timings):
+        took = [at[name, way] for way in (EVALUATE, SAVE_DURABLE, LOAD)]
+        gain = f"{statistics.median(times_as_fast(took[2], took[0])):.0f}"
+        seconds = [f"{one.median:.4f}" for one in took]
+        rows.append([name, *seconds, gain, f"{took[0].nbytes:,}"])
+    header = ("text", "evaluate, s", f"{SAVE_DURABLE}, s", f"{LOAD}, s", "times", "bytes")
+    return Table("Texts of real models: evaluated, saved, loaded", header, rows)
 
 
 def _targets(findings: Iterable[Finding]) -> Table:

@@ -21,6 +21,8 @@ Bounds = Mapping[str, float]
 _FLASH, _PLAIN, _QUANTIZED = map(str, CONFIGURATIONS)
 _FLAT_WITHIN = 1.25
 _TINY_MICROSECONDS = 250.0
+# A save waits for the disk.
+_GAINS: Bounds = {_ways.LOAD: 50.0, _ways.SAVE_DURABLE: 5.0}
 # llama.cpp's own calls are told, not judged: ours can be no flatter than these.
 _FLAT_WAYS: Mapping[str, float | None] = {
     _ways.GET_DATA: None,
@@ -80,6 +82,19 @@ TARGETS = (
     Target(_ways.LOAD_AND_RESUME, _ways.RESTORE, {}),
 )
 
+# At least half of the speed of a state that needs no rewriting.
+CONVERSION_TARGETS = (
+    *(
+        Target(way, _ways.RESTORE, _both(0.5))
+        for way in (_ways.RESTORE_VERSION, _ways.RESTORE_TURNED, _ways.RESTORE_STREAMS)
+    ),
+    *(
+        Target(way, _ways.SEQ_RESTORE, _both(0.5))
+        for way in (_ways.SEQ_VERSION, _ways.SEQ_TURNED, _ways.SEQ_STREAMS)
+    ),
+    Target(_ways.LOAD_VERSION, _ways.LOAD, _both(0.5)),
+)
+
 # At most 1.3 times as long.
 LARGE_TARGETS = (Target(_ways.SAVE, _ways.SAVE_UNCOPIED, {_FLASH: 0.77}),)
 
@@ -123,8 +138,13 @@ class Finding:
 
 def findings(timings: Sequence[Timing]) -> list[Finding]:
     """All figures that *timings* allow."""
-    ratios = [*_ratios(timings, "states", TARGETS), *_ratios(timings, "large", LARGE_TARGETS)]
-    return [*ratios, *_flatness(timings), *_calls(timings), *_threads(timings)]
+    ratios = [
+        *_ratios(timings, "states", TARGETS),
+        *_ratios(timings, "conversions", CONVERSION_TARGETS),
+        *_ratios(timings, "large", LARGE_TARGETS),
+    ]
+    others = (_flatness, _calls, _threads, _gains)
+    return [*ratios, *(found for of in others for found in of(timings))]
 
 
 def _ratios(
@@ -179,6 +199,14 @@ def _threads(timings: Sequence[Timing]) -> Iterator[Finding]:
             if name != _small.COUNTING:
                 ratios = times_as_fast(timing, by_way[_small.COUNTING])
                 yield _finding(f"{name} / alone", configuration, ratios, 0.8)
+
+
+def _gains(timings: Sequence[Timing]) -> Iterator[Finding]:
+    """Return how many times as fast as evaluating a text of a real model its state is moved."""
+    for configuration, by_way in _by_configuration(timings, "real"):
+        for name, bound in _GAINS.items():
+            ratios = times_as_fast(by_way[name], by_way[_ways.EVALUATE])
+            yield _finding(f"{name} / {_ways.EVALUATE}", configuration, ratios, bound)
 
 
 def _by_configuration(

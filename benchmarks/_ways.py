@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # What the tables call the ways that targets compare; the others stand where they are used. Files
 # are new and not waited for (``durable=False``), unless the name says "over" or "durable".
+EVALUATE = "evaluate"
 MEMCPY = "memcpy"
 GET_DATA = "llama_state_get_data"
 SNAPSHOT_OUT = "snapshot(out=buffer)"
@@ -51,12 +52,21 @@ SAVE_LIMITED = "save_state(memory_limit=1/16)"
 LOAD_FILE = "llama_state_load_file"
 LOAD = "load_state()"
 LOAD_LIMITED = "load_state(memory_limit=1/16)"
+RESTORE_VERSION = "restore(another version)"
+RESTORE_TURNED = "restore(V turned)"
+RESTORE_STREAMS = "restore(other streams)"
+SEQ_VERSION = "seq_restore(another version)"
+SEQ_TURNED = "seq_restore(V turned)"
+SEQ_STREAMS = "seq_restore(other streams)"
+LOAD_VERSION = "load_state(another version)"
 CHECKPOINT = "checkpoint(out=buffer)"
 RESUME = "resume(mapped)"
 LOAD_AND_RESUME = "Checkpoint.load() and resume()"
 
 # What a limited save may take of memory, as a share of the state.
 _MEMORY_SHARE = 16
+# Streams of the contexts that states of other streams come from.
+_STREAMS = 4
 
 OURS, C, ION7, LLAMA_CPP_PYTHON = "llama_state", "llama.cpp", "ion7-core", "llama-cpp-python"
 
@@ -216,6 +226,40 @@ def checkpoint_ways(work: Work) -> Iterator[Way]:
     yield Way("Checkpoint.load()", OURS, lambda: ls.Checkpoint.load(file))
     yield Way(RESUME, OURS, lambda: ctx.resume(mapped))
     yield Way(LOAD_AND_RESUME, OURS, lambda: ctx.resume(ls.Checkpoint.load(file)))
+
+
+def conversion_ways(work: Work) -> Iterator[Way]:
+    """Restore states of other forms, which are rewritten, beside states of the context's own."""
+    ctx, whole, one = work.it.ctx, work.blob, work.it.ctx.seq_snapshot(0)
+    arguments = work.it.arguments(work.n_tokens)
+    version, traits = ctx.library.session_version, ctx._facts.traits
+    of_whole = layout.parse_whole(whole, version=version, traits=traits)
+    of_one = layout.parse_sequence(one, version=version, traits=traits)
+    own = layout.form_of(of_whole)
+    quantized = any(type_id == 8 for type_id, _ in of_whole.geometry.caches[0].k or ())
+    forms = {(RESTORE_STREAMS, SEQ_STREAMS): replace(own, n_stream=_STREAMS)}
+    if not quantized:  # of these nobody knows whether they are rotated, and V is in blocks
+        other = next(v for v in layout.SEQUENCE_VERSION if v != version)
+        forms[RESTORE_VERSION, SEQ_VERSION] = replace(own, version=other)
+        forms[RESTORE_TURNED, SEQ_TURNED] = replace(own, v_trans=not own.v_trans)
+    yield Way(SET_DATA, C, lambda: work.bare.set(whole))
+    yield Way(RESTORE, OURS, work.restore)
+    yield Way(SEQ_RESTORE, OURS, lambda: ctx.seq_restore(one, 0, **arguments))
+    for (name, seq_name), form in forms.items():
+        there = layout.convert(one, of_one, form)
+        start, seq_start = (parsed.caches[0].offset for parsed in (of_whole, of_one))
+        # The cells of a whole state with one sequence are those of a state of the sequence.
+        of_all = whole[:start] + there[seq_start:]
+        yield Way(name, OURS, partial(work.restore, of_all))
+        yield Way(seq_name, OURS, partial(ctx.seq_restore, there, 0, **arguments))
+        if form.version != version:
+            file = work.folder / "another version"
+            file.write_bytes(layout.pack_file_header("whole", form.version) + of_all)
+            _flush(file)
+            yield Way(LOAD_VERSION, OURS, partial(ctx.load_state, file, **arguments))
+    file = work.folder / "session"
+    work.save(file, durable=True)
+    yield Way(LOAD, OURS, lambda: ctx.load_state(file))
 
 
 def size_ways(work: Work) -> Iterator[Way]:

@@ -45,7 +45,7 @@ PARTS: dict[str, Callable[[_ways.Work], Iterable[Way]]] = {
     "files": _ways.file_ways,
     "checkpoints": _ways.checkpoint_ways,
 }
-SECTIONS = (*PARTS, "sizes", "large", "tiny", "threads")
+SECTIONS = (*PARTS, "conversions", "sizes", "large", "tiny", "threads")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -165,6 +165,9 @@ class Bench:
             parts = [ways for name, ways in PARTS.items() if name in sections]
             if parts:
                 yield from self._states(configuration, main_size, parts)
+            if "conversions" in sections:
+                ways = [_ways.conversion_ways]
+                yield from self._states(configuration, main_size, ways, section="conversions")
             if "sizes" in sections and len(sizes) > 1 and configuration.cache_type == "f16":
                 yield from self._sizes(configuration, sizes)
         if "large" in sections:
@@ -180,12 +183,13 @@ class Bench:
         configuration: Configuration,
         mib: int,
         parts: Sequence[Callable[[_ways.Work], Iterable[Way]]],
+        section: str = "states",
     ) -> list[Timing]:
         _progress(f"{mib} MiB, {configuration}")
         n_tokens = configuration.tokens_of(mib)
         with self._subject(n_tokens, configuration) as it, self._work(it, n_tokens) as work:
             ways = [_ways.copying(work), *(way for part in parts for way in part(work))]
-            return self._alternate([(len(work.blob), ways)], "states", configuration)
+            return self._alternate([(len(work.blob), ways)], section, configuration)
 
     def _large(self, mib: int) -> Iterator[Timing]:
         """Measure saves by themselves: those that are compared are only seconds apart then."""

@@ -32,8 +32,78 @@
             }                                                                                      \
     }
 
-MATRIX_TRANSPOSE(matrix_transpose_2, uint16_t)
 MATRIX_TRANSPOSE(matrix_transpose_4, uint32_t)
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+
+// Elements of 2 bytes in a register, and of the squares that are made of these.
+#define MATRIX_LANES 8
+#define MATRIX_WIDE 64
+
+// Writes 8 rows of 8 elements by columns. The strides are in bytes.
+static inline void matrix_turn_lanes(const uint8_t *from, size_t stride, uint8_t *to, size_t to_stride)
+{
+    __m128i r[8], a[8], b[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        r[i] = _mm_loadu_si128((const __m128i *)(from + i * stride));
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm_unpacklo_epi16(r[i], r[i + 1]);
+        a[i + 1] = _mm_unpackhi_epi16(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm_unpacklo_epi32(a[i], a[i + 2]);
+        b[i + 1] = _mm_unpackhi_epi32(a[i], a[i + 2]);
+        b[i + 2] = _mm_unpacklo_epi32(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm_unpackhi_epi32(a[i + 1], a[i + 3]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 4; i++) {
+        _mm_storeu_si128((__m128i *)(to + 2 * i * to_stride), _mm_unpacklo_epi64(b[i], b[i + 4]));
+        _mm_storeu_si128((__m128i *)(to + (2 * i + 1) * to_stride), _mm_unpackhi_epi64(b[i], b[i + 4]));
+    }
+}
+
+// Writes a whole square by columns. The strides are in bytes.
+static void matrix_turn_square(const uint8_t *from, size_t stride, uint8_t *to, size_t to_stride)
+{
+    uint16_t square[MATRIX_WIDE][MATRIX_WIDE];
+    // The processor does not see by itself which lines are written next: there are many.
+    for (size_t c = 0; c < MATRIX_WIDE; c++) {
+        __builtin_prefetch(to + c * to_stride, 1, 2);
+        __builtin_prefetch(to + c * to_stride + sizeof square[0] / 2, 1, 2);
+    }
+    for (size_t r = 0; r < MATRIX_WIDE; r += MATRIX_LANES)
+        for (size_t c = 0; c < MATRIX_WIDE; c += MATRIX_LANES)
+            matrix_turn_lanes(from + r * stride + 2 * c, stride, (uint8_t *)&square[c][r], sizeof square[0]);
+    for (size_t c = 0; c < MATRIX_WIDE; c++)
+        memcpy(to + c * to_stride, square[c], sizeof square[0]);
+}
+
+// Turns whole squares with registers; what is left at the edges, element by element.
+static void matrix_transpose_2(const uint8_t *source, uint8_t *out, size_t n_rows, size_t n_columns)
+{
+    uint16_t square[MATRIX_WIDE][MATRIX_WIDE], line[MATRIX_WIDE];
+    for (size_t row = 0; row < n_rows; row += MATRIX_WIDE)
+        for (size_t column = 0; column < n_columns; column += MATRIX_WIDE) {
+            const uint8_t *from = source + (row * n_columns + column) * 2;
+            uint8_t *to = out + (column * n_rows + row) * 2;
+            const size_t below = n_rows - row, right = n_columns - column;
+            if (below >= MATRIX_WIDE && right >= MATRIX_WIDE) {
+                matrix_turn_square(from, n_columns * 2, to, n_rows * 2);
+            } else {
+                const size_t height = below < MATRIX_WIDE ? below : MATRIX_WIDE;
+                const size_t width = right < MATRIX_WIDE ? right : MATRIX_WIDE;
+                MATRIX_TURN(uint16_t, height, width);
+            }
+        }
+}
+#else
+MATRIX_TRANSPOSE(matrix_transpose_2, uint16_t)
+#endif
 
 // Writes a matrix, which is given by rows, by columns. Its elements have 2 or 4 bytes.
 PAGES_API void matrix_transpose(const uint8_t *source, uint8_t *out, size_t n_rows, size_t n_columns, int element)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         VersionWarning,
     )
     from .inspection import StateFile, inspect_file
+    from .layout import RestorePoint
     from .store import Media, PrefixStore, Recalled, Remembered
 
 __version__ = "0.1.0"
@@ -73,6 +74,7 @@ __all__ = [
     "Recalled",
     "Remembered",
     "RestoreError",
+    "RestorePoint",
     "Restored",
     "SaveError",
     "SequenceIdError",
@@ -104,6 +106,7 @@ _HOME = {
     "PrefixStore": "store",
     "Recalled": "store",
     "Remembered": "store",
+    "RestorePoint": "layout",
     "Restored": "context.state",
     "Span": "context.state",
     "StateFile": "inspection",

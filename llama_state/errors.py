@@ -167,8 +167,9 @@ class MismatchError(StateError, ValueError):
         differences: A :class:`Difference` (name, saved, current) for each property.
     """
 
-    def __init__(self, differences: Sequence[Difference]) -> None:
-        super().__init__("the state does not fit: " + "; ".join(map(str, differences)))
+    def __init__(self, differences: Sequence[Difference], *, hint: str = "") -> None:
+        why = "; ".join([*map(str, differences), *([hint] if hint else [])])
+        super().__init__(f"the state does not fit: {why}")
         self.differences = tuple(differences)
 
 

@@ -33,6 +33,8 @@ _FROM_THE_END: Final = "positions count from 0; to mean the end of a sequence le
 RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
     "start": (0, _INT32, _FROM_THE_END),
     "end": (0, _INT32, _FROM_THE_END),
+    "first": (0, _INT32, ""),
+    "last": (0, _INT32, ""),
     "memory_limit": (0, 2**63 - 1, "it is in bytes"),
     "max_size": (0, 2**63 - 1, "it is in bytes"),
     "capacity_bytes": (0, 2**63 - 1, ""),
@@ -40,7 +42,7 @@ RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
     "logits_of": (0, _INT32, "it is a sequence id"),
     "version": (0, 2**32 - 1, ""),
     "size": (0, 2**63 - 1, "it is in bytes"),
-    "n_tokens": (1, 2**20, ""),
+    "n_tokens": (1, _INT32, ""),
     "n_layer": (1, 512, ""),
     "n_head_kv": (1, 2**12, ""),
     "head_dim": (1, 2**12, ""),

@@ -6,6 +6,7 @@ import json
 import pickle
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,12 +14,22 @@ from .. import layout
 from .._io import Progress, StrPath, atomic, reading
 from .._io.arguments import checked
 from .._io.buffers import flat
-from ..errors import ChecksumError, FormatError
+from ..errors import ChecksumError
+from ..layout.appended import pack_points, parse_payload
 from ..layout.recognition import expect, naming
+from ..layout.restore_points import first_known, listed
 from ..layout.slots import given_prompt, pack_listed
 from . import container
 from .fingerprint import Fingerprint
-from .metadata import checked_logits, decode, encode
+from .metadata import (
+    POINTS,
+    checked_logits,
+    decode,
+    encode,
+    point_fields,
+    points_of,
+    split_payload,
+)
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -48,6 +59,7 @@ class Checkpoint:
         meta: Any JSON object of the caller, kept with it.
         packed_tokens: int32 words of a token list that llama-server packed, for files of one
             sequence. Its tokens need not be given again.
+        restore_points: Partial snapshots of earlier moments of the sequence, the earliest first.
 
     Attributes:
         kind: "whole" or "sequence".
@@ -62,6 +74,8 @@ class Checkpoint:
         logits_of: The sequence that the logits belong to, or None.
         fingerprint: The model and the settings that it belongs to.
         payload: A read-only view of the state.
+        restore_points: The partial states of earlier moments, the earliest first: those of a slot
+            file, or those that were given.
 
     Raises:
         FormatError: What :meth:`load` would refuse: a sequence without *source*, a whole context
@@ -84,6 +98,7 @@ class Checkpoint:
         fingerprint: Fingerprint = NOTHING_KNOWN,
         meta: Mapping[str, Any] | None = None,
         packed_tokens: Iterable[int] = (),
+        restore_points: Iterable[layout.RestorePoint] = (),
     ) -> None:
         self.kind: layout.Kind = kind
         self.session_version = session_version
@@ -95,6 +110,9 @@ class Checkpoint:
         self.payload = flat(payload).toreadonly()
         self.logits = checked_logits(logits)
         self.logits_of = logits_of
+        self.restore_points = tuple(
+            replace(point, blob=flat(point.blob).toreadonly()) for point in listed(restore_points)
+        )
         self._metadata = encode(
             {
                 "kind": kind,
@@ -103,6 +121,7 @@ class Checkpoint:
                 "fingerprint": fingerprint.to_json(),
                 "logits of": logits_of,
                 "packed tokens": bool(self.packed_tokens),
+                POINTS: point_fields(self.restore_points),
                 "meta": dict(meta or {}),
             }
         )
@@ -129,9 +148,14 @@ class Checkpoint:
             FormatError: The payload is damaged.
             UnsupportedError: Its format is not known.
         """
-        headed = layout.has_sequence_head(self.payload)
-        version, known = self.session_version, self.fingerprint
-        return _parse(self.payload, self.kind, version, known, headed=headed, others=True)
+        return layout.parse_state(
+            self.kind,
+            self.payload,
+            version=self.session_version,
+            headed=layout.has_sequence_head(self.payload),
+            traits=_traits(self.fingerprint),
+            others=True,
+        )
 
     def __len__(self) -> int:
         return len(self.payload)
@@ -149,7 +173,7 @@ class Checkpoint:
             self._metadata == other._metadata
             and self._token_bytes() == other._token_bytes()
             and self._logit_bytes() == other._logit_bytes()
-            and _equal(self.payload, other.payload)
+            and all(map(_equal, self._states(), other._states()))
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -163,14 +187,23 @@ class Checkpoint:
             extras[0] += f" with {len(self.media)} media"
         if self.logits is not None:
             extras.append("logits")
+        if self.restore_points:
+            extras.append(f"{len(self.restore_points)} restore points")
         return (
             f"<Checkpoint of {what} of {arch}: {', '.join(extras)}, "
             f"session version {self.session_version}>"
         )
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        payload = pickle.PickleBuffer(self.payload) if protocol >= 5 else bytes(self.payload)
-        return from_parts, (payload, self._metadata, self._token_bytes(), self._logit_bytes())
+        states = map(pickle.PickleBuffer if protocol >= 5 else bytes, self._states())
+        heads = (self._metadata, self._token_bytes(), self._logit_bytes())
+        return from_parts, (next(states), *heads, *states)
+
+    def _states(self) -> Iterator[memoryview]:
+        """Yield the state, and the blobs of the restore points."""
+        yield self.payload
+        for point in self.restore_points:
+            yield flat(point.blob)
 
     def _token_bytes(self) -> bytes:
         """Return the token list, packed or not, as files store it."""
@@ -214,7 +247,7 @@ class Checkpoint:
         parts = self._parts(key, compress)
         size = container.at_most(
             len(self._metadata),
-            len(self.payload),
+            sum(map(len, self._states())),
             n_tokens=len(self.packed_tokens or self.tokens),
             n_logits=len(self.logits or ()),
         )
@@ -227,9 +260,11 @@ class Checkpoint:
         return b"".join(self._parts(key, compress))
 
     def _parts(self, key: bytes | None, compress: bool) -> Iterator[Buffer]:
+        state, *more = self._states()
         return container.pack(
             self._metadata,
-            self.payload,
+            state,
+            more=more,
             tokens=self._token_bytes(),
             logits=self._logit_bytes(),
             key=key,
@@ -321,7 +356,8 @@ class Checkpoint:
     ) -> int:
         """Write llama.cpp's own session or sequence file.
 
-        Such files have no place for fingerprint, logits and *meta*.
+        Such files have no place for fingerprint, logits and *meta*. Restore points are written as
+        llama-server (build 11549 or newer) has them; llama.cpp itself ignores them.
 
         Args:
             path: The file. An existing one is replaced only by a complete new one.
@@ -341,7 +377,8 @@ class Checkpoint:
         header = pack_listed(self.kind, version, array("i", self._token_bytes()))
         head_size = layout.SEQUENCE_HEAD.size if layout.has_sequence_head(self.payload) else 0
         place = layout.FileLayout(len(header), head_size)
-        parts: list[Buffer] = [header, place.payload(self.payload)]
+        points = pack_points([first_known(one, self.layout) for one in self.restore_points])
+        parts: list[Buffer] = [header, place.payload(self.payload), *points]
         return atomic.write_file(path, parts, durable=durable, replace=replace, progress=progress)
 
     @classmethod
@@ -392,10 +429,8 @@ class Checkpoint:
         header = layout.parse_file_header(data)
         prompt = layout.listed_tokens(data, header)
         start, version = header.payload_offset, header.session_version
-        try:
-            parsed = _parse(data[start:], header.kind, version, fingerprint, headed=False)
-        except FormatError as error:
-            raise error.moved(start) from None
+        traits = _traits(fingerprint)
+        parsed, end, points = parse_payload(data, header, version=version, traits=traits)
         if header.kind == "sequence":
             source = source if parsed.source is None else parsed.source
             place = layout.FileLayout(start, layout.SEQUENCE_HEAD.size)
@@ -403,7 +438,7 @@ class Checkpoint:
             data[place.blob_offset : start] = layout.sequence_head(source)
             start = place.blob_offset
         checkpoint = cls(
-            data[start:],
+            data[start:end],
             kind=header.kind,
             session_version=version,
             source=None if header.kind == "whole" else source,
@@ -411,18 +446,33 @@ class Checkpoint:
             packed_tokens=prompt.words if prompt.slot else (),
             fingerprint=fingerprint,
             meta=meta,
+            restore_points=points,
         )
         checkpoint._file = file
         return checkpoint
 
 
-def from_parts(payload: Buffer, metadata: bytes, token_words: Buffer, logits: Buffer) -> Checkpoint:
-    """Return the checkpoint of the parts of a container or of a pickle, without verifying them."""
+def from_parts(
+    payload: Buffer,
+    metadata: bytes,
+    token_words: Buffer,
+    logits: Buffer,
+    *blobs: Buffer,
+    damaged: bool = False,
+) -> Checkpoint:
+    """Return the checkpoint of the parts of a container or of a pickle, without verifying them.
+
+    Args:
+        payload: The state; without *blobs*, those of the restore points follow in it.
+        blobs: Those of the restore points.
+        damaged: The payload is damaged or missing: the restore points are left out.
+    """
     fields = decode(metadata)
+    states = (payload, *blobs) if blobs else split_payload(payload, fields[POINTS])
     words = flat(token_words).cast("i")
     packed = fields["packed tokens"]
     return Checkpoint(
-        payload,
+        states[0],
         kind=fields["kind"],
         session_version=fields["session version"],
         source=fields["source"],
@@ -432,24 +482,13 @@ def from_parts(payload: Buffer, metadata: bytes, token_words: Buffer, logits: Bu
         logits_of=fields["logits of"],
         fingerprint=Fingerprint.from_json(fields["fingerprint"]),
         meta=fields["meta"],
+        restore_points=() if damaged else points_of(fields[POINTS], states[1:]),
     )
 
 
-def _parse(
-    payload: memoryview,
-    kind: layout.Kind,
-    version: int,
-    fingerprint: Fingerprint,
-    *,
-    headed: bool,
-    others: bool = False,
-) -> layout.Layout:
-    """Parse a state, as one of the model in *fingerprint* if it names one."""
+def _traits(fingerprint: Fingerprint) -> tuple[layout.Traits, ...]:
     model = fingerprint.model
-    traits = layout.model_traits(model.get("architecture", ""), model.get)
-    return layout.parse_state(
-        kind, payload, version=version, headed=headed, traits=traits, others=others
-    )
+    return layout.model_traits(model.get("architecture", ""), model.get)
 
 
 def _equal(a: memoryview, b: memoryview) -> bool:

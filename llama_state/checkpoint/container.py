@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from struct import Struct
@@ -227,6 +227,7 @@ def pack(
     *,
     tokens: Buffer = b"",
     logits: Buffer = b"",
+    more: Sequence[Buffer] = (),
     key: bytes | None = None,
     compress: bool = False,
     chunk: int = CHUNK,
@@ -238,6 +239,7 @@ def pack(
         payload: The state.
         tokens: int32 values.
         logits: float32 values.
+        more: What follows the state in the payload.
         key: Authenticate with this key: 16 bytes or more.
         compress: Compress the byte planes of the chunks that get at least 2 % smaller.
         chunk: Size of the chunks of the payload: a multiple of 4096, up to 64 MiB.
@@ -246,15 +248,15 @@ def pack(
         ValueError: The key is too short.
         UnsupportedError: xxhash, or zstandard, is not installed.
     """
-    view = flat(payload)
+    views = [flat(part) for part in (payload, *more)]
     token_bytes, logit_bytes = (bytes(flat(part)) for part in (tokens, logits))
     flags = (KEYED if key is not None else 0) | (COMPRESSED | PLANES if compress else 0)
-    counts = (len(metadata), len(token_bytes) // 4, len(logit_bytes) // 4, len(view))
+    counts = (len(metadata), len(token_bytes) // 4, len(logit_bytes) // 4, sum(map(len, views)))
     functions = digests.plain() if key is None else digests.keyed(key)
     if compress:
         compression.require()
     heads = (metadata, token_bytes, logit_bytes)
-    return _pieces(Header(flags, chunk, *counts), heads, view, *functions)
+    return _pieces(Header(flags, chunk, *counts), heads, views, *functions)
 
 
 class _Table:
@@ -277,7 +279,7 @@ class _Table:
 def _pieces(
     header: Header,
     heads: tuple[bytes, bytes, bytes],
-    payload: memoryview,
+    payload: Sequence[memoryview],
     digest: Digest,
     table_digest: Digest,
 ) -> Iterator[Buffer]:
@@ -287,8 +289,7 @@ def _pieces(
     ends = (header.tokens_offset, header.logits_offset, header.payload_offset)
     for part, end in zip((head + heads[0], *heads[1:]), ends, strict=True):
         yield table.add(part.ljust(end - table.end, b"\0"))
-    for start in range(0, len(payload), header.chunk):
-        raw = payload[start : start + header.chunk]
+    for raw in _chunks(payload, header.chunk):
         frame = compression.compress(raw) if header.compressed else b""
         if len(raw) / MAX_SHRINK <= len(frame) < KEEP_BELOW * len(raw):
             yield table.add(frame, ZSTD)
@@ -299,6 +300,27 @@ def _pieces(
     n_entries, size = len(table.entries) // ENTRY.size, len(table.entries) + FOOTER_SIZE
     counts = COUNTS.pack(table_offset, n_entries, table_offset + size)
     yield counts + table_digest(head + table.entries + counts) + MARK
+
+
+def _chunks(views: Sequence[memoryview], size: int) -> Iterator[memoryview | bytes]:
+    """Yield the bytes of *views*, one after the other, in chunks; copied where they meet."""
+    pending: list[memoryview] = []
+    room = size
+    for view in views:
+        at = 0
+        while at < len(view):
+            pending.append(view[at : at + room])
+            at += len(pending[-1])
+            room -= len(pending[-1])
+            if not room:
+                yield _joined(pending)
+                pending, room = [], size
+    if pending:
+        yield _joined(pending)
+
+
+def _joined(views: Sequence[memoryview]) -> memoryview | bytes:
+    return views[0] if len(views) == 1 else b"".join(views)
 
 
 def at_most(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import layout
+from ..layout.restore_points import convert_point
 from .checkpoint import Checkpoint
 
 
@@ -23,6 +24,7 @@ def changed(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
         "fingerprint": checkpoint.fingerprint,
         "meta": checkpoint.meta,
         "packed_tokens": packed,
+        "restore_points": checkpoint.restore_points,
     }
     return Checkpoint(**{**arguments, **changes})
 
@@ -35,11 +37,17 @@ def converted(checkpoint: Checkpoint, session_version: int) -> Checkpoint:
             :func:`llama_state.layout.convert`.
         FormatError: The payload is damaged.
     """
-    payload = layout.convert(checkpoint.payload, checkpoint.layout, layout.Form(session_version))
+    form = layout.Form(session_version)
+    payload = layout.convert(checkpoint.payload, checkpoint.layout, form)
+    points = [convert_point(one, checkpoint.layout, form) for one in checkpoint.restore_points]
     fingerprint = checkpoint.fingerprint
     if fingerprint.context:
         context = {**fingerprint.context, "session version": str(session_version)}
         fingerprint = replace(fingerprint, context=context)
     return changed(
-        checkpoint, payload=payload, session_version=session_version, fingerprint=fingerprint
+        checkpoint,
+        payload=payload,
+        session_version=session_version,
+        fingerprint=fingerprint,
+        restore_points=points,
     )

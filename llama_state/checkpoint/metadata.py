@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import layout
 from .._io.buffers import flat
 from ..errors import FormatError, VersionError
+from ..layout import RestorePoint
 from .fingerprint import Fingerprint
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _FIELDS: Final = frozenset(
     ["kind", "source", "session version", "fingerprint", "logits of", "packed tokens", "meta"]
 )
+# Written only where there are some: files without them are as those of the first versions.
+POINTS: Final = "restore points"
 _MAX_ID: Final = 2**31 - 1
 _FLOAT: Final = 4
 
@@ -31,7 +35,8 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     """
     # What is read back is written: what cannot be read is refused here, and keys that are no
     # texts become some before they are sorted.
-    return _text(decode(_text(fields)))
+    read = decode(_text(fields))
+    return _text({name: value for name, value in read.items() if name != POINTS or value})
 
 
 def decode(text: bytes) -> dict[str, Any]:
@@ -45,8 +50,9 @@ def decode(text: bytes) -> dict[str, Any]:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"the metadata is not JSON: {error}", offset=64) from None
-    if not isinstance(fields, dict) or set(fields) != _FIELDS:
+    if not isinstance(fields, dict) or fields.keys() - {POINTS} != _FIELDS:
         raise FormatError("the fields of the metadata are not those of a checkpoint", offset=64)
+    fields.setdefault(POINTS, [])
     for name, rule in _RULES.items():
         if not rule(fields[name]):
             raise FormatError(f"{name} must not be {reprlib.repr(fields[name])}", offset=64)
@@ -54,10 +60,49 @@ def decode(text: bytes) -> dict[str, Any]:
         raise FormatError("a sequence has a source, a whole context has none", offset=64)
     if fields["packed tokens"] and fields["kind"] == "whole":
         raise FormatError("only of a sequence llama-server packs the token list", offset=64)
+    if fields[POINTS] and fields["kind"] == "whole":
+        raise FormatError("only a sequence has restore points", offset=64)
     if (version := fields["session version"]) not in layout.SEQUENCE_VERSION:
         raise VersionError("state", found=version, expected=[*layout.SEQUENCE_VERSION])
     Fingerprint.from_json(fields["fingerprint"])
     return fields
+
+
+def point_fields(points: Sequence[RestorePoint]) -> list[list[int | None]]:
+    """Return what metadata say of restore points, whose blobs follow the state in the payload."""
+    return [[point.n_tokens, point.first, point.last, point.nbytes] for point in points]
+
+
+def split_payload(payload: Buffer, fields: Sequence[Sequence[int]]) -> list[memoryview]:
+    """Return the state in the payload of a container, and the blobs of its restore points.
+
+    Of an empty payload, which could not be read, all are empty.
+
+    Args:
+        payload: The payload.
+        fields: What the metadata say of the restore points.
+
+    Raises:
+        FormatError: It is too short for them.
+    """
+    view = flat(payload)
+    ends = [len(view), *(-nbytes for *_, nbytes in reversed(fields))]
+    places = list(accumulate(ends))[::-1]
+    if view and places[0] < 0:
+        raise FormatError(f"a payload of {len(view)} bytes, less than its restore points have")
+    return [view[at:end] for at, end in pairwise([0, *places])]
+
+
+def points_of(fields: Sequence[Sequence[int]], blobs: Sequence[Buffer]) -> tuple[RestorePoint, ...]:
+    """Return restore points, of what metadata say of them and their blobs.
+
+    Raises:
+        FormatError: They are none.
+    """
+    return tuple(
+        RestorePoint(n_tokens, blob, first, last)
+        for (n_tokens, first, last, _), blob in zip(fields, blobs, strict=True)
+    )
 
 
 def checked_logits(logits: Buffer | None) -> memoryview[float] | None:
@@ -86,6 +131,17 @@ def _is_id(value: object) -> bool:
     return value is None or (type(value) is int and 0 <= value <= _MAX_ID)
 
 
+def _is_point(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    n_tokens, first, last, nbytes = value
+    positions = [last] if first is None else [first, last]
+    return (
+        all(type(number) is int and number >= 0 for number in (n_tokens, nbytes, *positions))
+        and max(positions) < n_tokens <= _MAX_ID
+    )
+
+
 _RULES: Final[Mapping[str, Callable[[Any], bool]]] = {
     "kind": lambda value: value in ("whole", "sequence"),
     "source": _is_id,
@@ -93,4 +149,5 @@ _RULES: Final[Mapping[str, Callable[[Any], bool]]] = {
     "logits of": _is_id,
     "packed tokens": lambda value: isinstance(value, bool),
     "meta": lambda value: isinstance(value, dict),
+    POINTS: lambda value: isinstance(value, list) and all(map(_is_point, value)),
 }

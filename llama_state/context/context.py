@@ -11,10 +11,11 @@ from .._io.arguments import checked
 from .._llama._llama_cffi import ffi
 from .._llama.calls import Target
 from .._llama.facts import CreationOptions, context_facts
-from .._llama.handles import Handle, Owner
+from .._llama.handles import Handle
 from .._llama.library import Library
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.fingerprint import Fingerprint
+from ..layout import RestorePoint
 from . import engine, identity
 from .changes import Keeper
 from .device import DeviceMemory, DeviceSnapshot
@@ -24,6 +25,7 @@ from .held import HeldTokens
 from .prefixes import Prefixes
 from .restore import Restorer
 from .resumption import Check, Checkpoints
+from .sequence_files import SequenceFiles
 from .sequences import Sequences
 from .state import ContextState, Restored
 
@@ -34,7 +36,7 @@ NO_OPTIONS = CreationOptions()
 
 
 @checked
-class Context(Owner):
+class Context(SequenceFiles):
     """The memory of one or more sequences in llama.cpp.
 
     Made by :meth:`llama_state.Model.context`, or by :func:`llama_state.attach` around a context
@@ -395,44 +397,6 @@ class Context(Owner):
         """
         return self._device.keep(seq_id)
 
-    def seq_save_state(
-        self,
-        path: StrPath,
-        seq_id: int = 0,
-        tokens: Iterable[int] | None = None,
-        *,
-        durable: bool = True,
-        progress: Progress | None = None,
-        memory_limit: int | None = None,
-    ) -> int:
-        """Write one sequence to a sequence file, as ``llama_state_seq_save_file`` would.
-
-        Arguments, result and errors as :meth:`save_state`.
-        """
-        target = self._facts.check_sequence(seq_id)
-        return self._state.save(
-            target, path, tokens, durable=durable, progress=progress, memory_limit=memory_limit
-        )
-
-    def seq_load_state(
-        self,
-        path: StrPath,
-        dest_seq_id: int = 0,
-        *,
-        validate: bool = True,
-        progress: Progress | None = None,
-        memory_limit: int | None = None,
-        tokens: Iterable[int] | None = None,
-    ) -> Restored:
-        """Replace one sequence by that of a sequence file; the others stay.
-
-        Arguments, result and errors as :meth:`load_state`.
-        """
-        target = self._facts.check_sequence(dest_seq_id)
-        return self._state.load(
-            target, path, tokens, validate=validate, progress=progress, memory_limit=memory_limit
-        )
-
     # -- checkpoints
 
     def checkpoint(
@@ -443,6 +407,7 @@ class Context(Owner):
         logits: bool = False,
         meta: Mapping[str, Any] | None = None,
         out: Buffer | None = None,
+        restore_points: Sequence[RestorePoint] = (),
     ) -> Checkpoint:
         """Take the state with everything that must be known to trust it later, elsewhere.
 
@@ -454,14 +419,16 @@ class Context(Owner):
             logits: Keep those of the last token, which must have been decoded last, to sample.
             meta: Anything else to be kept with it, as a JSON object: sampler settings, a name.
             out: A writable buffer for the state, which the checkpoint refers to from then on.
+            restore_points: Partial snapshots of earlier moments of the sequence, kept with it.
 
         Raises:
             StateError: *logits* are not those of the end of the sequence.
-            FormatError: *meta* is no JSON object, or *tokens* are no 32-bit integers.
+            FormatError: *meta* is no JSON object, or *tokens* are no 32-bit integers, or a
+                restore point is no partial state of this sequence.
             CapacityError: *out* is too small.
         """
         target = None if seq_id is None else self._facts.check_sequence(seq_id)
-        return self._checkpoints.take(target, tokens, meta, out, logits=logits)
+        return self._checkpoints.take(target, tokens, meta, out, restore_points, logits=logits)
 
     def resume(
         self, checkpoint: Checkpoint, dest_seq_id: int | None = None, *, check: Check = "strict"
@@ -477,7 +444,7 @@ class Context(Owner):
                 into this context is checked always.
 
         Returns:
-            The tokens of the checkpoint, and the sequences that came back.
+            The tokens and restore points of the checkpoint, and the sequences that came back.
 
         Raises:
             MismatchError: It belongs to another model, or to other settings: ``differences``

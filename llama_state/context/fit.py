@@ -17,7 +17,11 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call
 from ..errors import CapacityError, Difference, MismatchError, UnsupportedError
+from ..layout.conversion import cells_in_form, in_form
 from .form import StateForm
+
+Cells: TypeAlias = "Mapping[str, tuple[int, ...]]"
+"""Cache name -> the cells that each of its streams needs."""
 
 Held: TypeAlias = "Mapping[int, layout.Span]"
 """The sequences that a context holds."""
@@ -75,13 +79,21 @@ class Fit:
         caches = self._known.caches if self._known else ()
         return all(cache.n_stream in (None, 1) for cache in caches)
 
-    def check(self, call: Call, target: Target, parsed: layout.Layout, before: Held) -> bool:
+    def check(
+        self,
+        call: Call,
+        target: Target,
+        parsed: layout.Layout,
+        before: Held,
+        form: layout.Form | None = None,
+    ) -> bool:
         """Compare a state with the context.
 
         Args:
             target: Where it is to go.
             parsed: The state.
             before: What the context holds.
+            form: The form in which its sequences are put there; None: in the one that it has.
 
         Returns:
             True when llama.cpp has nothing left to refuse.
@@ -96,12 +108,19 @@ class Fit:
         if self._known is None or self._known.module != parsed.module:
             with suppress(UnsupportedError):
                 self.learn(self._read_shortest(call, parsed))
-        if filled and not self._knows(parsed):
+        if filled and not self._knows(parsed.geometry):
             shortest = min(before, key=lambda seq_id: before[seq_id].last)
             self.learn(self._form.read(call, shortest, parsed))
-        if self._known and (found := layout.differences(parsed.geometry, self._known)):
+        saved = parsed.geometry if form is None else in_form(parsed.geometry, form)
+        found = list(layout.differences(saved, self._known)) if self._known else []
+        version = parsed.version if form is None else form.version
+        if version != self._form.version:
+            found.insert(0, Difference("session version", version, self._form.version))
+        if found:
             raise MismatchError(found)
-        return self._has_room(target, parsed, before) and self._knows(parsed)
+        self._check_bounds(target, parsed)
+        need = parsed.cells_needed if form is None else cells_in_form(parsed, form)
+        return self._has_room(target, parsed, before, need) and self._knows(saved)
 
     def countable(self) -> layout.Traits:
         """Return the traits of a memory whose sequences have a cell for each position at the most.
@@ -132,12 +151,12 @@ class Fit:
         shortest = min(ids, key=lambda seq_id: calls.positions(call, seq_id).last)
         return self._form.read(call, shortest, like)
 
-    def _knows(self, parsed: layout.Layout) -> bool:
+    def _knows(self, geometry: layout.Geometry) -> bool:
         known = self._known
-        return known is not None and layout.merge(known, parsed.geometry) == known
+        return known is not None and layout.merge(known, geometry) == known
 
-    def _has_room(self, target: Target, parsed: layout.Layout, before: Held) -> bool:
-        """Return True when the cells are sure to be there, False when only llama.cpp knows."""
+    def _check_bounds(self, target: Target, parsed: layout.Layout) -> None:
+        """Raise CapacityError for sequences and positions that there are not."""
         facts = self._facts
         highest = max(parsed.sequences, default=-1)
         if target is None and highest >= facts.n_seq_max:
@@ -145,12 +164,16 @@ class Fit:
         last = max((high for _, high in parsed.spans.values()), default=-1)
         if parsed.module in _BOUND_BY_CONTEXT and last >= facts.n_ctx_seq:
             raise CapacityError("positions", need=last + 1, have=facts.n_ctx_seq)
+
+    def _has_room(self, target: Target, parsed: layout.Layout, before: Held, cells: Cells) -> bool:
+        """Return True when the cells are sure to be there, False when only llama.cpp knows."""
+        facts = self._facts
         others = [p for i, p in before.items() if target not in (None, i)]
         # Of one stream the other sequences have at most a cell for each position, but for
         # M-RoPE, where the patches of an image share one.
         taken = sum(span.last + 1 for span in others)
         sure = parsed.module in _SIZES_KNOWN and not (others and parsed.traits.ext)
-        for name, streams in parsed.cells_needed.items():
+        for name, streams in cells.items():
             need = max(streams, default=0)
             have = facts.n_seq_max if name == "recurrent" else facts.n_ctx_seq
             if need > have:

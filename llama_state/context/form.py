@@ -19,7 +19,9 @@ from .._llama.facts import Facts
 from .._llama.handles import Call
 from .._llama.library import Library
 from ..errors import FormatError, StateError, UnsupportedError
+from ..layout.appended import FilePayload, pack_points, parse_payload
 from ..layout.architectures import is_of_table
+from ..layout.restore_points import RestorePoint, check_point, listed
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -48,6 +50,11 @@ class StateForm:
         self._warned = False
 
     @property
+    def version(self) -> int:
+        """The session version of the library."""
+        return self._library.session_version
+
+    @property
     def loses_streams(self) -> bool:
         """Whether a whole restore of a split context brings back only the last sequence."""
         return self._library.session_version == LOSES_STREAMS
@@ -57,6 +64,10 @@ class StateForm:
         if target is None:
             return "whole", self._library.session_version
         return "sequence", self._library.sequence_version
+
+    def can_convert(self, header: layout.FileHeader) -> bool:
+        """Tell whether files of another version can be rewritten as files of the library's."""
+        return header.is_known and self.version in layout.SEQUENCE_VERSION
 
     def file_layout(self, target: Target, payload_offset: int) -> layout.FileLayout:
         """Return how a blob lies over a native file whose payload begins at *payload_offset*."""
@@ -69,6 +80,12 @@ class StateForm:
         if headed:
             return blob[layout.SEQUENCE_HEAD.size :]
         return memoryview(layout.sequence_head(target) + bytes(blob))
+
+    def native_head(self, target: Target) -> bytes:
+        """Return what this library wants before a payload that goes to a target."""
+        if target is None or not self._head_size(target):
+            return b""
+        return layout.sequence_head(target)
 
     def is_headed(self, blob: memoryview) -> bool:
         """Tell whether the blob of a sequence has a head."""
@@ -86,8 +103,9 @@ class StateForm:
         partial: bool = False,
         at: int = 0,
         traits: Sequence[layout.Traits] | None = None,
+        version: int | None = None,
     ) -> layout.Layout:
-        """Describe a state of this library's version.
+        """Describe a state.
 
         Args:
             target: A sequence id, or None for the whole context.
@@ -96,6 +114,7 @@ class StateForm:
             partial: It was taken with ``partial=True``.
             at: Where it begins in its file.
             traits: How it can be read; None: as :attr:`traits`.
+            version: Its session version; None: the library's.
 
         Raises:
             FormatError: Not such a state, or damaged.
@@ -105,7 +124,7 @@ class StateForm:
             return layout.parse_state(
                 "whole" if target is None else "sequence",
                 blob,
-                version=self._library.session_version,
+                version=self._library.session_version if version is None else version,
                 headed=headed,
                 traits=self.traits if traits is None else traits,
                 partial=partial,
@@ -115,6 +134,39 @@ class StateForm:
         except UnsupportedError:
             self._library.require_known_version()  # whose error says more
             raise
+
+    def parse_file(
+        self,
+        data: memoryview,
+        header: layout.FileHeader,
+        *,
+        traits: Sequence[layout.Traits] | None = None,
+        version: int | None = None,
+    ) -> FilePayload:
+        """Describe the state in a file; *version* and errors as of :meth:`parse`."""
+        self._library.require_known_version()
+        version = self._library.session_version if version is None else version
+        return parse_payload(data, header, version=version, traits=traits or self.traits)
+
+    def pack_points(
+        self, target: Target, points: Sequence[RestorePoint], blob: Buffer
+    ) -> list[Buffer]:
+        """Return what follows the payload of a file, for restore points of the state *blob*.
+
+        Raises:
+            FormatError: One is no partial state of this sequence.
+        """
+        return list(pack_points(self.own_points(target, points, blob)))
+
+    def own_points(
+        self, target: Target, points: Sequence[RestorePoint], blob: Buffer
+    ) -> list[RestorePoint]:
+        """Return restore points of the state *blob*, in order; errors as :meth:`pack_points`."""
+        if not (given := listed(points)):
+            return []
+        parsed = self.parse_own(target, blob)
+        in_order = sorted(given, key=lambda point: point.n_tokens)
+        return [check_point(point, parsed) for point in in_order]
 
     def parse_own(
         self, target: Target, blob: Buffer, *, traits: Sequence[layout.Traits] | None = None

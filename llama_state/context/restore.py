@@ -31,6 +31,7 @@ from . import refusals
 from .changes import Change, add_note, attempt
 from .fit import Fit, Held
 from .form import StateForm
+from .rewriting import one_sequence
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -46,6 +47,11 @@ class Incoming:
         nbytes: Bytes of the blob as it was given, or of the file.
         prompt: What the token list of the file says; nothing for blobs.
         partial: It was taken with ``partial=True``.
+        form: The form in which the sequences of a whole state are put into the context, one by
+            one; None: in the one that it has.
+        points: The restore points that follow it in its file.
+        follows: Called, where it was not validated, with what llama.cpp left of it: False refuses
+            the state, as an error does.
     """
 
     blob: memoryview
@@ -53,6 +59,9 @@ class Incoming:
     nbytes: int
     prompt: layout.Prompt = NO_PROMPT
     partial: bool = False
+    form: layout.Form | None = None
+    points: tuple[layout.RestorePoint, ...] = ()
+    follows: Callable[[memoryview], bool] | None = None
 
     @property
     def flags(self) -> int:
@@ -117,7 +126,7 @@ class Restorer:
         if parsed is None and target is None and self._form.loses_streams:
             self._refuse_to_lose_streams(call)
         before = calls.occupied(call, self._facts.n_seq_max)
-        sure = parsed is not None and self._fit.check(call, target, parsed, before)
+        sure = parsed is not None and self._fit.check(call, target, parsed, before, incoming.form)
         rewinds = parsed is not None and incoming.partial and layout.has_partial(parsed.module)
         if rewinds and parsed is not None:
             _check_rewind(parsed, before.get(target or 0))
@@ -164,7 +173,7 @@ class Restorer:
                 bound(self._attempt, call, change, plan, put, incoming.parsed, copy, check),
                 bound(self._settle, call, change, plan, put, copy),
             )
-        if incoming.parsed is not None:
+        if incoming.parsed is not None and incoming.form is None:
             self._fit.learn(incoming.parsed)
         return {seq_id: span for seq_id, span in after.items() if plan.target in (None, seq_id)}
 
@@ -235,16 +244,26 @@ class Restorer:
         calls.empty(call, target)
         if parsed is not None and not parsed.sequences:
             return True  # llama.cpp ignores some empty states and reports success
-        if parsed is not None and target is None and self._form.loses_streams and _is_split(parsed):
-            return all(self._put_sequence(call, blob, parsed, i) for i in _cell_order(parsed))
-        return calls.write(call, target, blob) == len(blob)
+        if parsed is not None and target is None:
+            form = incoming.form
+            if form is not None or (self._form.loses_streams and _is_split(parsed)):
+                order = _cell_order(parsed)
+                return all(self._put_sequence(call, blob, parsed, form, i) for i in order)
+        written = calls.write(call, target, blob)
+        if incoming.follows is not None and 0 < written < len(blob):
+            return incoming.follows(blob[written:])
+        return written == len(blob)
 
     def _put_sequence(
-        self, call: Call, blob: memoryview, parsed: layout.Layout, seq_id: int
+        self,
+        call: Call,
+        blob: memoryview,
+        parsed: layout.Layout,
+        form: layout.Form | None,
+        seq_id: int,
     ) -> bool:
-        payload = layout.sequence_from_whole(blob, parsed, seq_id)
-        data = self._form.native(seq_id, memoryview(payload), headed=False)
-        return calls.write(call, seq_id, data) == len(data)
+        with one_sequence(self._form, blob, parsed, seq_id, form) as data:
+            return calls.write(call, seq_id, data) == len(data)
 
     # -- where it fails
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from .. import layout
 from .._llama import calls
 from .._llama.calls import Target
 from .._llama.facts import Facts
@@ -21,6 +22,7 @@ from ..errors import (
     MismatchWarning,
     StateError,
 )
+from ..layout import RestorePoint
 from . import engine
 from .changes import Keeper
 from .identity import Identity
@@ -28,6 +30,9 @@ from .state import ContextState, Restored
 
 if TYPE_CHECKING:
     from .._io import Buffer
+
+# Fields of a fingerprint that say in which form a state was written: a restore rewrites that.
+_FORM: Final = frozenset({"session version", "streams", "flash attention"})
 
 Check: TypeAlias = Literal["strict", "warn", "off"]
 
@@ -65,6 +70,7 @@ class Checkpoints:
         tokens: Iterable[int] | None,
         meta: Mapping[str, Any] | None,
         out: Buffer | None,
+        points: Sequence[RestorePoint],
         *,
         logits: bool,
     ) -> Checkpoint:
@@ -78,6 +84,8 @@ class Checkpoints:
                 last = _logits_to_keep(call, target, self._handle.pointer.last_logits)
                 row = last.row or engine.last_logits(call, self._facts.n_vocab)
             payload = self._state.snapshot(target, out)
+            if target is not None:
+                points = self._state.own_points(target, points, payload)
             recorded = self._state.recorded(target, payload)
             known = self.fingerprint
         _warn_of_unknown(known.unknown)
@@ -91,6 +99,7 @@ class Checkpoints:
             logits_of=last.seq_id if last else None,
             fingerprint=replace(known, context={**known.context, **recorded}),
             meta=meta,
+            restore_points=points,
         )
 
     def resume(self, checkpoint: Checkpoint, dest_seq_id: int | None, check: Check) -> Restored:
@@ -99,14 +108,20 @@ class Checkpoints:
         self._compare(checkpoint, check)
         checkpoint.check_unchanged()
         payload, tokens = checkpoint.payload, checkpoint.tokens
+        version = checkpoint.session_version
         with self._handle.use():
-            restored = self._state.restore(target, payload, tokens, validate=True)
+            restored = self._state.restore(target, payload, tokens, validate=True, version=version)
             if checkpoint.logits is not None and checkpoint.logits_of is not None:
                 seq_id = checkpoint.logits_of if target is None else target
                 if (span := restored.sequences.get(seq_id)) is not None:
                     kept = LastLogits(seq_id, span.n_past, checkpoint.logits)
                     self._handle.pointer.last_logits = kept
-        return replace(restored, tokens=tokens, media=checkpoint.media)
+        return replace(
+            restored,
+            tokens=tokens,
+            media=checkpoint.media,
+            restore_points=checkpoint.restore_points,
+        )
 
     def _destination(self, checkpoint: Checkpoint, dest_seq_id: int | None) -> Target:
         if checkpoint.kind == "whole":
@@ -121,7 +136,7 @@ class Checkpoints:
     def _compare(self, checkpoint: Checkpoint, check: Check) -> None:
         """Refuse, or warn of, a checkpoint of another model or of other settings."""
         saved, current = checkpoint.session_version, self._handle.library.session_version
-        if saved != current:  # llama.cpp has no way to read it
+        if saved != current and not {saved, current} <= layout.SEQUENCE_VERSION.keys():
             raise MismatchError([Difference("session version", saved, current)])
         logits, n_vocab = checkpoint.logits, self._facts.n_vocab
         if logits is not None and len(logits) != n_vocab:  # nothing could sample from them
@@ -131,9 +146,10 @@ class Checkpoints:
         # Whoever took it with all bytes of the weights wants them compared.
         wanted = checkpoint.fingerprint
         now = self._fingerprint(full=ALL_WEIGHTS in wanted.model)
-        error = MismatchError(wanted.differences(now))
-        if not error.differences:
+        differences = [one for one in wanted.differences(now) if one.name not in _FORM]
+        if not differences:
             return
+        error = MismatchError(differences)
         if check == "strict":
             raise error
         warnings.warn(str(error), MismatchWarning, stacklevel=5)

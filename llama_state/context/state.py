@@ -10,9 +10,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial as bound
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from .. import layout
 from .._io import Progress, StrPath, atomic, pages
@@ -23,10 +23,13 @@ from .._llama.calls import Target
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle
 from ..checkpoint.fingerprint import state_fields
-from ..errors import FormatError, StateError, UnsupportedError, VersionError
+from ..errors import FormatError, MismatchError, StateError, UnsupportedError, VersionError
+from ..layout.appended import begin, packed_size, read_points
 from ..layout.recognition import expect, naming
+from ..layout.restore_points import RestorePoint, copied
 from ..layout.slots import NO_PROMPT, pack_listed
 from .changes import Change, Keeper
+from .conversion import is_form, put_converted, read_otherwise
 from .fit import Fit, Held
 from .form import StateForm
 from .restore import Incoming, Restorer
@@ -41,6 +44,8 @@ _FILE_KINDS: Final[Mapping[layout.Kind, Sequence[str]]] = {
     "sequence": ("sequence file", "slot file"),
 }
 _SHOWN_TOKENS: Final = 4
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +82,27 @@ class Restored:
             *media*, since then it is not the tokens alone that give the state.
         sequences: The non-empty sequences that were restored, by their id in this context.
         media: The images and sounds in the prompt of a slot file of llama-server, in order.
+        converted: What of its form was made another to fit this context, as in "session version
+            9 to 11, flash attention on to off"; None where nothing was.
+        restore_points: The partial states of earlier moments, the earliest first: those of a
+            checkpoint, and those of a slot file where they were asked for.
     """
 
     nbytes: int
     tokens: tuple[int, ...]
     sequences: Mapping[int, Span]
     media: tuple[layout.MediaChunk, ...] = ()
+    restore_points: tuple[RestorePoint, ...] = ()
+    converted: str | None = None
 
     def __repr__(self) -> str:
         first = ", ".join(map(str, self.tokens[:_SHOWN_TOKENS]))
         more = f", ... {len(self.tokens)} in all" if len(self.tokens) > _SHOWN_TOKENS else ""
         media = f", media=<{len(self.media)}>" if self.media else ""
+        converted = f", converted={self.converted!r}" if self.converted else ""
         return (
             f"Restored(nbytes={self.nbytes}, tokens=({first}{more}), "
-            f"sequences={self.sequences}{media})"
+            f"sequences={self.sequences}{media}{converted})"
         )
 
 
@@ -142,6 +154,12 @@ class ContextState:
                 return calls.read(call, target, flags)
             return calls.read_into(call, target, out, flags)
 
+    def own_points(
+        self, target: Target, points: Sequence[RestorePoint], blob: Buffer
+    ) -> list[RestorePoint]:
+        """Return restore points of a state that this context has just given, checked."""
+        return self._form.own_points(target, points, blob)
+
     def recorded(self, target: Target, blob: Buffer) -> dict[str, str]:
         """Return what a state that this context has just given says of it: `state_fields`."""
         try:
@@ -156,6 +174,7 @@ class ContextState:
         target: Target,
         path: StrPath,
         tokens: Iterable[int] | None,
+        points: Sequence[RestorePoint] = (),
         *,
         durable: bool,
         progress: Progress | None,
@@ -170,15 +189,16 @@ class ContextState:
                     ids = array("i", self._keeper.known_tokens(call, target) or ())
                 header = pack_listed(*self._form.file_kind(target), ids)
                 place = self._form.file_layout(target, len(header))
+                pack = bound(self._form.pack_points, target, points)
                 need = calls.size(call, target)
                 try:
                     buffer = stack.enter_context(POOL.lend(need, only_kept=True))
                 except MemoryError:
-                    fill = _filler(call, target, header, place)
-                    size = place.file_size(need)
+                    fill = _filler(call, target, header, place, pack)
+                    size = place.file_size(need) + packed_size(points)
                     return atomic.fill_file(path, size, fill, durable=durable, progress=progress)
                 blob = calls.read_into(call, target, buffer)
-            parts: list[Buffer] = [header, place.payload(blob)]
+            parts: list[Buffer] = [header, place.payload(blob), *pack(blob)]
             return atomic.write_file(path, parts, durable=durable, progress=progress)
 
     # -- into the context
@@ -188,6 +208,7 @@ class ContextState:
         target: Target,
         path: StrPath,
         tokens: Iterable[int] | None,
+        points: bool = False,
         *,
         validate: bool,
         progress: Progress | None,
@@ -205,7 +226,17 @@ class ContextState:
             incoming = self._incoming(target, path, file.view, validate=validate)
             if file.secure():
                 incoming = self._incoming(target, path, file.view, validate=validate)
-            return self._put(target, incoming, given or incoming.prompt.tokens or None)
+            # Before anything is touched: there may be no memory for them.
+            copies = [copied(point) for point in incoming.points] if points else []
+            if not validate and target is not None:
+                follows = bound(_follows, file.view, copies if points else None)
+                incoming = replace(incoming, follows=follows)
+            given = given or incoming.prompt.tokens or None
+            try:
+                restored = self._put(target, incoming, given)
+            except MismatchError as error:
+                restored = self._put_converted(target, incoming, given, error)
+            return replace(restored, restore_points=tuple(copies))
 
     def _incoming(
         self, target: Target, path: StrPath, data: memoryview, *, validate: bool
@@ -214,24 +245,25 @@ class ContextState:
         kind, version = self._form.file_kind(target)
         expect(path, data, *_FILE_KINDS[kind])
         header = layout.parse_file_header(data, any_version=True)
-        if header.version != version:
+        other = header.version != version
+        if other and not (validate and self._form.can_convert(header)):
             raise VersionError("state file", found=header.version, expected=version, offset=4)
         prompt = _prompt(data, header, validate=validate)
         place = self._form.file_layout(target, header.payload_offset)
-        parsed = None
+        parsed, end = None, len(data)
+        points: tuple[RestorePoint, ...] = ()
         if validate:
-            at = place.payload_offset
-            parsed = self._parse(target, data[at:], headed=False, at=at)
+            written = header.session_version if other else None
+            parse = bound(self._form.parse_file, data, header, version=written)
+            parsed, end, points = self._as_expected(parse)
         if target is not None and place.head_size:
             # The end of the header, which was read, makes room for the head of the blob.
             pages.overwrite(data, place.blob_offset, layout.sequence_head(target))
-        return Incoming(data[place.blob_offset :], parsed, len(data), prompt)
+        blob = data[place.blob_offset : end]
+        return Incoming(blob, parsed, len(data), prompt, points=points)
 
-    def _parse(
-        self, target: Target, blob: memoryview, *, headed: bool, partial: bool = False, at: int = 0
-    ) -> layout.Layout:
+    def _as_expected(self, parse: Callable[..., Parsed]) -> Parsed:
         """Describe a state, as the context's own ones read where it does not read as expected."""
-        parse = bound(self._form.parse, target, blob, headed=headed, partial=partial, at=at)
         try:
             return parse()
         except FormatError:
@@ -250,18 +282,42 @@ class ContextState:
         *,
         validate: bool,
         partial: bool = False,
+        version: int | None = None,
     ) -> Restored:
-        """Restore from a blob that :meth:`snapshot` gave."""
+        """Restore from a blob that :meth:`snapshot` gave, of session *version* if that is known."""
         if partial:
             self._handle.library.require("state-flags")
         given = _listed(tokens)
         data = flat(blob)
-        headed = self._form.is_headed(data)
-        parsed = None
+        parsed, headed = None, self._form.is_headed(data)
         if validate or partial:
-            parsed = self._parse(target, data, headed=headed, partial=partial)
+            parsed, headed = self._described(target, data, headed, partial, version)
         native = self._form.native(target, data, headed)
-        return self._put(target, Incoming(native, parsed, len(data), partial=partial), given)
+        incoming = Incoming(native, parsed, len(data), partial=partial)
+        try:
+            return self._put(target, incoming, given)
+        except MismatchError as error:
+            return self._put_converted(target, incoming, given, error)
+
+    def _described(
+        self,
+        target: Target,
+        blob: memoryview,
+        headed: bool,
+        partial: bool,
+        version: int | None,
+    ) -> tuple[layout.Layout, bool]:
+        """Describe a blob, and say whether it has a head, as *headed* those of this version."""
+        parse = bound(self._form.parse, target, blob, partial=partial)
+        if version in (None, self._form.version):
+            with suppress(FormatError):
+                return parse(headed=headed), headed
+            if parsed := read_otherwise(self._form, target, blob, partial):
+                return parsed, layout.has_sequence_head(blob)
+        else:
+            headed = layout.has_sequence_head(blob)
+            parse = bound(parse, version=version)
+        return self._as_expected(bound(parse, headed=headed)), headed
 
     def savepoint(self, targets: Sequence[Target]) -> Savepoint:
         """Return what puts *targets* back as they were when its block raises."""
@@ -284,6 +340,19 @@ class ContextState:
             sequences = restored_spans(self._fit, held)
             prompt = incoming.prompt
             return Restored(incoming.nbytes, prompt.tokens, sequences, prompt.media)
+
+    def _put_converted(
+        self,
+        target: Target,
+        incoming: Incoming,
+        tokens: tuple[int, ...] | None,
+        error: MismatchError,
+    ) -> Restored:
+        """Put a state of another form; *error* is what was said of it as it is."""
+        if not is_form(incoming, error.differences):
+            raise error
+        put = bound(self._put, target, tokens=tokens)
+        return put_converted(put, self._form, self._fit, target, incoming, error.differences)
 
     def _flags(self, call: Call, target: Target, partial: bool) -> int:
         """Return the flags with which llama.cpp gives a state, or the partial one."""
@@ -310,6 +379,24 @@ def _prompt(data: memoryview, header: layout.FileHeader, *, validate: bool) -> l
         return NO_PROMPT
 
 
+def _follows(file: memoryview, copies: list[RestorePoint] | None, rest: memoryview) -> bool:
+    """Tell whether what llama.cpp left of a file is restore points.
+
+    Args:
+        file: The file, which ends with *rest*.
+        copies: Where to put copies of them; None: they are not wanted, and not read.
+
+    Raises:
+        FormatError: They are wanted, and damaged.
+    """
+    if not begin(rest):
+        return False
+    if copies is not None:
+        points = read_points(file, len(file) - len(rest))
+        copies[:] = [copied(point) for point in points]
+    return True
+
+
 def restored_spans(fit: Fit, held: Held) -> dict[int, Span]:
     """Return what a restore brought back, as its caller gets it."""
     return {
@@ -325,12 +412,21 @@ def _spans(target: Target, parsed: layout.Layout | None) -> Mapping[int, layout.
 
 
 def _filler(
-    call: Call, target: Target, header: bytes, place: layout.FileLayout
+    call: Call,
+    target: Target,
+    header: bytes,
+    place: layout.FileLayout,
+    pack: Callable[[Buffer], Sequence[Buffer]],
 ) -> Callable[[memoryview], None]:
-    """Return what lets llama.cpp write a state into the pages of its file."""
+    """Return what lets llama.cpp write a state into the pages of its file, and all else around."""
 
     def fill(file: memoryview) -> None:
-        calls.read_into(call, target, file[place.blob_offset :])
+        blob = calls.read_into(call, target, file[place.blob_offset :])
+        at = place.file_size(len(blob))
+        for part in pack(blob):
+            end = at + memoryview(part).nbytes
+            file[at:end] = memoryview(part).cast("B")
+            at = end
         file[: len(header)] = header
 
     return fill

@@ -11,6 +11,7 @@ from ..checkpoint.checkpoint import Checkpoint, from_parts
 from ..checkpoint.container import HEAD_PARTS, VERSION, Container, Part, is_keyed, open_container
 from ..errors import ChecksumError, FormatError
 from ..layout import Traits, has_sequence_head, model_traits
+from ..layout.restore_points import check_point
 from .statefile import Digests, Reading, StateFile, with_problem, with_state
 from .words import count
 
@@ -53,14 +54,14 @@ def open_checkpoint(
     if opened.compressed:
         file = replace(file, state_offset=None)
         if damaged:
-            return _with_checkpoint(file, opened, memoryview(b""))
+            return _with_checkpoint(file, opened, memoryview(b""), damaged=True)
     try:
         state = opened.payload()
     except FormatError as error:
         return with_problem(file, error)
     if not opened.compressed:
         file = replace(file, state_offset=opened.parts[len(HEAD_PARTS) - 1].end)
-    file = _with_checkpoint(replace(file, state=state), opened, state)
+    file = _with_checkpoint(replace(file, state=state), opened, state, damaged=bool(damaged))
     return file if file.checkpoint is None else _with_layout(file, file.checkpoint, traits)
 
 
@@ -72,15 +73,19 @@ def _damage(damaged: Sequence[Part], parts: Sequence[Part]) -> ChecksumError:
     return ChecksumError(text, offset=first.offset)
 
 
-def _with_checkpoint(file: StateFile, opened: Container, state: memoryview) -> StateFile:
+def _with_checkpoint(
+    file: StateFile, opened: Container, payload: memoryview, *, damaged: bool
+) -> StateFile:
     """Add the checkpoint, of which all but the payload is known to be intact."""
+    heads = bytes(opened.metadata), opened.tokens, opened.logits
     try:
-        checkpoint = from_parts(state, bytes(opened.metadata), opened.tokens, opened.logits)
+        checkpoint = from_parts(payload, *heads, damaged=damaged)
     except FormatError as error:
         return with_problem(file, error)
     slot = checkpoint.slot
     tokens = slot.tokens if slot else array("i", checkpoint.tokens)
-    return replace(file, checkpoint=checkpoint, slot=slot, tokens=tokens)
+    file = replace(file, checkpoint=checkpoint, slot=slot, tokens=tokens)
+    return replace(file, state=checkpoint.payload, restore_points=checkpoint.restore_points)
 
 
 def _with_layout(file: StateFile, checkpoint: Checkpoint, traits: Sequence[Traits]) -> StateFile:
@@ -89,4 +94,12 @@ def _with_layout(file: StateFile, checkpoint: Checkpoint, traits: Sequence[Trait
         traits = model_traits(model.get("architecture", ""), model.get)
     headed = checkpoint.kind == "whole" or has_sequence_head(file.state)
     reading = Reading(checkpoint.session_version, checkpoint.kind, headed)
-    return with_state(file, [reading], traits)
+    file = with_state(file, [reading], traits)
+    if file.layout is None:
+        return file
+    try:
+        for point in file.restore_points:
+            check_point(point, file.layout)
+    except FormatError as error:
+        return with_problem(file, error)
+    return file

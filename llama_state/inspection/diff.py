@@ -148,10 +148,28 @@ def _fields(a: StateFile, b: StateFile, ours: Layout, theirs: Layout) -> Iterato
     media = [_media_texts(file) for file in (a, b)]
     if a.has_tokens and b.has_tokens and media[0] != media[1]:
         yield Difference("media", *("; ".join(texts) or "none" for texts in media))
+    moments = [_moments(file) for file in (a, b)]
+    if moments[0] != moments[1]:
+        yield Difference("restore points", *moments)
+    elif n := _other_blobs(a, b):
+        texts = [count(len(a.restore_points), "restore point"), f"{count(n, 'other blob')}"]
+        yield Difference("restore points", *texts)
     names = [", ".join(cache.name for cache in layout.caches) for layout in (ours, theirs)]
     if ours.module == theirs.module and names[0] != names[1]:
         yield Difference("caches", *names)
     yield from differences(ours.geometry, theirs.geometry)
+
+
+def _moments(file: StateFile) -> str:
+    """Return a text for the moments of the restore points."""
+    moments = [f"{point.n_tokens:,}" for point in file.restore_points]
+    return f"after {', '.join(moments)} tokens" if moments else "none"
+
+
+def _other_blobs(a: StateFile, b: StateFile) -> int:
+    """Return how many restore points of the same moments have other bytes."""
+    pairs = zip(a.restore_points, b.restore_points, strict=True)
+    return sum(bytes(ours.blob) != bytes(theirs.blob) for ours, theirs in pairs)
 
 
 def _media_texts(file: StateFile) -> list[str]:

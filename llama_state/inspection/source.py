@@ -11,15 +11,17 @@ from .._io.arguments import checked
 from .._io.reading import map_file, read_file
 from ..checkpoint.container import is_container
 from ..checkpoint.fingerprint import model_fields
-from ..errors import FormatError
+from ..errors import FormatError, UnsupportedError
 from ..layout import (
     SEQUENCE_VERSION,
+    FileHeader,
     Kind,
     Traits,
     listed_tokens,
     model_traits,
     parse_file_header,
 )
+from ..layout.appended import parse_before_points, points_behind
 from ..layout.recognition import naming, recognize
 from .checkpoints import open_checkpoint
 from .statefile import FileKind, Reading, StateFile, with_problem, with_state
@@ -138,7 +140,30 @@ def _open_file(file: StateFile, traits: Sequence[Traits]) -> StateFile:
         parse_file_header(data)  # Now check the version: the tokens do not depend on it.
     except FormatError as error:
         return with_problem(file, error)
+    file = _split(file, data, header, traits)
     return with_state(file, [Reading(header.session_version, header.kind, headed=False)], traits)
+
+
+def _split(
+    file: StateFile, data: memoryview, header: FileHeader, traits: Sequence[Traits]
+) -> StateFile:
+    """Cut the restore points off the state of a file, and add them."""
+    version, offset, end = header.session_version, header.payload_offset, None
+    for others in (False, True):
+        try:
+            layout, end = parse_before_points(
+                data, header, version=version, traits=traits, others=others
+            )
+            break
+        except (FormatError, UnsupportedError):
+            continue  # what is wrong with the state is found after this
+    if end is None:
+        return file
+    file = replace(file, state=data[offset:end])
+    try:
+        return replace(file, restore_points=points_behind(data, end, layout))
+    except (FormatError, UnsupportedError) as error:
+        return with_problem(file, error)
 
 
 def _open_blob(file: StateFile, traits: Sequence[Traits]) -> StateFile:

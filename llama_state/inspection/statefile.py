@@ -16,6 +16,7 @@ from ..layout import (
     Kind,
     Layout,
     MediaChunk,
+    RestorePoint,
     SlotTokens,
     Traits,
     leading_cells,
@@ -69,6 +70,8 @@ class StateFile:
         checkpoint: The checkpoint; None for other kinds, and if it is too damaged. Do not restore
             it if there is a *problem*.
         digests: The digests of a checkpoint; None for other kinds, which have none.
+        restore_points: The partial states of earlier moments in a slot file or a checkpoint, the
+            earliest first.
         problem: What is wrong with the file; None if it is sound.
     """
 
@@ -85,6 +88,7 @@ class StateFile:
     state: memoryview = field(default_factory=lambda: memoryview(b""), repr=False)
     checkpoint: Checkpoint | None = None
     digests: Digests | None = field(default=None, repr=False)
+    restore_points: tuple[RestorePoint, ...] = field(default=(), repr=False)
     problem: StateError | None = None
 
     @property

@@ -23,6 +23,7 @@ from ..layout import (
     Traits,
     is_known,
 )
+from ..layout.appended import packed_size
 from .rows import positions_by_sequence
 from .statefile import Digests, StateFile
 from .words import problem_text, ranges
@@ -43,6 +44,15 @@ def describe(file: StateFile) -> Data:
         "tokens": _tokens(file),
         "state": None if file.layout is None else describe_layout(file.layout),
         "leading_cells": _leading_cells(file.leading_cells),
+        "restore_points": [
+            {
+                "n_tokens": point.n_tokens,
+                "pos_min": point.span.first,
+                "pos_max": point.span.last,
+                "nbytes": point.nbytes,
+            }
+            for point in file.restore_points
+        ],
         "bytes": bytes_by_part(file),
         "logits": describe_logits(file.checkpoint),
         "fingerprint": file.checkpoint.fingerprint.to_json() if file.checkpoint else None,
@@ -113,10 +123,19 @@ def bytes_by_part(file: StateFile) -> dict[str, int]:
     if file.layout and file.state_offset is not None:
         for name, nbytes in _tensor_bytes(file.layout):
             parts[name] = parts.get(name, 0) + nbytes
+    if file.restore_points and file.state_offset is not None:
+        parts["restore points"] = _points_size(file)
     rest = file.nbytes - sum(parts.values())
     if file.state_offset is None:
         return {**parts, "heads and digests": rest}
     return {"heads and cells" if file.layout else "not read": rest, **parts}
+
+
+def _points_size(file: StateFile) -> int:
+    """Return what restore points take: in a checkpoint their heads are metadata."""
+    if file.digests:
+        return sum(point.nbytes for point in file.restore_points)
+    return packed_size(file.restore_points)
 
 
 def _n_words(file: StateFile) -> int:

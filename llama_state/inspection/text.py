@@ -41,6 +41,7 @@ def _paragraphs(about: Data) -> Iterator[Iterator[str]]:
     yield _head(about)
     if about["state"]:
         yield _memory(about["state"])
+    yield _points(about["restore_points"])
     yield _salvaged(about["leading_cells"])
     yield _tail(about)
 
@@ -67,6 +68,15 @@ def _head(about: Data) -> Iterator[str]:
         name = "" if not chunk["id"] else f", id {chunk['id'][:24]}"
         where = f"from token {chunk['start']:,}: {count(chunk['n_tokens'], 'token')}{grid}{name}"
         yield from fact("", f"{chunk['kind'] or 'media'} {where}")
+
+
+def _points(points: list[Data]) -> Iterator[str]:
+    for i, point in enumerate(points):
+        held = f"positions {point['pos_min']:,} to {point['pos_max']:,}"
+        yield from fact(
+            "" if i else "restore points",
+            f"after {count(point['n_tokens'], 'token')}: {held}, {size(point['nbytes'])}",
+        )
 
 
 def _memory(state: Data) -> Iterator[str]:

@@ -41,6 +41,7 @@ from .headers import (
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
 from .pieces import Group, groups_of, take
 from .recognition import Recognized, recognize
+from .restore_points import RestorePoint
 from .salvage import leading_cells
 from .slots import MediaChunk, Prompt, SlotTokens, is_packed, listed_tokens, parse_slot_tokens
 from .spans import Span
@@ -73,6 +74,7 @@ __all__ = [
     "Prompt",
     "Recognized",
     "RecurrentCache",
+    "RestorePoint",
     "SlotTokens",
     "Span",
     "Stream",

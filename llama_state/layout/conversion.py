@@ -6,9 +6,12 @@ the formats on ``docs/formats.md``.
 
 from __future__ import annotations
 
+import os
 from array import array
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -18,9 +21,10 @@ from ..errors import FormatError, UnsupportedError
 from .blocks import Block, Cells, KVCache, Stream
 from .cursor import U32, open_view
 from .formats import EXT_WORDS, MAX_SEQUENCES, TYPES, require_version
+from .geometry import CacheGeometry, Geometry
 from .kv import ROW_HEAD, TRANSPOSED_HEAD
 from .state import Layout
-from .traits import SUB_CACHES
+from .traits import SUB_CACHES, Module
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 ROTATED_VERSION: Final = 11
 """The first session version that records how K and V are rotated."""
 
+# Up to so many bytes of V one thread has turned them before others have started.
+_ONE_THREAD: Final = 8 << 20
 # What llama.cpp has in a cell whose token is not known.
 _NO_TOKEN: Final = -1
 
@@ -99,6 +105,63 @@ def convert(data: Buffer, layout: Layout, form: Form) -> bytearray:
         UnsupportedError: That is not only another form: the rows would have to be other ones, or
             the state of a whole context other streams.
     """
+    conversion = Conversion.of(data, layout, form)
+    out = bytearray(conversion.nbytes)
+    conversion.write(memoryview(out))
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A state in another form, not written yet: it can be written where there is memory for it."""
+
+    pieces: tuple[_Piece, ...]
+
+    @classmethod
+    def of(cls, data: Buffer, layout: Layout, form: Form) -> Conversion:
+        """Return the conversion of a state; arguments and errors as :func:`convert`."""
+        return cls(tuple(_pieces(_checked(data, layout, form), layout, form)))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it has."""
+        return sum(map(_size, self.pieces))
+
+    def write(self, out: memoryview) -> None:
+        """Write it to *out*, which has :attr:`nbytes` bytes and does not overlap the state."""
+        turned: list[tuple[_Transposed, memoryview]] = []
+        copied: list[tuple[memoryview | bytes, memoryview]] = []
+        for piece in self.pieces:
+            place, out = out[: _size(piece)], out[_size(piece) :]
+            if isinstance(piece, _Transposed):
+                turned.append((piece, place))
+            else:
+                copied.append((piece, place))
+        if sum(len(place) for _, place in turned) < _ONE_THREAD:
+            _turn(turned)
+            _copy(copied)
+            return
+        # V is turned in threads, without the interpreter's lock, while K is copied in this one.
+        n_thread = min(4, os.cpu_count() or 1)
+        with ThreadPoolExecutor(n_thread) as pool:
+            waiting = [pool.submit(_turn, turned[i::n_thread]) for i in range(n_thread)]
+            _copy(copied)
+            for each in waiting:
+                each.result()
+
+
+def _turn(turned: Iterable[tuple[_Transposed, memoryview]]) -> None:
+    for piece, place in turned:
+        transpose(piece.source, place, piece.n_rows, piece.element)
+
+
+def _copy(copied: Iterable[tuple[memoryview | bytes, memoryview]]) -> None:
+    for piece, place in copied:
+        place[:] = piece
+
+
+def _checked(data: Buffer, layout: Layout, form: Form) -> memoryview:
+    """Return the bytes of a state of *layout* that can have *form*."""
     require_version(form.version)
     if layout.nbytes != len(view := open_view(data)):
         raise FormatError(f"the layout is that of {layout.nbytes} bytes, not of {len(view)}")
@@ -106,16 +169,39 @@ def convert(data: Buffer, layout: Layout, form: Form) -> bytearray:
         raise UnsupportedError(f"no cache has {form.n_stream} streams (1 to {MAX_SEQUENCES})")
     if layout.kind == "whole" and form.n_stream not in (None, *_stream_counts(layout)):
         raise UnsupportedError("a whole state keeps its streams: convert sequence by sequence")
-    pieces = list(_pieces(view, layout, form))
-    out = bytearray(sum(map(_size, pieces)))
-    rest = memoryview(out)
-    for piece in pieces:
-        place, rest = rest[: _size(piece)], rest[_size(piece) :]
-        if isinstance(piece, _Transposed):
-            transpose(piece.source, place, piece.n_rows, piece.element)
-        else:
-            place[:] = piece
-    return out
+    return view
+
+
+def in_form(geometry: Geometry, form: Form) -> Geometry:
+    """Return the geometry that a state has in another form."""
+    return replace(geometry, caches=tuple(_cache_in_form(one, form) for one in geometry.caches))
+
+
+def cells_in_form(layout: Layout, form: Form) -> dict[str, tuple[int, ...]]:
+    """Return the cells that each stream needs where the sequences of a state go one by one."""
+    needed = dict(layout.cells_needed)
+    for cache in layout.caches:
+        if isinstance(cache, KVCache):
+            counts = Counter[int]()
+            for cells in cache.cells:
+                counts.update({seq_id: len(own) for seq_id, own in cells.owners.items()})
+            # What they share, each has for itself.
+            each = tuple(counts.values())
+            needed[cache.name] = (sum(each),) if form.n_stream == 1 else each
+    return needed
+
+
+def _cache_in_form(cache: CacheGeometry, form: Form) -> CacheGeometry:
+    n_stream = cache.n_stream and (form.n_stream or cache.n_stream)
+    if cache.v_trans is None:
+        return replace(cache, n_stream=n_stream)
+    v_trans = cache.v_trans if form.v_trans is None else form.v_trans
+    return replace(cache, n_stream=n_stream, v_trans=v_trans)
+
+
+def indexer_caches(module: Module) -> frozenset[str]:
+    """Return the caches of a kind of memory whose rows every llama.cpp rotates alike."""
+    return frozenset(sub.name for sub in SUB_CACHES[module] if sub.indexer)
 
 
 def _stream_counts(layout: Layout) -> list[int]:
@@ -192,7 +278,7 @@ def _rotation(layout: Layout, cache: KVCache, form: Form) -> bytes:
         return b""
     saved, wanted = (stream.n_rot_k, stream.n_rot_v), form.rotations.get(cache.name)
     was_recorded, is_recorded = None not in saved, form.version >= ROTATED_VERSION
-    if was_recorded != is_recorded:
+    if layout.version != form.version:
         _check_rows_known(layout, cache, stream)
     if not is_recorded:
         return b""
@@ -204,7 +290,7 @@ def _rotation(layout: Layout, cache: KVCache, form: Form) -> bytes:
 
 def _check_rows_known(layout: Layout, cache: KVCache, stream: Stream) -> None:
     """Refuse rows of which only session version 11 says whether they are rotated."""
-    indexers = {sub.name for sub in SUB_CACHES[layout.module] if sub.indexer}
+    indexers = indexer_caches(layout.module)
     for block in chain(stream.k, stream.v):
         kind = TYPES[block.type_id]
         if kind.elements > 1 and cache.name not in indexers:

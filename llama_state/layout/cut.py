@@ -38,18 +38,33 @@ def sequence_from_whole(data: Buffer, layout: Layout, seq_id: int) -> bytes:
     Raises:
         SequenceIdError: No context has such a sequence, or not the one of a deepseek4 state.
     """
+    return b"".join(sequence_pieces(data, layout, seq_id))
+
+
+def sequence_pieces(
+    data: Buffer, layout: Layout, seq_id: int, n_stream: int | None = None
+) -> list[memoryview | bytes]:
+    """Return the pieces of :func:`sequence_from_whole`, which refer to *data*.
+
+    Args:
+        n_stream: Streams that its KV caches are to have; None: as many as in *data*.
+    """
     if not 0 <= seq_id < MAX_SEQUENCES:
         raise SequenceIdError(seq_id, limit=MAX_SEQUENCES)
-    return b"".join(_pieces(open_view(data), layout, seq_id))
+    return list(_pieces(open_view(data), layout, seq_id, n_stream))
 
 
-def _pieces(view: memoryview, layout: Layout, seq_id: int) -> Pieces:
+def _pieces(view: memoryview, layout: Layout, seq_id: int, n_stream: int | None) -> Pieces:
     if layout.module == "dsv4":
         yield HEAD.pack(DSV4_MAGIC, 1, 0)
     for cache in layout.caches:
         if isinstance(cache, KVCache):
-            yield U32.pack(len(cache.streams))
-            for stream in cache.streams:
+            streams = cache.streams
+            if n_stream is not None:
+                own = [stream for stream in streams if seq_id in stream.cells.owners]
+                streams = (*own, *[Stream(0, 0)] * (n_stream - len(own)))
+            yield U32.pack(len(streams))
+            for stream in streams:
                 yield from _stream(view, stream, seq_id)
         elif isinstance(cache, RecurrentCache):
             yield from _recurrent(view, cache, seq_id)

@@ -52,6 +52,11 @@ class FileHeader:
     payload_offset: int
 
     @property
+    def is_known(self) -> bool:
+        """Whether the version is known."""
+        return self.version in _VERSIONS[self.kind]
+
+    @property
     def session_version(self) -> int:
         """The session version; of a sequence file, the one that belongs to its sequence version."""
         return list(SEQUENCE_VERSION)[_VERSIONS[self.kind].index(self.version)]

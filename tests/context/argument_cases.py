@@ -42,7 +42,7 @@ CHOICE = ["no", "", b"whole", 5, 1.5, True, [], PATH]
 
 NAMES: dict[str, list[Any]] = {
     **dict.fromkeys(("seq_id", "dest_seq_id", "src", "dest", "seq_ids", "source"), POSITION),
-    **dict.fromkeys(("start", "end", "logits_of"), POSITION),
+    **dict.fromkeys(("start", "end", "logits_of", "first", "last"), POSITION),
     **dict.fromkeys(("memory_limit", "max_size", "n_swa", "size"), COUNT),
     **dict.fromkeys(("n_tokens", "n_layer", "n_head_kv", "head_dim", "n_embd"), SOME),
     **dict.fromkeys(
@@ -81,6 +81,13 @@ SPECIAL: dict[str, list[Any]] = {
     "Model.metadata.key": TEXT,
     "Checkpoint.load.mapped": [value for value in FLAG if value is not None],
     "Checkpoint.logits": BUFFER,
+    "Context.seq_save_state.restore_points": ["text", 5, True, [5], [b"blob"], PATH],
+    "AsyncContext.seq_save_state.restore_points": ["text", 5, True, [5], [b"blob"], PATH],
+    "Context.checkpoint.restore_points": ["text", 5, True, [5], [b"blob"], PATH],
+    "AsyncContext.checkpoint.restore_points": ["text", 5, True, [5], [b"blob"], PATH],
+    "Checkpoint.restore_points": ["text", 5, True, [5], [b"blob"], PATH],
+    "Context.seq_load_state.restore_points": FLAG,
+    "AsyncContext.seq_load_state.restore_points": FLAG,
     "convert_file.source": FILE,
     "check_model.model": FILE[:3],
     "round_trips.model": OBJECT,
@@ -203,6 +210,7 @@ class World:
             "write_model": (testing.write_model, {"path": new}),
             "write_benchmark_model": (testing.write_benchmark_model, {"path": new, "n_layer": 1}),
             "write_probe": (testing.write_probe, {"path": new}),
+            "RestorePoint": (ls.RestorePoint, {"n_tokens": 3, "blob": self.ctx.seq_snapshot(0)}),
             "is_known": (layout.is_known, {"arch": "llama"}),
             "model_traits": (layout.model_traits, {}),
             "sequence_from_whole": (

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import llama_state as ls
+from llama_state.checkpoint.conversion import converted
 from llama_state.layout import SEQUENCE_VERSION
 from llama_state.testing.conformance import nmse
 from llama_state.testing.models import write_model
@@ -231,12 +232,31 @@ def test_another_cache_type(llama: ls.Model) -> None:
 
 
 @pytest.mark.parametrize("version", sorted(set(SEQUENCE_VERSION) - {SESSION}))
-@pytest.mark.parametrize("check", ["strict", "warn", "off"])
-def test_another_session_version(make: Callable[..., ls.Context], version: int, check: Any) -> None:
-    """Of another build: there is no way to read it."""
+@pytest.mark.parametrize("seq_id", [None, 1])
+def test_another_session_version(
+    make: Callable[..., ls.Context], version: int, seq_id: int | None
+) -> None:
+    """Of another build, with other streams and V the other way round: the same to any check."""
+    made = filled(make(n_seq_max=3, flash_attn=False)).checkpoint(seq_id)
+    elsewhere = converted(made, version)
+    assert elsewhere.payload != made.payload or {version, SESSION} == {9, 10}
+    for check in ("strict", "warn", "off"):
+        ctx = make(n_seq_max=3, kv_unified=True, flash_attn=True)
+        restored = ctx.resume(elsewhere, check=check)  # type: ignore[arg-type]
+        assert restored.converted == (
+            f"session version {version} to {SESSION}, streams 3 to 1, flash attention off to on"
+        )
+        assert ctx.n_past(1) == made.layout.spans[1].last + 1
+
+
+@pytest.mark.parametrize("version", [8, 77])
+def test_a_session_version_that_is_not_known(make: Callable[..., ls.Context], version: int) -> None:
+    """There is no way to read it, whatever is to be checked."""
     ctx = make(n_seq_max=2)
-    checkpoint = rebuilt(filled(ctx).checkpoint(), session_version=version)
-    assert refused(ctx, checkpoint, check=check) == ["session version"]
+    checkpoint = filled(ctx).checkpoint()
+    checkpoint.session_version = version
+    for check in ("strict", "warn", "off"):
+        assert refused(ctx, checkpoint, check=check) == ["session version"]
 
 
 def test_the_same_model_elsewhere(other: Callable[..., ls.Model], tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from llama_state import layout
 from llama_state.context.fit import Fit
 from llama_state.context.form import StateForm
 from tests.layout.blobs import State, text
+from tests.libllama import LIBRARY
 
 pytestmark = pytest.mark.libllama
 
 BOUND = ["msa", "dsv4", "hybrid-idx"]
+VERSION = LIBRARY.session_version
 UNKNOWN_SIZES = [*BOUND, "dsa", "dsa-iswa"]
 
 
@@ -28,9 +30,9 @@ def fitting(llama: ls.Model, traits: layout.Traits) -> Fit:
 
 def parsed(module: str, first: int) -> layout.Layout:
     """A whole state of *module* with four positions from *first* on."""
-    state = State(module, version=11, cells=text(4, 0, start=first))
+    state = State(module, version=VERSION, cells=text(4, 0, start=first))
     traits = layout.Traits(state.arch, module)  # type: ignore[arg-type]
-    return layout.parse_whole(state.blob(), version=11, traits=traits)
+    return layout.parse_whole(state.blob(), version=VERSION, traits=traits)
 
 
 @pytest.mark.parametrize("module", BOUND)
@@ -39,9 +41,11 @@ def test_positions_beyond_the_context(llama: ls.Model, module: str) -> None:
     good, bad = parsed(module, 252), parsed(module, 253)
     check = fitting(llama, good.traits)
     check.learn(good)
-    assert not check._has_room(None, good, {})  # the number of cells is llama.cpp's to say
-    with pytest.raises(ls.CapacityError, match="positions: need 257, have 256"):
-        check._has_room(None, bad, {})
+    # The number of cells is llama.cpp's to say.
+    assert not check.check(None, None, good, {})  # type: ignore[arg-type]
+    for form in (None, layout.Form(llama.library.session_version, n_stream=1)):
+        with pytest.raises(ls.CapacityError, match="positions: need 257, have 256"):
+            check.check(None, None, bad, {}, form)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("module", UNKNOWN_SIZES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import llama_state as ls
+from llama_state import layout
 from llama_state.context import device, restore, sequences
 from llama_state.context.changes import Change, attempt
 from llama_state.context.savepoint import Savepoint
@@ -70,6 +72,7 @@ class Bench:
         ctx.seq_save_state(folder / "seq_b", 0)
         self.checkpoint_b.save(folder / "b.llst")
         self.checkpoint_b.save(folder / "key.llst", key=KEY)
+        self.other, self.seq_other = _of_another_form(ctx)
         ctx.clear()
         ctx.decode([1, 2, 3, 4], 0)
         self.partial_a = _or_none(lambda: ctx.seq_snapshot(0, partial=True))
@@ -88,6 +91,16 @@ class Bench:
     def content(self) -> Content:
         """What each sequence holds."""
         return tuple(self.ctx.seq_snapshot(i) for i in range(self.ctx.n_seq_max))
+
+
+def _of_another_form(ctx: ls.Context) -> tuple[bytes, bytes]:
+    """The state of a context and of its sequence 0, in other streams and with V turned."""
+    whole, one = ctx.checkpoint(), ctx.checkpoint(0)
+    own = layout.form_of(one.layout)
+    turned = replace(own, v_trans=not own.v_trans)
+    many = replace(turned, n_stream=5)
+    other = layout.convert(whole.payload, whole.layout, turned)
+    return bytes(other), bytes(layout.convert(one.payload, one.layout, many))
 
 
 def _or_none(call: Callable[[], Any]) -> Any:
@@ -130,6 +143,8 @@ CALLS: dict[str, Callable[[Bench], object]] = {
     "seq_restore": lambda b: b.ctx.seq_restore(b.seq_b, 1),
     "seq_restore over it": lambda b: b.ctx.seq_restore(b.seq_b, 0),
     "seq_restore into an empty one": lambda b: b.ctx.seq_restore(b.seq_b, 2),
+    "seq_restore of another form": lambda b: b.ctx.seq_restore(b.seq_other, 0),
+    "restore of another form": lambda b: b.ctx.restore(b.other),
     "seq_restore unread": lambda b: b.ctx.seq_restore(b.seq_b, 0, validate=False),
     "seq_restore partial": lambda b: b.partial_a and b.ctx.seq_restore(b.partial_a, partial=True),
     "seq_device_snapshot": lambda b: _or_none(lambda: b.ctx.seq_device_snapshot(0)),

@@ -1,7 +1,7 @@
 """Any order of decoding, cutting, copying, saving and restoring agrees with a dict of tokens.
 
 Two contexts of one model live through the same rules. What each sequence must hold is a tuple of
-tokens; what follows from it is told by a third context, which decodes those tokens from nothing.
+pieces: of tokens that were decoded at once. What follows from it is told by the oracle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from hypothesis.stateful import (
 )
 
 import llama_state as ls
-from llama_state.testing.conformance import nmse
+from tests.context.oracle import (
+    NEXT_TOKEN,
+    Text,
+    beginning,
+    check,
+    length,
+    piece,
+    tokens_of,
+)
 from tests.kinds import ENDS_ONLY, OWN_STREAMS, WINDOWS, examples
 
 pytestmark = pytest.mark.libllama
@@ -32,12 +40,6 @@ pytestmark = pytest.mark.libllama
 N_SEQS = 3
 # Three sequences of this length fit the 256 cells that they share; more than a window.
 MAX_LENGTH = 80
-NEXT_TOKEN = 1
-# The same tokens decoded in other pieces, without any save, differ by up to 1.1e-5 (jamba); one
-# wrong token among them makes 1.6e-4 (deepseek2) and more.
-LIMIT = 5e-5
-
-Text = tuple[int, ...]
 Texts = dict[int, Text]
 
 which = st.integers(0, 1)
@@ -84,11 +86,9 @@ class Machine(RuleBasedStateMachine):
             self.folder.cleanup()
 
     def compare(self, context: ls.Context, seq_id: int, text: Text) -> None:
-        """Decode one token, and the same in a context that nothing has happened to."""
-        with self.open() as fresh:
-            for ctx, tokens in ((fresh, (*text, NEXT_TOKEN)), (context, (NEXT_TOKEN,))):
-                ctx.decode(tokens, seq_id)
-            assert nmse(fresh.logits(), context.logits()) < LIMIT
+        """Compare a sequence with what a context holds to which nothing else has happened."""
+        with self.open() as oracle:
+            check(oracle, context, seq_id, text, self.model, Path(self.folder.name))
 
     def new_file(self) -> Path:
         self.n_files += 1
@@ -97,10 +97,10 @@ class Machine(RuleBasedStateMachine):
     # -- decoding and cutting
 
     def decode(self, ctx: int, seq_id: int, first: int, size: int) -> None:
-        room = MAX_LENGTH - len(self.texts[ctx][seq_id])
+        room = MAX_LENGTH - length(self.texts[ctx][seq_id])
         run = tuple((first + 7 * i) % self.model.n_vocab for i in range(min(size, room)))
         self.contexts[ctx].decode(run, seq_id)
-        self.texts[ctx][seq_id] += run
+        self.texts[ctx][seq_id] += piece(*run)
 
     @rule(ctx=which, seq_id=seq_ids, first=st.integers(0, 99), size=sizes)
     def go_on(self, ctx: int, seq_id: int, first: int, size: int) -> None:
@@ -110,10 +110,10 @@ class Machine(RuleBasedStateMachine):
     def cut(self, ctx: int, seq_id: int, back: int) -> None:
         """Remove the last tokens, which is refused where llama.cpp could not go on truthfully."""
         context, text = self.contexts[ctx], self.texts[ctx][seq_id]
-        start = max(len(text) - back, 0)
+        start = max(length(text) - back, 0)
         if self.can_end_at(ctx, seq_id, start):
             context.seq_rm(seq_id, start)
-            self.texts[ctx][seq_id] = text[:start]
+            self.texts[ctx][seq_id] = beginning(text, start)
             return
         before = context.snapshot()
         with pytest.raises(ls.UnsupportedError, match="cannot lose positions"):
@@ -138,13 +138,13 @@ class Machine(RuleBasedStateMachine):
     @rule(ctx=which, src=seq_ids, dest=seq_ids, end=st.integers(1, MAX_LENGTH))
     def copy_beginning(self, ctx: int, src: int, dest: int, end: int) -> None:
         context, text = self.contexts[ctx], self.texts[ctx][src]
-        whole = end >= len(text)
+        whole = end >= length(text)
         possible = whole or (self.has_shared_cells() and self.can_end_at(ctx, src, end))
         if src == dest:
             context.seq_cp(src, dest, end=end)
         elif possible:
             context.seq_cp(src, dest, end=end)
-            self.texts[ctx][dest] = text[:end]
+            self.texts[ctx][dest] = beginning(text, end)
         else:
             before = context.snapshot()
             with pytest.raises(ls.UnsupportedError):
@@ -158,7 +158,7 @@ class Machine(RuleBasedStateMachine):
 
     def can_end_at(self, ctx: int, seq_id: int, start: int) -> bool:
         """Whether the positions before *start* can be gone on from."""
-        if start in (0, len(self.texts[ctx][seq_id])):
+        if start in (0, length(self.texts[ctx][seq_id])):
             return True
         if self.model.arch in ENDS_ONLY:
             return False
@@ -173,7 +173,7 @@ class Machine(RuleBasedStateMachine):
         if not file:
             return texts, context.snapshot()
         path = self.new_file()
-        context.save_state(path, texts[0], durable=False)
+        context.save_state(path, tokens_of(texts[0]), durable=False)
         return texts, path
 
     @rule(ctx=which, saved=wholes)
@@ -181,7 +181,7 @@ class Machine(RuleBasedStateMachine):
         context, (texts, state) = self.contexts[ctx], saved
         if isinstance(state, Path):
             restored = context.load_state(state)
-            assert restored.tokens == texts[0]
+            assert restored.tokens == tokens_of(texts[0])
         else:
             restored = context.restore(state)
             assert context.snapshot() == state
@@ -193,7 +193,7 @@ class Machine(RuleBasedStateMachine):
         if not file:
             return text, context.seq_snapshot(seq_id)
         path = self.new_file()
-        context.seq_save_state(path, seq_id, text, durable=False)
+        context.seq_save_state(path, seq_id, tokens_of(text), durable=False)
         return text, path
 
     @rule(ctx=which, dest=seq_ids, saved=sequences)
@@ -201,7 +201,7 @@ class Machine(RuleBasedStateMachine):
         context, (text, state) = self.contexts[ctx], saved
         if isinstance(state, Path):
             restored = context.seq_load_state(state, dest)
-            assert restored.tokens == text
+            assert restored.tokens == tokens_of(text)
         else:
             restored = context.seq_restore(state, dest)
         self.arrived(ctx, restored, {dest: text})
@@ -209,7 +209,7 @@ class Machine(RuleBasedStateMachine):
     def arrived(self, ctx: int, restored: ls.Restored, texts: Texts) -> None:
         """Take what was restored for the truth, and compare what was said about it."""
         spans = {seq_id: span.n_past for seq_id, span in restored.sequences.items()}
-        assert spans == {seq_id: len(text) for seq_id, text in texts.items() if text}
+        assert spans == {seq_id: length(text) for seq_id, text in texts.items() if text}
         self.texts[ctx].update(texts)
 
     # -- undoing
@@ -221,20 +221,20 @@ class Machine(RuleBasedStateMachine):
         with pytest.raises(Undo), context.savepoint(*kept):
             if wipe:
                 context.clear()
-            if wipe or len(texts[touched]) < MAX_LENGTH:
+            if wipe or length(texts[touched]) < MAX_LENGTH:
                 context.decode([NEXT_TOKEN], touched)
             raise Undo
         for seq_id, text in texts.items():
             if kept and seq_id not in kept:
                 text = () if wipe else text
-                added = seq_id == touched and len(text) < MAX_LENGTH
-                texts[seq_id] = (*text, NEXT_TOKEN) if added else text
+                added = seq_id == touched and length(text) < MAX_LENGTH
+                texts[seq_id] = text + piece(NEXT_TOKEN) if added else text
 
     @invariant()
     def positions_agree(self) -> None:
         for context, texts in zip(self.contexts, self.texts, strict=True):
             found = {seq_id: context.n_past(seq_id) for seq_id in texts}
-            assert found == {seq_id: len(text) for seq_id, text in texts.items()}
+            assert found == {seq_id: length(text) for seq_id, text in texts.items()}
 
 
 def pos_min(context: ls.Context, seq_id: int) -> int:

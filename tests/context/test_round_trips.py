@@ -349,18 +349,14 @@ def test_one_sequence_moves_into_unified_memory(model: ls.Model, data: st.DataOb
     """A whole state of a context of one sequence becomes the first of several that share cells."""
     options = {**drawn_options(data), "n_seq_max": 1}
     several = {**options, "n_seq_max": data.draw(st.integers(2, 5)), "kv_unified": True}
-    if model.arch in OWN_STREAMS:
-        refused = pytest.raises(ls.MismatchError, match="n_stream: saved 1")
-        with opened(model, options, several) as (source, target), refused:
-            target.restore(source.snapshot())
-        return
     with opened(model, options, several) as (source, target):
         cells = live(source, drawn_history(data, model, 1))
         live(target, drawn_filling(data, min(target.n_seq_max, 3)))
         restored = target.restore(source.snapshot())
         assert_reported(target, restored, cells)
         assert lengths(target) == expected_lengths(cells)
-        assert target.snapshot() == source.snapshot()
+        if model.arch not in OWN_STREAMS:
+            assert target.snapshot() == source.snapshot()
         assert nmse(next_logits(source, 0), next_logits(target, 0)) < limit(model.arch)
 
 

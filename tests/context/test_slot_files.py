@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ SERVER = """
 import json, sys, urllib.request
 import xllamacpp
 
-folder, model = sys.argv[1:]
+folder, model, checkpoints = sys.argv[1:]
 params = xllamacpp.CommonParams()
 params.model.path = model
 params.slot_save_path = folder + "/"
 params.n_ctx, params.n_parallel, params.warmup, params.port = 256, 1, False, 0
-params.n_ctx_checkpoints = 0  # their bytes in a slot file are not read here
-params.swa_full = True  # else without them a windowed slot is decoded anew
+params.n_ctx_checkpoints = int(checkpoints)
+params.cache_ram_mib = 0  # what a slot holds comes from its file alone
+params.swa_full = params.n_ctx_checkpoints == 0  # else a windowed slot is decoded anew
 server = xllamacpp.Server(params)
 for line in sys.stdin:
     path, data = json.loads(line)
@@ -47,16 +49,38 @@ MEDIA = {1: image(2, 1, "cat")}
 Post = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
-@pytest.fixture(params=["llama-dense", "gemma3-dense", "mamba2-dense", "lfm2-dense"])
+@pytest.fixture(
+    params=[
+        "llama-dense",
+        "gemma3-dense",
+        "mamba2-dense",
+        "jamba-dense",
+        "lfm2-dense",
+        "deepseek4-moe",
+    ]
+)
 def gguf(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A model with a KV cache, sliding windows, a recurrent state, or windows and a state."""
+    """A model with cells, windows, a recurrent state, cells and one, windows and one, or dsv4."""
     return write_model(tmp_path / "m.gguf", request.param, text=True)
 
 
 @pytest.fixture
 def post(tmp_path: Path, gguf: Path) -> Iterator[Post]:
     """Asks a llama-server with one slot, whose files are in the folder of the test."""
-    command = [sys.executable, "-c", SERVER, str(tmp_path), str(gguf)]
+    with started(tmp_path, gguf, 0) as post:
+        yield post
+
+
+@pytest.fixture
+def keeping(tmp_path: Path, gguf: Path) -> Iterator[Post]:
+    """Asks a llama-server that keeps restore points, as it does unless told otherwise."""
+    with started(tmp_path, gguf, 8) as post:
+        yield post
+
+
+@contextmanager
+def started(tmp_path: Path, gguf: Path, checkpoints: int) -> Iterator[Post]:
+    command = [sys.executable, "-c", SERVER, str(tmp_path), str(gguf), str(checkpoints)]
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(
@@ -84,9 +108,9 @@ def completion(post: Post, prompt: Sequence[int], n_predict: int = 1) -> tuple[l
     return answer["tokens"], answer["timings"]["cache_n"]
 
 
-def save_slot(post: Post, folder: Path) -> tuple[Path, tuple[int, ...]]:
+def save_slot(post: Post, folder: Path, end: int = 100) -> tuple[Path, tuple[int, ...]]:
     """Let the server save a slot; return the file, and the tokens that it decoded before."""
-    prompt = range(40, 100)  # more than the windows
+    prompt = range(40, end)  # more than the windows
     predicted, _ = completion(post, prompt, 4)
     tokens = (*prompt, *predicted[:-1])  # the last one was not decoded
     saved = post("/slots/0?action=save", {"filename": "slot"})
@@ -100,6 +124,16 @@ def likeliest(ctx: ls.Context) -> int:
     ctx.decode([NEXT])
     logits = list(ctx.logits())
     return logits.index(max(logits))
+
+
+def greedy(ctx: ls.Context, tokens: Sequence[int], n: int) -> list[int]:
+    """Decode *tokens*, and return the *n* tokens that a server would choose after them."""
+    chosen: list[int] = []
+    for _ in range(n):
+        ctx.decode(chosen[-1:] or tokens)
+        logits = list(ctx.logits())
+        chosen.append(logits.index(max(logits)))
+    return chosen
 
 
 def test_slot_files_of_a_server_load(post: Post, gguf: Path, tmp_path: Path) -> None:
@@ -147,6 +181,161 @@ def test_a_server_loads_our_files(post: Post, gguf: Path, tmp_path: Path) -> Non
         assert completion(post, [*tokens, NEXT]) == ([expected], len(tokens))
     for name in ("converted", "back"):
         assert (tmp_path / name).read_bytes() == path.read_bytes()
+
+
+def test_slot_files_with_restore_points(keeping: Post, gguf: Path, tmp_path: Path) -> None:
+    """They load with and without their points, and a point takes the sequence back."""
+    path, tokens = save_slot(keeping, tmp_path, 200)  # for short prompts it keeps none
+    found = ls.inspect_file(path)
+    assert (found.problem, tuple(found.tokens)) == (None, tokens)
+    if found.version != LIBRARY.sequence_version:
+        return  # no build reads the files of another version
+    (expected,), _ = completion(keeping, [*tokens, NEXT])
+    with ls.Model(gguf, LIBRARY) as opened, opened.context(n_ctx=256) as ctx:
+        for validate in (True, False):
+            restored = ctx.seq_load_state(path, validate=validate)
+            assert (restored.tokens, restored.restore_points) == (tokens, ())
+            assert likeliest(ctx) == expected
+        points = ctx.seq_load_state(path, restore_points=True).restore_points
+        assert [point.n_tokens for point in points] == [p.n_tokens for p in found.restore_points]
+        assert points or found.layout is None or found.layout.module == "kv"
+        for point in reversed(points):
+            ctx.seq_restore(point.blob, partial=True)
+            assert ctx.n_past() == point.n_tokens
+            back = likeliest(ctx)
+            ctx.clear()
+            ctx.decode(tokens[: point.n_tokens])
+            assert back == likeliest(ctx)
+            ctx.seq_load_state(path)
+
+
+def test_going_back_as_the_server_does(keeping: Post, gguf: Path, tmp_path: Path) -> None:
+    """To its own restore point, and on from there: what is decoded is only what is new."""
+    path, tokens = save_slot(keeping, tmp_path, 200)
+    found = ls.inspect_file(path)
+    if found.version != LIBRARY.sequence_version:
+        return
+    at = max((point.n_tokens for point in found.restore_points), default=len(tokens) - 2)
+    branch = [*tokens[: at + 2], 7, 8, 9]
+    completion(keeping, [70, 71])
+    keeping("/slots/0?action=restore", {"filename": "slot"})
+    expected, held = completion(keeping, branch, 8)
+    with ls.Model(gguf, LIBRARY) as opened, opened.context(n_ctx=256) as ctx:
+        points = ctx.seq_load_state(path, restore_points=True).restore_points
+        if points:
+            ctx.seq_restore(points[-1].blob, partial=True)
+        else:
+            ctx.seq_rm(0, at + 2)
+        assert ctx.n_past() >= held
+        assert greedy(ctx, branch[ctx.n_past() :], 8) == expected
+
+
+def through_checkpoints(ctx: ls.Context, point: ls.RestorePoint, folder: Path) -> list[str]:
+    """Write the names of slot files with a restore point: each went another way."""
+    tokens = folder / "ours"
+    listed = ls.inspect_file(tokens).tokens
+    ctx.checkpoint(0, tokens=listed, restore_points=[point]).save(folder / "taken")
+    ls.Checkpoint.load(folder / "taken").to_native(folder / "of taken")
+    convert_file(tokens, folder / "converted")
+    convert_file(folder / "converted", folder / "of converted")
+    ctx.clear()
+    resumed = ctx.resume(ls.Checkpoint.load(folder / "taken"))
+    ctx.seq_save_state(
+        folder / "of resumed", tokens=resumed.tokens, restore_points=resumed.restore_points
+    )
+    return ["of taken", "of converted", "of resumed"]
+
+
+def test_a_server_goes_back_to_our_restore_points(
+    keeping: Post, gguf: Path, tmp_path: Path
+) -> None:
+    """It evaluates what is new after the point, not the whole prompt."""
+    path, tokens = save_slot(keeping, tmp_path, 200)  # for short prompts it keeps none
+    if ls.inspect_file(path).version != LIBRARY.sequence_version:
+        return
+    at, same = 50, 120  # for some windows llama-server wants the point further back
+    branch = [*tokens[:same], 7, 8, 9]
+    with ls.Model(gguf, LIBRARY) as opened, opened.context(n_ctx=256) as ctx:
+        ctx.decode(tokens[:at])
+        module = ctx.checkpoint(0).layout.module
+        point = ls.RestorePoint(at, ctx.seq_snapshot(partial=True))
+        ctx.decode(tokens[at:])
+        ctx.seq_save_state(tmp_path / "ours", tokens=tokens, restore_points=[point])
+        n = ctx.seq_save_state(
+            tmp_path / "pages", tokens=tokens, restore_points=[point], memory_limit=0
+        )
+        assert n == (tmp_path / "pages").stat().st_size
+        (again,) = ctx.seq_load_state(tmp_path / "ours", restore_points=True).restore_points
+        assert (again.n_tokens, again.blob) == (at, point.blob)
+        plain = ctx.seq_save_state(tmp_path / "without", tokens=tokens)
+        assert ls.inspect_file(tmp_path / "without").restore_points == ()
+        assert plain < n
+        for name in ("pages", *through_checkpoints(ctx, point, tmp_path)):
+            assert (tmp_path / name).read_bytes() == (tmp_path / "ours").read_bytes()
+    completion(keeping, [70, 71])
+    expected, held = completion(keeping, branch, 8)
+    assert held == 0  # this is what the server itself makes of it
+    keeping("/slots/0?action=restore", {"filename": "ours"})
+    predicted, held = completion(keeping, branch, 8)
+    assert predicted == expected
+    # Of windows llama-server evaluates the last token again; a plain cache can be cut anywhere.
+    assert held == {"kv": same, "iswa": at - 1}.get(module, at)
+
+
+@pytest.mark.parametrize("kind", ["llama-dense", "gemma3-dense", "mamba2-dense", "lfm2-dense"])
+def test_restore_points_are_found_where_llama_cpp_stops(kind: str, tmp_path: Path) -> None:
+    """Without validation too: damaged ones are refused only where they are wanted."""
+    if not LIBRARY.sequence_head:
+        return  # a build that is older than restore points, whose blobs have no head
+    path = tmp_path / "slot"
+    with MODELS[kind].context(n_ctx=256) as ctx:
+        ctx.decode(TEXT)
+        point = ls.RestorePoint(len(TEXT), ctx.seq_snapshot(partial=True))
+        plain = ctx.seq_save_state(path, restore_points=[])
+        ctx.seq_save_state(path, restore_points=[point, point])
+        data = path.read_bytes()
+        state = ctx.seq_snapshot()
+        ctx.clear()
+        restored = ctx.seq_load_state(path, validate=False, restore_points=True)
+        assert [one.blob for one in restored.restore_points] == [point.blob] * 2
+        assert ctx.seq_snapshot() == state
+        ctx.decode([9])
+        kept = ctx.seq_snapshot()
+        path.write_bytes(data[:-1])
+        with pytest.raises(ls.TruncatedError, match="further blobs") as caught:
+            ctx.seq_load_state(path, validate=False, restore_points=True)
+        assert (caught.value.have, caught.value.path) == (len(data) - 1, str(path))
+        assert ctx.seq_snapshot() == kept
+        path.write_bytes(data[:plain] + b"SCKQ" + data[plain + 4 :])
+        for options in ({"validate": False}, {"validate": False, "restore_points": True}):
+            with pytest.raises(ls.RestoreError) as refused:
+                ctx.seq_load_state(path, **options)
+            assert refused.value.rolled_back
+        with pytest.raises(ls.FormatError, match="first bytes are damaged"):
+            ctx.seq_load_state(path)
+        assert ctx.seq_snapshot() == kept
+        path.write_bytes(data[:-1])
+        assert ctx.seq_load_state(path, validate=False).restore_points == ()
+        assert ctx.seq_snapshot() == state
+
+
+@pytest.mark.parametrize("kind", ["gemma3-dense", "mamba2-dense", "lfm2-dense"])
+def test_restore_points_that_are_none_are_not_written(kind: str, tmp_path: Path) -> None:
+    with MODELS[kind].context(n_ctx=256) as ctx:
+        ctx.decode(TEXT)
+        blob = ctx.seq_snapshot(partial=True)
+        for wrong in (
+            lambda: ls.RestorePoint(3, blob),
+            lambda: ls.RestorePoint(5, blob),
+            lambda: ls.RestorePoint(4, blob[:-1]),
+            lambda: ls.RestorePoint(4, b"no state"),
+            lambda: ls.RestorePoint(0, blob),
+        ):
+            with pytest.raises(ValueError, match=r"restore point|n_tokens"):
+                ctx.seq_save_state(tmp_path / "slot", restore_points=[wrong()])
+        with pytest.raises(TypeError, match="restore_points"):
+            ctx.seq_save_state(tmp_path / "slot", restore_points=[blob])  # type: ignore[list-item]
+    assert not (tmp_path / "slot").exists()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The benchmark, run as its user runs it and looked at; no figure of it is judged."""
+"""The benchmarks, run as their user runs them and looked at; no figure of them is judged."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ ROUNDS = 2
 
 def run_state_io(folder: Path, *arguments: str, **environment: str) -> tuple[str, Any]:
     """The output and the JSON of one run with a state of 1 MiB."""
-    command = [sys.executable, "-W", "error", str(ROOT / "benchmarks" / "state_io.py")]
-    command += ["--sizes", "1,2", "--rounds", str(ROUNDS), "--folder", str(folder)]
-    command += ["--json", str(folder / "out.json"), *arguments]
+    out = folder / "out.json"
+    options = ("--sizes", "1,2", "--folder", str(folder), "--json", str(out), *arguments)
+    return run("state_io.py", *options, **environment), json.loads(out.read_text())
+
+
+def run(name: str, *arguments: str, **environment: str) -> str:
+    """The output of one run of a benchmark."""
+    command = [sys.executable, "-W", "error", str(ROOT / "benchmarks" / name), *arguments]
+    command += ["--rounds", str(ROUNDS)]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -28,14 +34,14 @@ def run_state_io(folder: Path, *arguments: str, **environment: str) -> tuple[str
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads((folder / "out.json").read_text())
+    return done.stdout
 
 
 def check(output: str, found: Any) -> None:
     """Every way has its times, every figure is in the output, and nothing was left out."""
     timings, findings = found["timings"], found["findings"]
     sections = Counter(one["section"] for one in timings)
-    assert set(sections) == {"states", "sizes", "large", "tiny", "threads"}
+    assert set(sections) == {*("states", "conversions", "sizes", "large", "tiny", "threads")}
     for one in timings:
         assert len(one["seconds"]) == (10 if one["section"] == "tiny" else 1) * ROUNDS
         assert min(one["seconds"]) > 0

@@ -1,13 +1,15 @@
-"""``benchmarks/state_io.py`` on a state of 1 MiB: it runs, and reports what it should."""
+"""The benchmarks on small states: they run, and report what they should."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from llama_state.testing import write_model
 from tests.libllama import LIBRARY
-from tests.project.benchmarks import check, run_state_io
+from tests.project.benchmarks import check, run, run_state_io
 
 pytestmark = pytest.mark.libllama
 
@@ -22,7 +24,7 @@ def test_state_io(tmp_path: Path) -> None:
     parties = {one["party"] for one in found["timings"]}
     assert parties == {"memory", "llama.cpp", "llama_state", "ion7-core"}
     wanted = {one["label"] for one in found["findings"] if one["bound"] is not None}
-    assert len(wanted) == 18
+    assert len(wanted) == 25
     assert chart.read_text().count("<path") > 50
     assert {path.name for path in tmp_path.iterdir()} == {"out.json", "chart.svg"}
     again, same = run_state_io(tmp_path, "--from", str(tmp_path / "out.json"))
@@ -42,3 +44,16 @@ def test_one_part(tmp_path: Path, part: str) -> None:
     assert any("restore" in way for way in ways)
     assert not any("save" in way for way in ways)
     assert "| --- | ---: |" in output
+
+
+def test_real_models(tmp_path: Path) -> None:
+    """Of each model and length all ways are measured and judged; here with a tiny one."""
+    path, out = write_model(tmp_path / "tiny.gguf", text=True), tmp_path / "out.json"
+    arguments = (str(path), "--tokens", "40,80", "--json", str(out))
+    output = run("real_models.py", *arguments, LLAMA_STATE_LIBRARY=str(LIBRARY.path))
+    found = json.loads(out.read_text())
+    assert len(found["timings"]) == 2 * 3
+    bounded = [one for one in found["findings"] if one["bound"] is not None]
+    assert len(bounded) == len(found["findings"]) == 2 * 2
+    assert all(one["configuration"] in output for one in bounded)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.json", "tiny.gguf"}
