@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,11 @@ class _Node:
     @property
     def nbytes(self) -> int:
         return sum(each.nbytes for each in self.stored)
+
+    def is_pinned(self, now: float) -> bool:
+        """Tell whether a pin holds it."""
+        pin = self.named("P")
+        return pin is not None and pin.used > now
 
     def named(self, kind: str) -> Stored | None:
         return next((each for each in self.stored if each.name.kind == kind), None)
@@ -68,19 +74,36 @@ class Tree:
         return b"".join(header.words for header in headers if header)
 
     def remove(self, key: bytes) -> int:
-        """Remove a prefix, what goes on from it, and what nothing else goes on from."""
-        freed = 0
-        for child in sorted(self._nodes[key].children):
-            freed += self.remove(child)
-        while (node := self._nodes.get(key)) is not None and not node.children:
-            freed += sum(self._backend.remove(each.name) for each in node.stored)
-            del self._nodes[key]
-            if parent := self._nodes.get(node.parent):
-                parent.children.discard(key)
-            key = node.parent
-            if key == NO_PARENT or (parent and parent.named("N")):
+        """Remove a prefix, what goes on from it, and what nothing else goes on from.
+
+        What it goes on from stays where it is pinned.
+        """
+        freed = sum(map(self._drop, reversed(self._below(key))))
+        parent = self._nodes[key].parent
+        freed += self._drop(key)
+        while (node := self._nodes.get(parent)) is not None:
+            if node.children or node.parent == NO_PARENT or node.is_pinned(time.time()):
                 break
+            parent, key = node.parent, parent
+            freed += self._drop(key)
         return freed
+
+    def _below(self, key: bytes) -> list[bytes]:
+        """Return the keys of all that goes on from a prefix, each behind what it goes on from."""
+        found: list[bytes] = []
+        waiting = [key]
+        while waiting:
+            children = self._nodes[waiting.pop()].children
+            found += children
+            waiting += children
+        return found
+
+    def _drop(self, key: bytes) -> int:
+        """Remove all objects of a key."""
+        node = self._nodes.pop(key)
+        if parent := self._nodes.get(node.parent):
+            parent.children.discard(key)
+        return sum(self._backend.remove(each.name) for each in node.stored)
 
     def verify(self, *, repair: bool) -> Verified:
         """Read everything; with *repair*, take away what is of no use."""
