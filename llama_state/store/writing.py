@@ -75,6 +75,8 @@ class Writer:
         """Write down what the namespace of *root* is."""
         name = Name(no_parent, root, 0, "N")
         if self._lookup.header(name) is None:
+            if self._backend.has(name):
+                self._backend.set_aside(name)
             self._put(name, root, b"", [fields], first=0, end=0, session_version=0)
 
     def write(

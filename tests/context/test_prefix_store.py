@@ -86,3 +86,36 @@ def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
             for ctx in (reader, other):
                 ctx.decode(prompt[n_past:], seq_id)
             assert reader.logits() == other.logits()
+
+
+def test_two_keys(model: ls.Model, tmp_path: Path) -> None:
+    """Stores with other keys in one folder leave each other's objects alone."""
+    prompt = tokens(1, 100, model.n_vocab)
+    stores = [
+        PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK, key=key)
+        for key in (bytes(16), bytes(range(16)))
+    ]
+    with model.context(n_ctx=320) as ctx, stores[0], stores[1]:
+        stores[0].prefill(ctx, prompt)
+        for _ in range(2):
+            ctx.clear()
+            recalled = stores[1].recall(ctx, prompt)
+            assert (recalled.n_past, recalled.why.reason) == (0, "empty")
+        assert stores[1].stats().damaged == 0
+        again = PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK, key=bytes(16))
+        assert [entry.model for entry in again.entries()] == [ctx.arch]
+        assert again.recall(ctx, prompt).n_past == 99 or ctx.arch not in CUTTABLE
+        again.close()
+
+
+def test_damaged_description(model: ls.Model, tmp_path: Path) -> None:
+    """What a namespace is described by is written again where it is damaged."""
+    prompt = tokens(1, 100, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        ctx.decode(prompt)
+        for _ in range(2):
+            with PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store:
+                store.remember(ctx, prompt)
+                assert [entry.model for entry in store.entries()] == [ctx.arch]
+            (described,) = tmp_path.glob("??/*.N")
+            described.write_bytes(bytes(100))
