@@ -38,6 +38,11 @@ _SLACK: Final = 0.05
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 
+def is_store(folder: Path) -> bool:
+    """Return whether a store was made in a folder."""
+    return (folder / _LOCK).is_file()
+
+
 class FolderBackend:
     """Objects in a folder, each in a file of its own.
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+from .._io import Progress
 from .._io.arguments import checked
 from ..errors import ClosedError, UnsupportedError
 from . import identity
@@ -181,7 +182,14 @@ class PrefixStore:
                 )
             return self._remember(asked)
 
-    def prefill(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Recalled:
+    def prefill(
+        self,
+        ctx: Context,
+        tokens: Iterable[Token],
+        seq_id: int = 0,
+        *,
+        progress: Progress | None = None,
+    ) -> Recalled:
         """Recall a prompt, decode the rest of it, and remember it.
 
         The logits of the last token are there then. Memory that cannot be cut gets restore points
@@ -191,6 +199,9 @@ class PrefixStore:
             ctx: The context.
             tokens: The prompt, of one token or more. Media must be in what is recalled.
             seq_id: The sequence.
+            progress: Called with the tokens that are there, and all of them, after each chunk
+                that was decoded. What it raises stops the call: the sequence holds what was
+                decoded until then.
 
         Returns:
             What :meth:`recall` returned.
@@ -215,10 +226,20 @@ class PrefixStore:
                     "media have to be evaluated by their binding: recall, evaluate, remember"
                 )
             for end in self._stops(asked, found, done):
-                asked.memory.decode(seq_id, Prompt(prompt.tokens[done:end]).ids)
+                self._decode(asked, done, end, progress)
                 done = end
                 self._remember(asked.shortened(end))
             return recalled
+
+    def _decode(self, asked: Asked, start: int, end: int, progress: Progress | None) -> None:
+        """Decode tokens of a prompt: all at once, or chunk by chunk where that is reported."""
+        tokens = asked.prompt.tokens
+        step = self._chunk_tokens if progress else max(end - start, 1)
+        for first in range(start, end, step):
+            last = min(first + step, end)
+            asked.memory.decode(asked.seq_id, Prompt(tokens[first:last]).ids)
+            if progress:
+                progress(last, len(tokens))
 
     # -- looking after it
 

@@ -201,12 +201,14 @@ def _words(token: Token) -> bytes:
     return array("i", [_MEDIA, token.n_positions]).tobytes() + digest
 
 
-def count_tokens(words: bytes) -> int:
-    """Return how many tokens a list of words has; media count once."""
+def ids_of(words: bytes) -> list[int | None]:
+    """Return the tokens of a list of words: their ids, and None for media."""
     listed = array("i")
     listed.frombytes(words)
-    found = at = 0
+    found: list[int | None] = []
+    at = 0
     while at < len(listed):
-        at += _MEDIA_WORDS if listed[at] == _MEDIA else 1
-        found += 1
+        is_media = listed[at] == _MEDIA
+        found.append(None if is_media else listed[at])
+        at += _MEDIA_WORDS if is_media else 1
     return found

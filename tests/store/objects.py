@@ -48,7 +48,5 @@ def other(name: Name, kind: Kind) -> Name:
 def described() -> tuple[Name, list[bytes]]:
     """The description of the namespace."""
     name = Name(NO_PARENT, ROOT, 0, "N")
-    parts = pack(
-        name, ROOT, b"", [FIELDS], SEAL, first=0, end=0, session_version=0, keyed=False
-    )
+    parts = pack(name, ROOT, b"", [FIELDS], SEAL, first=0, end=0, session_version=0, keyed=False)
     return name, [bytes(part) for part in parts]
