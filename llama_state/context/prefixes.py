@@ -7,7 +7,7 @@ would abort, the whole state of the sequence is cut, or put together; see ``docs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial as bound
 from typing import TYPE_CHECKING, Final
@@ -171,7 +171,7 @@ class Prefixes:
         *,
         state: bool,
         dense: bool,
-    ) -> Iterator[Taken]:
+    ) -> Generator[Taken, None, None]:
         """Yield pieces of a sequence.
 
         Args:

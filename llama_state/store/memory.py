@@ -56,7 +56,7 @@ class MemoryBackend:
             if name in self._objects or len(data) > self.capacity_bytes:
                 return False
             if self._nbytes + len(data) > self.capacity_bytes:
-                self._evict(self.capacity_bytes - len(data), name.parent)
+                self._evict(self.capacity_bytes - len(data), name)
             if self._nbytes + len(data) > self.capacity_bytes:
                 return False  # the rest is pinned
             self._objects[name] = data
@@ -108,7 +108,7 @@ class MemoryBackend:
         """See :class:`Backend`."""
         return self._nbytes
 
-    def _evict(self, to_bytes: int, needed: bytes = b"") -> int:
+    def _evict(self, to_bytes: int, needed: Name | None = None) -> int:
         freed = 0
         for stored in in_order(self.entries(), needed=needed):
             if self._nbytes <= to_bytes:

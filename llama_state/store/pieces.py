@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -94,7 +94,7 @@ class SequenceMemory(Protocol):
 
     def take(
         self, seq_id: int, ranges: Sequence[tuple[int, int]], *, state: bool, dense: bool
-    ) -> Iterator[Taken]:
+    ) -> Generator[Taken, None, None]:
         """Yield pieces of a sequence."""
 
     def put(

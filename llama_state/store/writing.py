@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,20 +96,26 @@ class Writer:
         state = at_end and not self._backend.has(last.name("S"))
         nbytes, n_new = 0, 0
         ranges = [(chunk.start, chunk.end) for chunk in missing.values()]
-        for piece in memory.take(seq_id, ranges, state=state, dense=not prompt.has_media):
-            chunk = last if piece.group == "S" else missing[piece.end]
-            written = self._put(
-                chunk.name(piece.group),
-                root,
-                chunk.words,
-                piece.parts,
-                first=piece.first,
-                end=chunk.end,
-                session_version=memory.session_version,
-            )
-            nbytes += written
-            n_new += chunk.last - chunk.first if piece.group == "R" and written else 0
-        if at_end and (row := memory.logits(seq_id)) is not None:
+        pieces = memory.take(seq_id, ranges, state=state, dense=not prompt.has_media)
+        with closing(pieces):
+            for piece in pieces:
+                chunk = last if piece.group == "S" else missing[piece.end]
+                name = chunk.name(piece.group)
+                written = self._put(
+                    name,
+                    root,
+                    chunk.words,
+                    piece.parts,
+                    first=piece.first,
+                    end=chunk.end,
+                    session_version=memory.session_version,
+                )
+                nbytes += written
+                n_new += chunk.last - chunk.first if piece.group == "R" and written else 0
+                if piece.group == "R" and not written and not self._backend.has(name):
+                    return n_new, nbytes  # no room: nothing could go on from it
+        rows = self._backend.has(last.name("R"))
+        if at_end and rows and (row := memory.logits(seq_id)) is not None:
             nbytes += self._put(
                 last.name("L"),
                 root,

@@ -119,3 +119,18 @@ def test_damaged_description(model: ls.Model, tmp_path: Path) -> None:
                 assert [entry.model for entry in store.entries()] == [ctx.arch]
             (described,) = tmp_path.glob("??/*.N")
             described.write_bytes(bytes(100))
+
+
+def test_no_room(model: ls.Model, tmp_path: Path) -> None:
+    """Where a chunk has no room, nothing is written that would go on from it."""
+    prompt = tokens(1, 2 * CHUNK + 1, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        ctx.decode(prompt)
+        with PrefixStore("memory:", capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store:
+            store.remember(ctx, prompt)
+            whole = store.stats().used_bytes
+        for tenths in range(1, 11):
+            place = f"file://{tmp_path}/{tenths}?size={whole * tenths // 10}"
+            with PrefixStore(place, chunk_tokens=CHUNK) as store:
+                store.remember(ctx, prompt)
+                assert store.verify().ok
