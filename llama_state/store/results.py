@@ -108,7 +108,7 @@ class Remembered:
     """What was written of a prompt.
 
     Attributes:
-        n_tokens: Tokens that are stored of it now.
+        n_tokens: Tokens from its beginning on that are stored now.
         new_tokens: Those that were not before.
         nbytes: Bytes that were written.
     """
@@ -258,7 +258,9 @@ class Stats:
         tokens_recalled: Tokens that did not have to be evaluated.
         bytes_read: Bytes of objects that were put into a context.
         tokens_remembered: New tokens that were written.
-        bytes_written: Bytes of objects that were written.
+        bytes_written: Bytes of objects that were written, or wait for it.
+        pending_bytes: Bytes that wait to be written.
+        dropped: Objects that were not written, since too much waited.
         refused: Objects that there was no room for.
         damaged: Objects that were set aside.
         failures: Kind of trouble -> how often it was met.
@@ -273,6 +275,8 @@ class Stats:
     bytes_read: int = 0
     tokens_remembered: int = 0
     bytes_written: int = 0
+    pending_bytes: int = 0
+    dropped: int = 0
     refused: int = 0
     damaged: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)

@@ -11,10 +11,12 @@ from .lookup import Found, Link, Lookup, Needs
 from .objects import Kind, Name, Seal, pack
 from .pieces import SequenceMemory
 from .prompt import Keys, Prompt
+from .results import Remembered
 
 if TYPE_CHECKING:
     from .._io import Buffer
     from .backend import Backend
+    from .behind import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +74,39 @@ class Writer:
         self._keyed = keyed
         self.refused = 0
 
-    def describe(self, root: bytes, fields: bytes, no_parent: bytes) -> None:
+    def describe(self, target: Target, root: bytes, fields: bytes, no_parent: bytes) -> None:
         """Write down what the namespace of *root* is."""
         name = Name(no_parent, root, 0, "N")
         if self._lookup.header(name) is None:
             if self._backend.has(name):
                 self._backend.set_aside(name)
-            self._put(name, root, b"", [fields], first=0, end=0, session_version=0)
+            self._put(target, name, root, b"", [fields], first=0, end=0, session_version=0)
 
     def write(
-        self, memory: SequenceMemory, seq_id: int, root: bytes, prompt: Prompt, needs: Needs
-    ) -> tuple[int, int]:
+        self,
+        target: Target,
+        memory: SequenceMemory,
+        seq_id: int,
+        root: bytes,
+        prompt: Prompt,
+        needs: Needs,
+    ) -> Remembered:
         """Write what is not there of a sequence, which begins with *prompt*.
 
-        Returns:
-            The tokens that were not there, and the bytes that were written.
+        Args:
+            target: The place, or what writes to it behind.
+            memory: The sequences.
+            seq_id: Which one.
+            root: Key of the namespace.
+            prompt: What it begins with.
+            needs: What its memory needs.
         """
         chunks = list(self.chunks(root, prompt))
         n_past = memory.n_past(seq_id)
-        missing = {chunk.end: chunk for chunk in self._missing(chunks, needs, n_past)}
+        missing = {chunk.end: chunk for chunk in self._missing(target, chunks, needs, n_past)}
         last = chunks[-1]
         at_end = needs.state and n_past == last.end
-        state = at_end and not self._backend.has(last.name("S"))
+        state = at_end and not target.has(last.name("S"))
         nbytes, n_new = 0, 0
         ranges = [(chunk.start, chunk.end) for chunk in missing.values()]
         pieces = memory.take(seq_id, ranges, state=state, dense=not prompt.has_media)
@@ -102,6 +115,7 @@ class Writer:
                 chunk = last if piece.group == "S" else missing[piece.end]
                 name = chunk.name(piece.group)
                 written = self._put(
+                    target,
                     name,
                     root,
                     chunk.words,
@@ -112,11 +126,13 @@ class Writer:
                 )
                 nbytes += written
                 n_new += chunk.last - chunk.first if piece.group == "R" and written else 0
-                if piece.group == "R" and not written and not self._backend.has(name):
-                    return n_new, nbytes  # no room: nothing could go on from it
-        rows = self._backend.has(last.name("R"))
-        if at_end and rows and (row := memory.logits(seq_id)) is not None:
+                if piece.group == "R" and not written and not target.has(name):
+                    break  # no room: nothing could go on from it
+        lacking = (c.first for c in missing.values() if not target.has(c.name("R")))
+        n_tokens = next(lacking, len(prompt))
+        if at_end and n_tokens == len(prompt) and (row := memory.logits(seq_id)) is not None:
             nbytes += self._put(
+                target,
                 last.name("L"),
                 root,
                 last.words,
@@ -125,7 +141,7 @@ class Writer:
                 end=last.end,
                 session_version=0,
             )
-        return n_new, nbytes
+        return Remembered(n_tokens, n_new, nbytes)
 
     def chunks(self, root: bytes, prompt: Prompt) -> Iterator[Chunk]:
         """Yield the chunks of a prompt."""
@@ -137,11 +153,13 @@ class Writer:
             yield Chunk(at, key, words, first, last, start, end)
             at = key
 
-    def _missing(self, chunks: Sequence[Chunk], needs: Needs, n_past: int) -> Iterator[Chunk]:
+    def _missing(
+        self, target: Target, chunks: Sequence[Chunk], needs: Needs, n_past: int
+    ) -> Iterator[Chunk]:
         window = needs.first_of_window(n_past)
         for chunk in chunks:
             wanted: tuple[Kind, ...] = ("R", "W") if needs.window and chunk.end > window else ("R",)
-            if not all(self._backend.has(chunk.name(kind)) for kind in wanted):
+            if not all(target.has(chunk.name(kind)) for kind in wanted):
                 yield chunk
 
     def thin(self, found: Found, chunks: Sequence[Chunk]) -> None:
@@ -163,7 +181,12 @@ class Writer:
         return len({name.key for name in self._backend.children(link.key)}) > 1
 
     def supersede(self, chunk: Chunk, siblings: Iterable[Link]) -> None:
-        """Remove shorter chunks that *chunk* has all tokens of, and that are no restore point."""
+        """Remove shorter chunks that *chunk* has all tokens of, and that are no restore point.
+
+        None where *chunk* is not stored.
+        """
+        if not self._backend.has(chunk.name("R")):
+            return
         for link in siblings:
             shorter = len(link.header.words) < len(chunk.words)
             if shorter and chunk.words.startswith(link.header.words) and "S" not in link.kinds:
@@ -178,6 +201,7 @@ class Writer:
 
     def _put(
         self,
+        target: Target,
         name: Name,
         root: bytes,
         words: bytes,
@@ -198,8 +222,8 @@ class Writer:
             session_version=session_version,
             keyed=self._keyed,
         )
-        if not self._backend.put(name, packed):
-            self.refused += 1
+        if not target.put(name, packed):
+            self.refused += target is self._backend and not target.has(name)
             return 0
         return sum(memoryview(part).nbytes for part in packed)
 
