@@ -239,19 +239,19 @@ class AsyncPrefixStore:
 
     async def find(self, actx: AsyncContext, tokens: Iterable[Token], seq_id: int = 0) -> Match:
         """As :meth:`llama_state.store.PrefixStore.find`."""
-        return await actx.run(self.store.find, actx.context, tokens, seq_id)
+        return await _own(actx).run(self.store.find, actx.context, tokens, seq_id)
 
     async def recall(
         self, actx: AsyncContext, tokens: Iterable[Token], seq_id: int = 0
     ) -> Recalled:
         """As :meth:`llama_state.store.PrefixStore.recall`."""
-        return await actx.run(self.store.recall, actx.context, tokens, seq_id)
+        return await _own(actx).run(self.store.recall, actx.context, tokens, seq_id)
 
     async def remember(
         self, actx: AsyncContext, tokens: Iterable[Token], seq_id: int = 0, *, wait: bool = True
     ) -> Remembered:
         """As :meth:`llama_state.store.PrefixStore.remember`."""
-        return await actx.run(self.store.remember, actx.context, tokens, seq_id, wait=wait)
+        return await _own(actx).run(self.store.remember, actx.context, tokens, seq_id, wait=wait)
 
     async def prefill(
         self,
@@ -266,9 +266,12 @@ class AsyncPrefixStore:
         *progress* is called in the context's thread.
         """
         stop = threading.Event()
-        reported = _until(stop, progress)
         work = functools.partial(
-            self.store.prefill, actx.context, tokens, seq_id, progress=reported
+            self.store.prefill,
+            _own(actx).context,
+            tokens,
+            seq_id,
+            progress=_until(stop, progress),
         )
         return await actx._finish(work, stop)
 
@@ -281,11 +284,17 @@ class AsyncPrefixStore:
         ttl: float | None = None,
     ) -> int:
         """As :meth:`llama_state.store.PrefixStore.pin`."""
-        return await actx.run(self.store.pin, actx.context, tokens, seq_id, ttl=ttl)
+        return await _own(actx).run(self.store.pin, actx.context, tokens, seq_id, ttl=ttl)
 
     async def forget(self, actx: AsyncContext, tokens: Iterable[Token], seq_id: int = 0) -> int:
         """As :meth:`llama_state.store.PrefixStore.forget`."""
-        return await actx.run(self.store.forget, actx.context, tokens, seq_id)
+        return await _own(actx).run(self.store.forget, actx.context, tokens, seq_id)
+
+
+@checked
+def _own(actx: AsyncContext) -> AsyncContext:
+    """Return *actx*: what is none raises a TypeError."""
+    return actx
 
 
 class _Stopped(Exception):

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -71,6 +71,11 @@ class Prompt:
             TypeError: One is neither an integer nor media.
             ValueError: One is negative, or too large.
         """
+        if isinstance(tokens, (str, bytes, bytearray, Mapping, Set)):
+            raise TypeError(
+                f"tokens must be token ids and Media, not {type(tokens).__name__}: turn text into"
+                " tokens with Model.tokenize()"
+            )
         listed = tuple(tokens)
         for token in listed:
             if isinstance(token, Media):
