@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         VersionWarning,
     )
     from .inspection import StateFile, inspect_file
+    from .store import Media, PrefixStore, Recalled, Remembered
 
 __version__ = "0.1.0"
 """The version of this package."""
@@ -62,11 +63,15 @@ __all__ = [
     "IdentityWarning",
     "Library",
     "LibraryNotFoundError",
+    "Media",
     "MismatchError",
     "MismatchWarning",
     "Model",
     "ModelLoadError",
     "ModelNotFoundError",
+    "PrefixStore",
+    "Recalled",
+    "Remembered",
     "RestoreError",
     "Restored",
     "SaveError",
@@ -94,7 +99,11 @@ _HOME = {
     "DeviceSnapshot": "context.device",
     "Fingerprint": "checkpoint.fingerprint",
     "Library": "_llama.library",
+    "Media": "store",
     "Model": "context.model",
+    "PrefixStore": "store",
+    "Recalled": "store",
+    "Remembered": "store",
     "Restored": "context.state",
     "Span": "context.state",
     "StateFile": "inspection",
@@ -104,7 +113,7 @@ _HOME = {
     "model_fields": "checkpoint.fingerprint",
     "trim_buffers": "_io.buffers",
 }
-_PUBLIC_MODULES = frozenset({"aio", "errors", "inspection", "layout", "testing"})
+_PUBLIC_MODULES = frozenset({"aio", "errors", "inspection", "layout", "store", "testing"})
 
 
 def __getattr__(name: str) -> Any:

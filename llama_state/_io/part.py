@@ -114,9 +114,14 @@ class PartFile:
         if self._file is None or self._file.closed:
             return
         # A process that was forked meanwhile has a copy of this object, but the file is not its.
+        if os.getpid() != self._process:
+            self._file.close()
+            return
         try:
-            if os.getpid() == self._process:
-                _remove(self._path, self._file)
+            _remove(self._path, self._file)
+        except BaseException:
+            _remove(self._path, self._file)  # it was interrupted
+            raise
         finally:
             self._file.close()
 

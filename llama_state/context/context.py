@@ -73,7 +73,9 @@ class Context(Owner):
         self._sequences = Sequences(handle, facts, fit, restorer, keeper)
         self._checkpoints = Checkpoints(handle, facts, self._state, self._identity, keeper)
         self._device = DeviceMemory(handle, facts, fit, restorer, keeper)
-        self._prefixes = Prefixes(handle, facts, form, fit, keeper, self._sequences, self._identity)
+        self._prefixes = Prefixes(
+            handle, facts, form, fit, restorer, keeper, self._sequences, self._identity
+        )
         self.library: Library = handle.library
         self.arch = facts.arch
         self.n_vocab = facts.n_vocab

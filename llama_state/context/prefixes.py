@@ -7,10 +7,10 @@ would abort, the whole state of the sequence is cut, or put together; see ``docs
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial as bound
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .. import layout
 from .._io.buffers import POOL
@@ -27,10 +27,13 @@ from .changes import Change, Keeper, attempt
 from .fit import Fit
 from .form import StateForm
 from .identity import Identity
+from .restore import Restorer
 from .sequences import Sequences
 
 if TYPE_CHECKING:
     from .._io import Buffer
+
+T = TypeVar("T")
 
 # Kinds of memory of which llama.cpp copies ranges of cells within a stream. It aborts on others.
 _RANGES: Final = frozenset({"kv", "dsa", "msa", "iswa", "dsa-iswa", "hybrid-iswa", "hybrid"})
@@ -52,6 +55,7 @@ class Prefixes:
         facts: Facts,
         form: StateForm,
         fit: Fit,
+        restorer: Restorer,
         keeper: Keeper,
         sequences: Sequences,
         identity: Identity,
@@ -60,6 +64,7 @@ class Prefixes:
         self._facts = facts
         self._form = form
         self._fit = fit
+        self._restorer = restorer
         self._keeper = keeper
         self._sequences = sequences
         self._identity = identity
@@ -149,18 +154,28 @@ class Prefixes:
         held = calls.occupied(call, self._facts.n_seq_max)
         if held:
             return self._form.read(call, min(held, key=lambda each: held[each].last))
-        with self._probed(call, seq_id):
-            return self._form.read(call, seq_id)
+        return self._borrowed(call, seq_id, bound(self._read_probe, call, seq_id))
 
-    @contextmanager
-    def _probed(self, call: Call, seq_id: int) -> Iterator[None]:
-        """Have a token in an empty context for the length of a block."""
-        try:
-            self._handle.pointer.last_logits = None
-            engine.decode(call, [0], seq_id, 0, self._facts.n_batch)
-            yield
-        finally:
-            calls.empty(call, seq_id)
+    def _read_probe(self, call: Call, seq_id: int) -> layout.Layout:
+        self._handle.pointer.last_logits = None
+        engine.decode(call, [0], seq_id, 0, self._facts.n_batch)
+        return self._form.read(call, seq_id)
+
+    def _borrowed(self, call: Call, spare: int, act: Callable[[], T]) -> T:
+        """Act with an empty sequence, which is empty again however that ends."""
+        change = Change("copy", spare, None, state="touched")
+
+        def act_and_empty() -> T:
+            result = act()
+            calls.empty(call, spare)
+            change.state = "done"
+            return result
+
+        def empty(error: BaseException) -> None:
+            calls.empty(call, spare)
+            change.state = "undone"
+
+        return attempt(change, act_and_empty, empty)
 
     # -- out of a sequence
 
@@ -168,77 +183,83 @@ class Prefixes:
         self,
         seq_id: int,
         ranges: Sequence[tuple[int, int]],
+        write: Callable[[Taken], None],
         *,
         state: bool,
         dense: bool,
-    ) -> Generator[Taken, None, None]:
-        """Yield pieces of a sequence.
+    ) -> None:
+        """Hand pieces of a sequence to *write*, which can use them until it returns.
 
         Args:
+            seq_id: The sequence.
             ranges: Ranges of positions, which do not overlap, by increasing positions. One of
-                which rows are missing yields nothing, and ends it all.
+                which rows are missing ends it all.
+            write: Called for each piece.
             state: Whether the state at the end is taken too.
             dense: Whether every position has a cell, as that of a token has.
         """
         with self._handle.use() as call:
-            yield from self._take(call, seq_id, ranges, state=state, dense=dense)
+            whole = self._take_rows(call, seq_id, ranges, write, dense=dense)
+            if whole and state and "S" in layout.groups_of(self.traits().module):
+                self._take_state(call, seq_id, write)
 
-    def _take(
+    def _take_rows(
+        self,
+        call: Call,
+        seq_id: int,
+        ranges: Sequence[tuple[int, int]],
+        write: Callable[[Taken], None],
+        *,
+        dense: bool,
+    ) -> bool:
+        """Hand over rows; False where some are missing."""
+        if not ranges:
+            return True
+        module = self.traits().module
+        spare = self._spare(call, seq_id) if module in _RANGES else None
+        hand_over = bound(self._hand_over, call, write=write, dense=dense)
+        if spare is None or not self._fit.one_stream(call):
+            return hand_over(seq_id, ranges)
+        spans = [(ranges[0][0], ranges[-1][1])] if module in _IN_ONE_RANGE else ranges
+        for first, last in spans:
+            inside = [each for each in ranges if first <= each[0] and each[1] <= last]
+
+            def share(first: int = first, last: int = last, inside: Any = inside) -> bool:
+                calls.share(call, seq_id, spare, first, last)
+                return hand_over(spare, inside)
+
+            if not self._borrowed(call, spare, share):
+                return False
+        return True
+
+    def _hand_over(
         self,
         call: Call,
         seq_id: int,
         ranges: Sequence[tuple[int, int]],
         *,
-        state: bool,
+        write: Callable[[Taken], None],
         dense: bool,
-    ) -> Iterator[Taken]:
-        groups = layout.groups_of(self.traits().module)
-        for start, end, blob, parsed in self._read(call, seq_id, ranges):
-            if dense and not _has_all_rows(parsed, start, end):
-                return
-            yield Taken("R", start, start, end, layout.take(blob, parsed, "R", start, end))
-            if "W" in groups and (first := _first_of_window(parsed, start, end)) is not None:
-                window = layout.take(blob, parsed, "W", first, end)
-                yield Taken("W", first, start, end, window)
-        if state and "S" in groups:
-            last = calls.positions(call, seq_id).last + 1
-            with self._read_state(call, seq_id) as (blob, parsed):
-                yield Taken("S", last, last, last, layout.take(blob, parsed, "S"))
+    ) -> bool:
+        """Hand over the rows of a sequence; False where some are missing."""
+        windowed = "W" in layout.groups_of(self.traits().module)
+        with calls.lent(call, seq_id) as blob:
+            parsed = self._parse(seq_id, blob)
+            for start, end in ranges:
+                if dense and not _has_all_rows(parsed, start, end):
+                    return False
+                write(Taken("R", start, start, end, layout.take(blob, parsed, "R", start, end)))
+                if windowed and (first := _first_of_window(parsed, start, end)) is not None:
+                    window = layout.take(blob, parsed, "W", first, end)
+                    write(Taken("W", first, start, end, window))
+        return True
 
-    def _read(
-        self, call: Call, seq_id: int, ranges: Sequence[tuple[int, int]]
-    ) -> Iterator[tuple[int, int, memoryview, layout.Layout]]:
-        if not ranges:
-            return
-        module = self.traits().module
-        spare = self._spare(call, seq_id) if module in _RANGES else None
-        if spare is None or not self._fit.one_stream(call):
-            with calls.lent(call, seq_id) as blob:
-                parsed = self._parse(seq_id, blob)
-                yield from ((start, end, blob, parsed) for start, end in ranges)
-            return
-        spans = [(ranges[0][0], ranges[-1][1])] if module in _IN_ONE_RANGE else ranges
-        for first, last in spans:
-            with self._shared(call, seq_id, spare, first, last), calls.lent(call, spare) as blob:
-                parsed = self._parse(spare, blob)
-                for start, end in ranges:
-                    if first <= start and end <= last:
-                        yield start, end, blob, parsed
-
-    @contextmanager
-    def _shared(self, call: Call, seq_id: int, spare: int, start: int, end: int) -> Iterator[None]:
-        """Let *spare* own a range of cells too, for the length of a block."""
-        try:
-            calls.share(call, seq_id, spare, start, end)
-            yield
-        finally:
-            calls.empty(call, spare)
-
-    @contextmanager
-    def _read_state(self, call: Call, seq_id: int) -> Iterator[tuple[memoryview, layout.Layout]]:
-        flags = self.traits().module in _PARTIAL_STATE and self._has_flags
-        with calls.lent(call, seq_id, calls.PARTIAL_ONLY if flags else 0) as blob:
-            yield blob, self._parse(seq_id, blob, partial=flags)
+    def _take_state(self, call: Call, seq_id: int, write: Callable[[Taken], None]) -> None:
+        last = calls.positions(call, seq_id).last + 1
+        partial = self.traits().module in _PARTIAL_STATE and self._has_flags
+        with calls.lent(call, seq_id, calls.PARTIAL_ONLY if partial else 0) as blob:
+            parsed = self._parse(seq_id, blob, partial=partial)
+            write(Taken("S", last, last, last, layout.take(blob, parsed, "S")))
 
     @property
     def _has_flags(self) -> bool:
@@ -291,7 +312,7 @@ class Prefixes:
         change = Change("replace", seq_id, {seq_id: layout.Span(0, end - 1)}, tokens)
         with self._handle.use() as call:
             put = bound(self._put, call, change, seq_id, pieces, end, keep)
-            give_up = bound(self._give_up, call, change)
+            give_up = bound(self._restorer.give_up, call, change)
             self._keeper.count(call, change, bound(attempt, change, put, give_up))
             if logits is not None:
                 self._handle.pointer.last_logits = LastLogits(seq_id, end, logits)
@@ -316,7 +337,8 @@ class Prefixes:
             self._assemble(call, seq_id, pieces, known)
         else:
             for piece in pieces:
-                self._append(call, seq_id, spare, piece, known)
+                append = bound(self._append, call, seq_id, spare, piece, known)
+                self._borrowed(call, spare, append)
         if calls.positions(call, seq_id).last != end - 1:
             raise RestoreError(
                 "the positions are not those of the pieces", log=call.log(), rolled_back=False
@@ -327,14 +349,11 @@ class Prefixes:
         self, call: Call, seq_id: int, spare: int, piece: Given, known: layout.Geometry
     ) -> None:
         blob = self._native(piece, known)
-        try:
-            if calls.write(call, spare, blob) != len(blob):
-                raise RestoreError(
-                    "llama.cpp refused a piece of the state", log=call.log(), rolled_back=False
-                )
-            calls.share(call, spare, seq_id)
-        finally:
-            calls.empty(call, spare)
+        if calls.write(call, spare, blob) != len(blob):
+            raise RestoreError(
+                "llama.cpp refused a piece of the state", log=call.log(), rolled_back=False
+            )
+        calls.share(call, spare, seq_id)
 
     def _assemble(
         self, call: Call, seq_id: int, pieces: Iterable[Given], known: layout.Geometry
@@ -353,10 +372,6 @@ class Prefixes:
                 raise RestoreError(
                     "llama.cpp refused the pieces", log=call.log(), rolled_back=False
                 )
-
-    def _give_up(self, call: Call, change: Change, error: BaseException) -> None:
-        calls.empty(call, change.target)
-        change.state = "emptied"
 
     def _native(self, piece: Given, known: layout.Geometry) -> memoryview:
         """Return a piece as the blob that this library wants, of what is wanted of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -23,7 +23,7 @@ class Taken:
         first: First position that it has rows of; *end* for what has none.
         start: The position of its first token.
         end: The position behind its last one.
-        parts: The payload, as buffers that are valid until the next piece is taken.
+        parts: The payload, as buffers that are valid only as long as they are handed over.
     """
 
     group: layout.Group
@@ -93,9 +93,15 @@ class SequenceMemory(Protocol):
         """Remove all from *position* on; 0 empties the sequence."""
 
     def take(
-        self, seq_id: int, ranges: Sequence[tuple[int, int]], *, state: bool, dense: bool
-    ) -> Generator[Taken, None, None]:
-        """Yield pieces of a sequence."""
+        self,
+        seq_id: int,
+        ranges: Sequence[tuple[int, int]],
+        write: Callable[[Taken], None],
+        *,
+        state: bool,
+        dense: bool,
+    ) -> None:
+        """Hand pieces of a sequence to *write*."""
 
     def put(
         self,

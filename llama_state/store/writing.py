@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .lookup import Found, Link, Lookup, Needs
 from .objects import Kind, Name, Seal, pack
-from .pieces import SequenceMemory
+from .pieces import SequenceMemory, Taken
 from .prompt import Keys, Prompt
 from .results import Remembered
 
@@ -107,29 +106,35 @@ class Writer:
         last = chunks[-1]
         at_end = needs.state and n_past == last.end
         state = at_end and not target.has(last.name("S"))
-        nbytes, n_new = 0, 0
+        written: list[tuple[Chunk, Kind, int]] = []
+        lacking: list[Chunk] = []  # chunks without rows, as there was no room
+
+        def write(piece: Taken) -> None:
+            if lacking:
+                return  # nothing could go on from it
+            chunk = last if piece.group == "S" else missing[piece.end]
+            name = chunk.name(piece.group)
+            nbytes = self._put(
+                target,
+                name,
+                root,
+                chunk.words,
+                piece.parts,
+                first=piece.first,
+                end=chunk.end,
+                session_version=memory.session_version,
+            )
+            written.append((chunk, piece.group, nbytes))
+            if piece.group == "R" and not nbytes and not target.has(name):
+                lacking.append(chunk)
+
         ranges = [(chunk.start, chunk.end) for chunk in missing.values()]
-        pieces = memory.take(seq_id, ranges, state=state, dense=not prompt.has_media)
-        with closing(pieces):
-            for piece in pieces:
-                chunk = last if piece.group == "S" else missing[piece.end]
-                name = chunk.name(piece.group)
-                written = self._put(
-                    target,
-                    name,
-                    root,
-                    chunk.words,
-                    piece.parts,
-                    first=piece.first,
-                    end=chunk.end,
-                    session_version=memory.session_version,
-                )
-                nbytes += written
-                n_new += chunk.last - chunk.first if piece.group == "R" and written else 0
-                if piece.group == "R" and not written and not target.has(name):
-                    break  # no room: nothing could go on from it
-        lacking = (c.first for c in missing.values() if not target.has(c.name("R")))
-        n_tokens = next(lacking, len(prompt))
+        memory.take(seq_id, ranges, write, state=state, dense=not prompt.has_media)
+        new = (chunk for chunk, kind, nbytes in written if kind == "R" and nbytes)
+        n_new = sum(chunk.last - chunk.first for chunk in new)
+        nbytes = sum(each for *_, each in written)
+        absent = (chunk.first for chunk in missing.values() if not target.has(chunk.name("R")))
+        n_tokens = next(absent, len(prompt))
         if at_end and n_tokens == len(prompt) and (row := memory.logits(seq_id)) is not None:
             nbytes += self._put(
                 target,
