@@ -76,9 +76,9 @@ class Writer:
     def describe(self, target: Target, root: bytes, fields: bytes, no_parent: bytes) -> None:
         """Write down what the namespace of *root* is."""
         name = Name(no_parent, root, 0, "N")
-        if self._lookup.header(name) is None:
-            if self._backend.has(name):
-                self._backend.set_aside(name)
+        if self._backend.has(name) and self._lookup.header(name) is None:
+            self._backend.set_aside(name)  # it is damaged
+        if not target.has(name):
             self._put(target, name, root, b"", [fields], first=0, end=0, session_version=0)
 
     def write(
