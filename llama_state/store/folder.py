@@ -233,8 +233,10 @@ class FolderBackend:
     @contextmanager
     def _locked(self) -> Iterator[_Used]:
         """Keep out every other process, and thread, that makes room."""
-        opener = lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600)  # noqa: E731
-        with FileIO(self._folder / _LOCK, "r+", opener=opener) as file:
+        lock = self._folder / _LOCK
+        if not lock.exists():
+            lock.touch(mode=0o600)
+        with FileIO(lock, "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield _Used(file)
 
