@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .backend import Stored
+from .objects import Name
 
 
 @dataclass(slots=True)
@@ -21,7 +22,7 @@ class _Prefix:
 
 
 def in_order(
-    entries: Iterable[Stored], now: float | None = None, *, needed: bytes = b""
+    entries: Iterable[Stored], now: float | None = None, *, needed: Name | None = None
 ) -> Iterator[Stored]:
     """Yield objects in the order in which they can go.
 
@@ -31,11 +32,13 @@ def in_order(
     Args:
         entries: All objects of a place.
         now: Seconds since 1970; None for the time of now.
-        needed: Key of a prefix that something is about to go on from: it stays, too.
+        needed: An object that is about to be written: what is there of its key, and of what it
+            goes on from, stays, too.
     """
     prefixes = _by_key(entries, time.time() if now is None else now)
-    if needed in prefixes:
-        prefixes[needed].pinned = True
+    for key in (needed.key, needed.parent) if needed else ():
+        if key in prefixes:
+            prefixes[key].pinned = True
     free = [(p.used, key) for key, p in prefixes.items() if not p.n_children and not p.pinned]
     heapq.heapify(free)
     while free:

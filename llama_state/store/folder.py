@@ -38,6 +38,11 @@ _SLACK: Final = 0.05
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 
+def is_store(folder: Path) -> bool:
+    """Return whether a store was made in a folder."""
+    return (folder / _LOCK).is_file()
+
+
 class FolderBackend:
     """Objects in a folder, each in a file of its own.
 
@@ -116,7 +121,7 @@ class FolderBackend:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         try:
             with self._new(path) as (fd, save_errors), save_errors:
-                self._reserve(fd, size, path, name.parent)
+                self._reserve(fd, size, path, name)
                 for view in views:
                     atomic.write_all(fd, view)
         except _NoRoomError:
@@ -167,7 +172,7 @@ class FolderBackend:
     def _new(self, path: Path) -> AbstractContextManager[tuple[int, atomic.SaveErrors]]:
         return atomic.replacing(path, durable=self._durable, replace=False, mode=0o600)
 
-    def _reserve(self, fd: int, size: int, path: Path, parent: bytes) -> None:
+    def _reserve(self, fd: int, size: int, path: Path, name: Name) -> None:
         """Give an empty file its size, once there is room.
 
         Raises:
@@ -181,7 +186,7 @@ class FolderBackend:
                 raise _NoRoomError
             if used.nbytes + size > self.capacity_bytes:
                 used.count(self._count())
-                self._evict(used, int(self.capacity_bytes * (1 - _SLACK)) - size, parent)
+                self._evict(used, int(self.capacity_bytes * (1 - _SLACK)) - size, name)
             if used.nbytes + size > self.capacity_bytes:
                 raise _NoRoomError
             used.count(used.nbytes + size)
@@ -192,7 +197,7 @@ class FolderBackend:
         with self._locked() as used:
             used.count(self._count())
 
-    def _evict(self, used: _Used, to_bytes: int, needed: bytes = b"") -> int:
+    def _evict(self, used: _Used, to_bytes: int, needed: Name | None = None) -> int:
         freed = 0
         for entry in self._listed(_ASIDE):
             if used.nbytes <= to_bytes:
@@ -228,8 +233,10 @@ class FolderBackend:
     @contextmanager
     def _locked(self) -> Iterator[_Used]:
         """Keep out every other process, and thread, that makes room."""
-        opener = lambda path, flags: os.open(path, flags | os.O_CREAT, 0o600)  # noqa: E731
-        with FileIO(self._folder / _LOCK, "r+", opener=opener) as file:
+        lock = self._folder / _LOCK
+        if not lock.exists():
+            lock.touch(mode=0o600)
+        with FileIO(lock, "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield _Used(file)
 

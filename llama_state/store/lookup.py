@@ -165,7 +165,11 @@ class Lookup:
         return Hit(longest.links, longest.end, tokens)
 
     def header(self, name: Name) -> Header | None:
-        """Return the header of an object, verified; None where it is gone or damaged."""
+        """Return the header of an object, verified; None where it is gone or damaged.
+
+        The description of another namespace that cannot be read may have been made with another
+        key: it counts as gone.
+        """
         known = self._headers.get(name)
         if known is not None:
             return known
@@ -178,7 +182,8 @@ class Lookup:
         except StateError:
             whole = False
         if not whole:
-            self.damaged.append(name)
+            if name.kind != "N":
+                self.damaged.append(name)
             return None
         if len(self._headers) >= _MOST_HEADERS:
             self._headers.clear()

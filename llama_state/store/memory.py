@@ -55,7 +55,7 @@ class MemoryBackend:
             if name in self._objects or len(data) > self.capacity_bytes:
                 return False
             if self.used_bytes() + len(data) > self.capacity_bytes:
-                self._evict(self.capacity_bytes - len(data), name.parent)
+                self._evict(self.capacity_bytes - len(data), name)
             if self.used_bytes() + len(data) > self.capacity_bytes:
                 return False  # the rest is pinned
             self._children.setdefault(name.parent, {})[name] = None
@@ -105,7 +105,7 @@ class MemoryBackend:
         """See :class:`Backend`."""
         return sum(map(len, list(self._objects.values())))
 
-    def _evict(self, to_bytes: int, needed: bytes = b"") -> int:
+    def _evict(self, to_bytes: int, needed: Name | None = None) -> int:
         freed, used = 0, self.used_bytes()
         for stored in in_order(self.entries(), needed=needed):
             if used - freed <= to_bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .backend import Backend
-from .folder import FolderBackend
+from .folder import FolderBackend, is_store
 from .memory import MemoryBackend
 
 if TYPE_CHECKING:
     from .._io import StrPath
 
+_NO_LIMIT: Final = (1 << 63) - 1
 _UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY: Final = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
@@ -51,6 +53,23 @@ def open_place(
         folder = Path(unquote(parts.path))
     capacity = 0 if readonly else _capacity(text, options, capacity_bytes)
     return FolderBackend(folder, capacity, durable=durable, readonly=readonly)
+
+
+def open_existing(where: StrPath, *, readonly: bool) -> Backend:
+    """Open a place that there is, with no limit of its own: to look at it, or to take away from it.
+
+    Raises:
+        ValueError: *where* is no place that outlives the process.
+        OSError: There is none, or it cannot be used.
+    """
+    found = open_place(where, _NO_LIMIT, durable=False, readonly=True)
+    if isinstance(found, MemoryBackend):
+        raise ValueError(f"{found.location} is of one process: give a folder")
+    if not is_store(Path(found.location)):
+        raise FileNotFoundError(errno.ENOENT, "no prefix store is in this folder", found.location)
+    if readonly:
+        return found
+    return open_place(where, _NO_LIMIT, durable=False, readonly=False)
 
 
 def _capacity(where: str, options: dict[str, str], given: int | None) -> int:

@@ -7,12 +7,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+from .._io import Progress
 from .._io.arguments import checked
 from ..errors import ClosedError, UnsupportedError
 from . import identity
+from .behind import Target, WriteBehind
 from .lookup import Found, Lookup, Needs
 from .objects import NO_PARENT, sealer
 from .pieces import Context
@@ -56,6 +59,7 @@ class PrefixStore:
         namespace: Keeps prompts apart from those of other namespaces: a tenant, a prompt version.
         durable: Whether what was written is on the disk (fsync) when a method returns.
         readonly: Nothing is written.
+        pending_bytes: The most that waits in memory to be written behind; see :meth:`remember`.
 
     Raises:
         ValueError: *where* is no known place, has no capacity, or the key is too short.
@@ -73,6 +77,7 @@ class PrefixStore:
         namespace: str = "",
         durable: bool = False,
         readonly: bool = False,
+        pending_bytes: int = 256 << 20,
     ) -> None:
         if chunk_tokens < 1:
             raise ValueError(f"chunks of {chunk_tokens} tokens: they must have 1 or more")
@@ -86,6 +91,7 @@ class PrefixStore:
         self._writer = Writer(
             self._backend, self._lookup, self._keys, seal, chunk_tokens, keyed=keyed
         )
+        self._behind = WriteBehind(self._backend, self._troubles, pending_bytes)
         self._chunk_tokens = chunk_tokens
         self._namespace = namespace
         self._closed = False
@@ -106,8 +112,9 @@ class PrefixStore:
         self.close()
 
     def close(self) -> None:
-        """Write what waits to be written, and use the store no more."""
+        """Write what waits to be written, and use the store no more. Safe to call again."""
         self._closed = True
+        self._behind.settle()
 
     # -- what a generation uses
 
@@ -157,7 +164,9 @@ class PrefixStore:
         with self._asked(ctx, tokens, seq_id) as asked:
             return self._recaller.recall(asked, logits=False)[0]
 
-    def remember(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Remembered:
+    def remember(
+        self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0, *, wait: bool = True
+    ) -> Remembered:
         """Write what is not there yet of a sequence.
 
         Args:
@@ -165,6 +174,12 @@ class PrefixStore:
             tokens: What the sequence begins with. Memory that cannot be cut is found again only
                 where they are all that it holds.
             seq_id: The sequence.
+            wait: False takes a copy, which a thread writes while the context goes on. It can be
+                found once it is written. More than may wait (*pending_bytes* of the store) is
+                dropped, and counted.
+
+        Returns:
+            What is stored of the prompt, or waits to be written.
 
         Raises:
             TypeError, ValueError: *tokens* are no tokens, or more than the sequence holds.
@@ -179,9 +194,16 @@ class PrefixStore:
                     f"{asked.prompt.n_positions} positions to remember, and sequence {seq_id} "
                     f"holds {n_past}"
                 )
-            return self._remember(asked)
+            return self._remember(asked, wait=wait)
 
-    def prefill(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Recalled:
+    def prefill(
+        self,
+        ctx: Context,
+        tokens: Iterable[Token],
+        seq_id: int = 0,
+        *,
+        progress: Progress | None = None,
+    ) -> Recalled:
         """Recall a prompt, decode the rest of it, and remember it.
 
         The logits of the last token are there then. Memory that cannot be cut gets restore points
@@ -191,6 +213,9 @@ class PrefixStore:
             ctx: The context.
             tokens: The prompt, of one token or more. Media must be in what is recalled.
             seq_id: The sequence.
+            progress: Called with the tokens that are there, and all of them, after each chunk
+                that was decoded. What it raises stops the call: the sequence holds what was
+                decoded until then.
 
         Returns:
             What :meth:`recall` returned.
@@ -215,10 +240,20 @@ class PrefixStore:
                     "media have to be evaluated by their binding: recall, evaluate, remember"
                 )
             for end in self._stops(asked, found, done):
-                asked.memory.decode(seq_id, Prompt(prompt.tokens[done:end]).ids)
+                self._decode(asked, done, end, progress)
                 done = end
                 self._remember(asked.shortened(end))
             return recalled
+
+    def _decode(self, asked: Asked, start: int, end: int, progress: Progress | None) -> None:
+        """Decode tokens of a prompt: all at once, or chunk by chunk where that is reported."""
+        tokens = asked.prompt.tokens
+        step = self._chunk_tokens if progress else max(end - start, 1)
+        for first in range(start, end, step):
+            last = min(first + step, end)
+            asked.memory.decode(asked.seq_id, Prompt(tokens[first:last]).ids)
+            if progress:
+                progress(last, len(tokens))
 
     # -- looking after it
 
@@ -243,7 +278,9 @@ class PrefixStore:
             self._backend.location,
             used,
             self._backend.capacity_bytes,
-            refused=self._writer.refused,
+            refused=self._writer.refused + self._behind.refused,
+            dropped=self._behind.dropped,
+            pending_bytes=self._behind.pending_bytes,
             failures=dict(self._troubles.failures),
             **counted,
         )
@@ -294,6 +331,7 @@ class PrefixStore:
         until = _FOR_EVER if ttl is None else time.time() + ttl
         with self._asked(ctx, tokens, seq_id) as asked:
             n_tokens = 0
+            self._behind.settle()
             with self._troubles.tolerated("pin"):
                 links = self._lookup.walk(asked.root, asked.prompt).links
                 if links:
@@ -317,14 +355,23 @@ class PrefixStore:
         """
         freed = 0
         with self._asked(ctx, tokens, seq_id) as asked, self._troubles.tolerated("forget"):
+            self._behind.settle()
             links = self._lookup.walk(asked.root, asked.prompt).links
             if links:
                 freed = self._tree().remove(links[-1].key)
         return freed
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until everything is written; False where *timeout* seconds were not enough."""
-        return True
+        """Wait until all is written that :meth:`remember` left to be written behind.
+
+        Args:
+            timeout: Seconds to wait; None for as long as it takes.
+
+        Returns:
+            Whether all is written that came since the last call: False where the time was not
+            enough, or something was dropped or could not be written.
+        """
+        return self._behind.flush(timeout)
 
     def _tree(self) -> Tree:
         return Tree(self._backend, self._lookup, self._reader)
@@ -346,29 +393,32 @@ class PrefixStore:
 
     # -- remembering
 
-    def _remember(self, asked: Asked) -> Remembered:
+    def _remember(self, asked: Asked, *, wait: bool = True) -> Remembered:
         written = Remembered(0, 0, 0)
         if not len(asked.prompt) or self._backend.readonly:
             return written
+        if wait:
+            self._behind.settle()  # nothing is written before what it goes on from
+        root, prompt, needs = asked.root, asked.prompt, asked.needs
+        target: Target = self._backend if wait else self._behind
         with self._troubles.tolerated("remember"):
-            self._writer.describe(asked.root, identity.to_json(asked.fields), NO_PARENT)
-            n_new, nbytes = self._writer.write(
-                asked.memory, asked.seq_id, asked.root, asked.prompt, asked.needs
-            )
-            self._troubles.counts["tokens_remembered"] += n_new
-            self._troubles.counts["bytes_written"] += nbytes
-            if n_new:
-                self._tidy(asked)
-            written = Remembered(len(asked.prompt), n_new, nbytes)
+            self._writer.describe(target, root, identity.to_json(asked.fields), NO_PARENT)
+            written = self._writer.write(target, asked.memory, asked.seq_id, root, prompt, needs)
+            self._troubles.counts["tokens_remembered"] += written.new_tokens
+            self._troubles.counts["bytes_written"] += written.nbytes
+            if written.new_tokens and wait:
+                self._tidy(root, prompt, needs)
+            elif written.new_tokens:
+                self._behind.afterwards(partial(self._tidy, root, prompt, needs))
         return written
 
-    def _tidy(self, asked: Asked) -> None:
+    def _tidy(self, root: bytes, prompt: Prompt, needs: Needs) -> None:
         """Remove what the chunks that were just written make superfluous."""
-        chunks = list(self._writer.chunks(asked.root, asked.prompt, asked.needs))
+        chunks = list(self._writer.chunks(root, prompt, needs))
         for chunk in chunks[-2:]:
             self._writer.supersede(chunk, list(self._lookup.children(chunk.parent, chunk.start)))
-        if asked.needs.state:
-            self._writer.thin(self._lookup.walk(asked.root, asked.prompt), chunks)
+        if needs.state:
+            self._writer.thin(self._lookup.walk(root, prompt), chunks)
 
     def _stops(self, asked: Asked, found: Found, done: int) -> list[int]:
         """Return where a prefill stops to remember: indices of tokens, the last one is the end."""

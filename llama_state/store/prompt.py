@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -71,6 +71,11 @@ class Prompt:
             TypeError: One is neither an integer nor media.
             ValueError: One is negative, or too large.
         """
+        if isinstance(tokens, (str, bytes, bytearray, Mapping, Set)):
+            raise TypeError(
+                f"tokens must be token ids and Media, not {type(tokens).__name__}: turn text into"
+                " tokens with Model.tokenize()"
+            )
         listed = tuple(tokens)
         for token in listed:
             if isinstance(token, Media):
@@ -201,12 +206,14 @@ def _words(token: Token) -> bytes:
     return array("i", [_MEDIA, token.n_positions]).tobytes() + digest
 
 
-def count_tokens(words: bytes) -> int:
-    """Return how many tokens a list of words has; media count once."""
+def ids_of(words: bytes) -> list[int | None]:
+    """Return the tokens of a list of words: their ids, and None for media."""
     listed = array("i")
     listed.frombytes(words)
-    found = at = 0
+    found: list[int | None] = []
+    at = 0
     while at < len(listed):
-        at += _MEDIA_WORDS if listed[at] == _MEDIA else 1
-        found += 1
+        is_media = listed[at] == _MEDIA
+        found.append(None if is_media else listed[at])
+        at += _MEDIA_WORDS if is_media else 1
     return found

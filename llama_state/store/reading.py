@@ -164,6 +164,16 @@ class Reader:
 
     @contextmanager
     def _verified(self, name: Name) -> Iterator[memoryview]:
+        with self.whole(name) as (_, data):
+            yield data
+
+    @contextmanager
+    def whole(self, name: Name) -> Iterator[tuple[memoryview, memoryview]]:
+        """Yield a whole object, and the payload in it, both verified.
+
+        Raises:
+            DamagedError: It is gone or damaged.
+        """
         header = self._lookup.header(name)
         if header is None:
             raise DamagedError(name, 0, gone=not self._backend.has(name))
@@ -176,7 +186,7 @@ class Reader:
                 raise DamagedError(name, header.start, gone=True) from None
             except (FormatError, OSError) as error:
                 raise DamagedError(name, header.start, gone=False) from error
-            yield data
+            yield view, data
 
 
 class _Open(NamedTuple):

@@ -185,7 +185,10 @@ class Recaller:
                 if any(self._backend.children(asked.root)):
                     return Why("differs", 0, None, asked.prompt.tokens[0])
                 continue
-            fields = identity.from_json(self._reader.read(name))
+            try:
+                fields = identity.from_json(self._reader.read(name))
+            except DamagedError:  # or of another key
+                continue
             found = identity.compare(fields, asked.fields)
             if differences is None or len(found) < len(differences):
                 differences = found

@@ -108,7 +108,7 @@ class Remembered:
     """What was written of a prompt.
 
     Attributes:
-        n_tokens: Tokens that are stored of it now.
+        n_tokens: Tokens from its beginning on that are stored now.
         new_tokens: Those that were not before.
         nbytes: Bytes that were written.
     """
@@ -148,6 +148,80 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """A chunk of a stored prompt.
+
+    Attributes:
+        key: Key of the prefix that ends with it.
+        start: Its first position.
+        end: The position behind its last one.
+        n_tokens: Tokens, media counted once.
+        kinds: What is stored of it -> bytes: R rows, W rows of a window, S the state at its end, L
+            the logits there, P a pin.
+        n_next: Chunks that go on from it.
+    """
+
+    key: str
+    start: int
+    end: int
+    n_tokens: int
+    kinds: Mapping[str, int]
+    n_next: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What was copied from one store to another.
+
+    Attributes:
+        n_objects: Objects that were written.
+        nbytes: Their bytes.
+        present: Objects that were there.
+        damaged: Those that are damaged: key and kind. They were not copied.
+        left_out: Objects that there was no room for, that were evicted meanwhile, or that go on
+            from what was not copied.
+    """
+
+    n_objects: int
+    nbytes: int
+    present: int
+    damaged: tuple[str, ...]
+    left_out: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it is in the other store now."""
+        return not self.damaged and not self.left_out
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in a place, in figures.
+
+    Attributes:
+        location: Where it is.
+        used_bytes: Bytes that everything takes.
+        n_prompts: Stored prompts that no other goes on from.
+        n_objects: Objects, all kinds.
+        object_bytes: Their bytes; the rest was set aside, or is being written.
+        kinds: Kind -> objects and their bytes.
+        pinned: Prompts that are pinned.
+        namespaces: The callers' namespaces, with the prompts of each.
+        models: The models' architectures, with the prompts of each.
+    """
+
+    location: str
+    used_bytes: int
+    n_prompts: int
+    n_objects: int
+    object_bytes: int
+    kinds: Mapping[str, tuple[int, int]]
+    pinned: int
+    namespaces: Mapping[str, int]
+    models: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Verified:
     """What a look at everything in a store found.
 
@@ -184,7 +258,9 @@ class Stats:
         tokens_recalled: Tokens that did not have to be evaluated.
         bytes_read: Bytes of objects that were put into a context.
         tokens_remembered: New tokens that were written.
-        bytes_written: Bytes of objects that were written.
+        bytes_written: Bytes of objects that were written, or wait for it.
+        pending_bytes: Bytes that wait to be written.
+        dropped: Objects that were not written, since too much waited.
         refused: Objects that there was no room for.
         damaged: Objects that were set aside.
         failures: Kind of trouble -> how often it was met.
@@ -199,6 +275,8 @@ class Stats:
     bytes_read: int = 0
     tokens_remembered: int = 0
     bytes_written: int = 0
+    pending_bytes: int = 0
+    dropped: int = 0
     refused: int = 0
     damaged: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)

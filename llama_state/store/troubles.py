@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class Troubles:
         self._location = location
         self.counts: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     @contextmanager
     def tolerated(self, doing: str) -> Iterator[None]:
@@ -38,7 +40,13 @@ class Troubles:
         except _OF_THE_CALLER:
             raise
         except (OSError, StateError) as error:
-            kind = f"{doing}: {type(error).__name__}"
+            self.failed(doing, error)
+
+    def failed(self, doing: str, error: BaseException) -> None:
+        """Count a trouble; the first of a kind is logged."""
+        kind = f"{doing}: {type(error).__name__}"
+        with self._lock:
             self.failures[kind] += 1
-            if self.failures[kind] == 1:
-                LOGGER.warning("%s: %s failed: %s", self._location, doing, error)
+            first = self.failures[kind] == 1
+        if first:
+            LOGGER.warning("%s: %s failed: %s", self._location, doing, error)

@@ -10,10 +10,12 @@ from .lookup import Found, Link, Lookup, Needs
 from .objects import Kind, Name, Seal, pack
 from .pieces import SequenceMemory, Taken
 from .prompt import Keys, Prompt
+from .results import Remembered
 
 if TYPE_CHECKING:
     from .._io import Buffer
     from .backend import Backend
+    from .behind import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +73,32 @@ class Writer:
         self._keyed = keyed
         self.refused = 0
 
-    def describe(self, root: bytes, fields: bytes, no_parent: bytes) -> None:
+    def describe(self, target: Target, root: bytes, fields: bytes, no_parent: bytes) -> None:
         """Write down what the namespace of *root* is."""
         name = Name(no_parent, root, 0, "N")
-        if not self._backend.has(name):
-            self._put(name, root, b"", [fields], first=0, end=0, session_version=0)
+        if self._backend.has(name) and self._lookup.header(name) is None:
+            self._backend.set_aside(name)  # it is damaged
+        if not target.has(name):
+            self._put(target, name, root, b"", [fields], first=0, end=0, session_version=0)
 
     def write(
-        self, memory: SequenceMemory, seq_id: int, root: bytes, prompt: Prompt, needs: Needs
-    ) -> tuple[int, int]:
+        self,
+        target: Target,
+        memory: SequenceMemory,
+        seq_id: int,
+        root: bytes,
+        prompt: Prompt,
+        needs: Needs,
+    ) -> Remembered:
         """Write what is not there of a sequence, which begins with *prompt*.
 
-        Returns:
-            The tokens that were not there, and the bytes that were written.
+        Args:
+            target: The place, or what writes to it behind.
+            memory: The sequences.
+            seq_id: Which one.
+            root: Key of the namespace.
+            prompt: What it begins with.
+            needs: What its memory needs.
         """
         chunks = list(self.chunks(root, prompt, needs))
         n_past = memory.n_past(seq_id)
@@ -95,16 +110,21 @@ class Writer:
             for chunk in chunks
             if needs.window and (chunk.end > first or memory.can_cut(seq_id, chunk.end))
         }
-        missing = {chunk.end: chunk for chunk in self._missing(chunks, windows)}
+        missing = {chunk.end: chunk for chunk in self._missing(target, chunks, windows)}
         last = chunks[-1]
         at_end = needs.state and n_past == last.end
-        state = at_end and not self._backend.has(last.name("S"))
+        state = at_end and not target.has(last.name("S"))
         written: list[tuple[Chunk, Kind, int]] = []
+        lacking: list[Chunk] = []  # chunks without rows, as there was no room
 
         def write(piece: Taken) -> None:
+            if lacking:
+                return  # nothing could go on from it
             chunk = last if piece.group == "S" else missing[piece.end]
+            name = chunk.name(piece.group)
             nbytes = self._put(
-                chunk.name(piece.group),
+                target,
+                name,
                 root,
                 chunk.words,
                 piece.parts,
@@ -113,14 +133,19 @@ class Writer:
                 session_version=memory.session_version,
             )
             written.append((chunk, piece.group, nbytes))
+            if piece.group == "R" and not nbytes and not target.has(name):
+                lacking.append(chunk)
 
         ranges = [(chunk.start, chunk.end) for chunk in missing.values()]
         memory.take(seq_id, ranges, write, state=state, dense=not prompt.has_media)
         new = (chunk for chunk, kind, nbytes in written if kind == "R" and nbytes)
         n_new = sum(chunk.last - chunk.first for chunk in new)
         nbytes = sum(each for *_, each in written)
-        if at_end and (row := memory.logits(seq_id)) is not None:
+        absent = (chunk.first for chunk in missing.values() if not target.has(chunk.name("R")))
+        n_tokens = next(absent, len(prompt))
+        if at_end and n_tokens == len(prompt) and (row := memory.logits(seq_id)) is not None:
             nbytes += self._put(
+                target,
                 last.name("L"),
                 root,
                 last.words,
@@ -129,7 +154,7 @@ class Writer:
                 end=last.end,
                 session_version=0,
             )
-        return n_new, nbytes
+        return Remembered(n_tokens, n_new, nbytes)
 
     def chunks(self, root: bytes, prompt: Prompt, needs: Needs) -> Iterator[Chunk]:
         """Yield the chunks of a prompt."""
@@ -141,10 +166,12 @@ class Writer:
             yield Chunk(at, key, words, first, last, start, end)
             at = key
 
-    def _missing(self, chunks: Sequence[Chunk], windows: Container[int]) -> Iterator[Chunk]:
+    def _missing(
+        self, target: Target, chunks: Sequence[Chunk], windows: Container[int]
+    ) -> Iterator[Chunk]:
         for chunk in chunks:
             wanted: tuple[Kind, ...] = ("R", "W") if chunk.end in windows else ("R",)
-            if not all(self._backend.has(chunk.name(kind)) for kind in wanted):
+            if not all(target.has(chunk.name(kind)) for kind in wanted):
                 yield chunk
 
     def thin(self, found: Found, chunks: Sequence[Chunk]) -> None:
@@ -166,7 +193,12 @@ class Writer:
         return len({name.key for name in self._backend.children(link.key)}) > 1
 
     def supersede(self, chunk: Chunk, siblings: Iterable[Link]) -> None:
-        """Remove shorter chunks that *chunk* has all tokens of, and that are no restore point."""
+        """Remove shorter chunks that *chunk* has all tokens of, and that are no restore point.
+
+        None where *chunk* is not stored.
+        """
+        if not self._backend.has(chunk.name("R")):
+            return
         for link in siblings:
             shorter = len(link.header.words) < len(chunk.words)
             if shorter and chunk.words.startswith(link.header.words) and "S" not in link.kinds:
@@ -181,6 +213,7 @@ class Writer:
 
     def _put(
         self,
+        target: Target,
         name: Name,
         root: bytes,
         words: bytes,
@@ -201,8 +234,8 @@ class Writer:
             session_version=session_version,
             keyed=self._keyed,
         )
-        if not self._backend.put(name, packed):
-            self.refused += 1
+        if not target.put(name, packed):
+            self.refused += target is self._backend and not target.has(name)
             return 0
         return sum(memoryview(part).nbytes for part in packed)
 

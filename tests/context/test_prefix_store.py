@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 import llama_state as ls
 from llama_state.store import PrefixStore
-
+from llama_state.store.folder import FolderBackend
 
 pytestmark = pytest.mark.libllama
 
@@ -42,7 +44,7 @@ def store(tmp_path: Path) -> Iterator[PrefixStore]:
 
 def tokens(seed: int, n: int, n_vocab: int) -> list[int]:
     """Some tokens, the same ones for the same seed."""
-    random = Random(seed)  # noqa: S311
+    random = Random(seed)
     return [random.randrange(n_vocab) for _ in range(n)]
 
 
@@ -75,7 +77,8 @@ def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
             found = store.find(reader, prompt, seq_id)
             recalled = store.recall(reader, prompt, seq_id)
             n_past = recalled.n_past
-            assert recalled.tokens == tuple(prompt[:n_past]) and found.n_tokens == n_past
+            assert recalled.tokens == tuple(prompt[:n_past])
+            assert found.n_tokens == n_past
             assert reader.n_past(seq_id) == n_past <= shared
             assert n_past == shared or writer.arch not in CUTTABLE, recalled.why
             if not n_past:
@@ -89,3 +92,128 @@ def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
             for ctx in (reader, other):
                 ctx.decode(prompt[n_past:], seq_id)
             assert reader.logits() == other.logits()
+
+
+def test_two_keys(model: ls.Model, tmp_path: Path) -> None:
+    """Stores with other keys in one folder leave each other's objects alone."""
+    prompt = tokens(1, 100, model.n_vocab)
+    stores = [
+        PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK, key=key)
+        for key in (bytes(16), bytes(range(16)))
+    ]
+    with model.context(n_ctx=320) as ctx, stores[0], stores[1]:
+        stores[0].prefill(ctx, prompt)
+        for _ in range(2):
+            ctx.clear()
+            recalled = stores[1].recall(ctx, prompt)
+            assert (recalled.n_past, recalled.why.reason) == (0, "empty")
+        assert stores[1].stats().damaged == 0
+        again = PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK, key=bytes(16))
+        assert [entry.model for entry in again.entries()] == [ctx.arch]
+        assert again.recall(ctx, prompt).n_past == 99 or ctx.arch not in CUTTABLE
+        again.close()
+
+
+def test_damaged_description(model: ls.Model, tmp_path: Path) -> None:
+    """What a namespace is described by is written again where it is damaged."""
+    prompt = tokens(1, 100, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        ctx.decode(prompt)
+        for _ in range(2):
+            with PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store:
+                store.remember(ctx, prompt)
+                assert [entry.model for entry in store.entries()] == [ctx.arch]
+            (described,) = tmp_path.glob("??/*.N")
+            described.write_bytes(bytes(100))
+
+
+def test_no_room(model: ls.Model, tmp_path: Path) -> None:
+    """Where a chunk has no room, nothing is written that would go on from it."""
+    prompt = tokens(1, 2 * CHUNK + 1, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        ctx.decode(prompt)
+        with PrefixStore("memory:", capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store:
+            store.remember(ctx, prompt)
+            whole = store.stats().used_bytes
+        for tenths in range(1, 11):
+            place = f"file://{tmp_path}/{tenths}?size={whole * tenths // 10}"
+            with PrefixStore(place, chunk_tokens=CHUNK) as store:
+                store.remember(ctx, prompt)
+                assert store.verify().ok
+
+
+def test_written_behind(model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written behind is what would be written at once; until then it is not found."""
+    prompt = tokens(1, 150, model.n_vocab)
+    gate = threading.Event()
+    put = FolderBackend.put
+
+    def later(backend: FolderBackend, *arguments: Any) -> bool:
+        assert gate.wait(30)
+        return put(backend, *arguments)
+
+    options: dict[str, Any] = {"capacity_bytes": 1 << 30, "chunk_tokens": CHUNK}
+    with (
+        model.context(n_ctx=320, n_seq_max=2, kv_unified=True) as ctx,
+        model.context(n_ctx=320) as other,
+        PrefixStore(tmp_path / "once", **options) as once,
+        PrefixStore(tmp_path / "behind", **options) as store,
+    ):
+        for end in (100, 150):
+            ctx.decode(prompt[ctx.n_past() : end])
+            at_once = once.remember(ctx, prompt[:end])
+            with monkeypatch.context() as patched:
+                patched.setattr(FolderBackend, "put", later)
+                gate.clear()
+                before = store.find(other, prompt).n_tokens
+                assert store.remember(ctx, prompt[:end], wait=False) == at_once
+                again = store.remember(ctx, prompt[:end], wait=False)
+                assert (again.n_tokens, again.new_tokens) == (end, 0)
+                assert store.find(other, prompt).n_tokens == before
+                assert store.stats().pending_bytes > 0
+                ctx.decode([1], 1)  # goes on meanwhile, and overwrites nothing that was copied
+                ctx.seq_rm(1)
+                gate.set()
+                assert store.flush(30)
+        for place in ("once", "behind"):
+            assert not list((tmp_path / place).rglob(".*.part"))
+        files = [
+            {path.name: path.read_bytes() for path in (tmp_path / place).glob("??/*")}
+            for place in ("once", "behind")
+        ]
+        assert files[0] == files[1]
+        assert store.verify().ok
+        assert store.recall(other, [*prompt, 1]).n_past == once.find(ctx, [*prompt, 1]).n_tokens
+
+
+def test_dropped(model: ls.Model, tmp_path: Path) -> None:
+    """What has no room to wait is dropped and counted, and can be remembered later."""
+    prompt = tokens(1, 150, model.n_vocab)
+    place = f"file://{tmp_path}?size=1GiB"
+    with (
+        model.context(n_ctx=320) as ctx,
+        PrefixStore(place, chunk_tokens=CHUNK, pending_bytes=100) as store,
+    ):
+        ctx.decode(prompt)
+        assert store.remember(ctx, prompt, wait=False).n_tokens == 0
+        assert store.stats().dropped > 0
+        assert not store.flush()
+        assert store.flush()
+        assert store.remember(ctx, prompt).n_tokens == 150
+        assert store.verify().ok
+
+
+def test_forgotten_while_it_waits(model: ls.Model, tmp_path: Path) -> None:
+    """What is forgotten does not come back; close writes what waits."""
+    prompt = tokens(1, 150, model.n_vocab)
+    place = f"file://{tmp_path}?size=1GiB"
+    with model.context(n_ctx=320) as ctx:
+        ctx.decode(prompt)
+        with PrefixStore(place, chunk_tokens=CHUNK) as store:
+            store.remember(ctx, prompt, wait=False)
+            assert store.forget(ctx, prompt) > 0
+            assert store.flush()
+            assert not store.entries()
+            store.remember(ctx, prompt, wait=False)
+        with PrefixStore(place, chunk_tokens=CHUNK) as store:
+            assert [entry.n_tokens for entry in store.entries()] == [150]

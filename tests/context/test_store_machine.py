@@ -23,14 +23,15 @@ from hypothesis.stateful import (
 import llama_state as ls
 from llama_state.store import PrefixStore
 from llama_state.testing.conformance import nmse
-from tests.kinds import ALL_WINDOWS, examples
+from tests.kinds import ALL_WINDOWS, examples, limit
 
 pytestmark = pytest.mark.libllama
 
 CHUNK = 16
 N_SEQS = 3
 LIMIT = 1e-7
-"""Of the logits, without flash attention: the order of the cells alone makes less."""
+"""Of the logits, without flash attention: the order of the cells alone makes less, but for
+windows, whose cells llama.cpp uses again."""
 
 # Prompts that share beginnings: what is common to some, then a branch, then an end.
 PROMPTS = st.builds(
@@ -59,8 +60,10 @@ class Machine(RuleBasedStateMachine):
         self.ctx = self.model.context(n_ctx=256 * N_SEQS, n_seq_max=N_SEQS, **options)
         self.fresh = self.model.context(n_ctx=256, n_seq_max=1, flash_attn=False)
         self.folder = tempfile.TemporaryDirectory()
+        windowed = self.model.arch in ALL_WINDOWS
+        self.limit = limit(self.model.arch) if windowed else LIMIT
         # llama.cpp itself uses again what has left the window of a sequence.
-        self.moving = kv_unified and not swa_full and self.model.arch in ALL_WINDOWS
+        self.moving = kv_unified and windowed
         self.stores = [
             PrefixStore(self.folder.name, capacity_bytes=capacity, chunk_tokens=CHUNK)
             for _ in range(2)
@@ -140,7 +143,7 @@ class Machine(RuleBasedStateMachine):
     def _check(self, prompt: list[int]) -> None:
         self.fresh.clear()
         self.fresh.decode(prompt)
-        assert nmse(self.ctx.logits(), self.fresh.logits()) < LIMIT
+        assert nmse(self.ctx.logits(), self.fresh.logits()) < self.limit
 
 
 def test_any_order(model: ls.Model) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from llama_state.store.objects import Kind, Name, pack, sealer
+from llama_state.store import identity
+from llama_state.store.objects import NO_PARENT, Kind, Name, pack, sealer
 from llama_state.store.prompt import Keys, Prompt
 
 SEAL = sealer(None)
 KEYS = Keys(None)
-ROOT = KEYS.root(b"a model")
+FIELDS = identity.to_json({"architecture": "llama", "namespace": "tests"})
+ROOT = KEYS.root(FIELDS)
 
 
 def chain(prompt: Prompt, size: int = 4) -> list[tuple[Name, bytes, int]]:
@@ -41,3 +43,10 @@ def packed(name: Name, words: bytes, end: int, payload: bytes) -> list[bytes]:
 def other(name: Name, kind: Kind) -> Name:
     """The name of another object of the same key."""
     return Name(name.parent, name.key, name.n_positions, kind)
+
+
+def described() -> tuple[Name, list[bytes]]:
+    """The description of the namespace."""
+    name = Name(NO_PARENT, ROOT, 0, "N")
+    parts = pack(name, ROOT, b"", [FIELDS], SEAL, first=0, end=0, session_version=0, keyed=False)
+    return name, [bytes(part) for part in parts]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_state.store import Media
-from llama_state.store.prompt import Keys, Prompt, Token, common, count_tokens
+from llama_state.store.prompt import Keys, Prompt, Token, common, ids_of
 
 IMAGE = Media(b"a" * 32, 9)
 OTHER = Media(b"b" * 32, 9)
@@ -54,7 +54,7 @@ def test_positions(tokens: list[Token]) -> None:
     prompt = Prompt.of(tokens)
     for index in range(len(prompt) + 1):
         assert prompt.index(prompt.position(index)) == index
-    assert count_tokens(prompt.words(0, len(prompt))) == len(prompt)
+    assert len(ids_of(prompt.words(0, len(prompt)))) == len(prompt)
 
 
 @given(TOKENS, TOKENS)
