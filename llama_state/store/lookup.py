@@ -190,6 +190,11 @@ class Lookup:
         self._headers[name] = header
         return header
 
+    def take_damaged(self) -> list[Name]:
+        """Return the damaged objects that were met since the last call."""
+        found, self.damaged = self.damaged, []
+        return found
+
     def forget(self, name: Name) -> None:
         """Forget the header of an object that turned out damaged."""
         self._headers.pop(name, None)

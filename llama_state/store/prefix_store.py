@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -95,7 +94,6 @@ class PrefixStore:
         self._chunk_tokens = chunk_tokens
         self._namespace = namespace
         self._closed = False
-        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         return f"<PrefixStore at {self._backend.location}>"
@@ -384,7 +382,7 @@ class PrefixStore:
             raise ClosedError("the store was closed")
         prompt = Prompt.of(tokens)
         memory = ctx._prefixes
-        with self._lock, memory.use():
+        with memory.use():  # the only lock: contexts that share a store do not wait for each other
             memory.check_sequence(seq_id)
             geometry = memory.geometry(seq_id)
             fields = identity.identity_fields(memory.fingerprint(), geometry, self._namespace)
@@ -404,8 +402,7 @@ class PrefixStore:
         with self._troubles.tolerated("remember"):
             self._writer.describe(target, root, identity.to_json(asked.fields), NO_PARENT)
             written = self._writer.write(target, asked.memory, asked.seq_id, root, prompt, needs)
-            self._troubles.counts["tokens_remembered"] += written.new_tokens
-            self._troubles.counts["bytes_written"] += written.nbytes
+            self._troubles.count(tokens_remembered=written.new_tokens, bytes_written=written.nbytes)
             if written.new_tokens and wait:
                 self._tidy(root, prompt, needs)
             elif written.new_tokens:

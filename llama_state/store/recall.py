@@ -78,11 +78,11 @@ class Recaller:
         return found, self._lookup.best(found, prompt, asked.needs, most)
 
     def _set_aside_damaged(self) -> None:
-        while self._lookup.damaged:
-            self._set_aside(self._lookup.damaged.pop())
+        for name in self._lookup.take_damaged():
+            self._set_aside(name)
 
     def _set_aside(self, name: Name) -> None:
-        self._troubles.counts["damaged"] += 1
+        self._troubles.count(damaged=1)
         self._lookup.forget(name)
         with self._troubles.tolerated("set aside"):
             self._backend.set_aside(name)
@@ -94,7 +94,7 @@ class Recaller:
             asked: The prompt.
             logits: Whether all of it can be recalled where the logits of the last token are stored.
         """
-        self._troubles.counts["recalls"] += 1
+        self._troubles.count(recalls=1)
         damaged: DamagedError | None = None
         failure = ""
         for _ in range(_ATTEMPTS):
@@ -103,9 +103,11 @@ class Recaller:
                 try:
                     found, hit = self.search(asked, logits=logits)
                     recalled = self._load(asked, found, hit, damaged)
-                    self._troubles.counts["hits"] += recalled.n_past > 0
-                    self._troubles.counts["tokens_recalled"] += len(recalled.tokens)
-                    self._troubles.counts["bytes_read"] += recalled.nbytes
+                    self._troubles.count(
+                        hits=recalled.n_past > 0,
+                        tokens_recalled=len(recalled.tokens),
+                        bytes_read=recalled.nbytes,
+                    )
                     return recalled, found
                 except DamagedError as error:
                     damaged = error

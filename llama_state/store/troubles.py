@@ -32,6 +32,11 @@ class Troubles:
         self.failures: Counter[str] = Counter()
         self._lock = threading.Lock()
 
+    def count(self, **done: int) -> None:
+        """Add to the counts."""
+        with self._lock:
+            self.counts.update(done)
+
     @contextmanager
     def tolerated(self, doing: str) -> Iterator[None]:
         """End the block at a trouble of the store; errors of the caller are raised."""
