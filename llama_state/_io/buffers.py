@@ -11,7 +11,7 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Final
@@ -166,6 +166,14 @@ def flat(buffer: Buffer) -> memoryview:
         return PickleBuffer(buffer).raw()
     except BufferError as error:
         raise TypeError(f"not a contiguous buffer: {error}") from None
+
+
+def write_parts(out: memoryview, parts: Iterable[Buffer]) -> None:
+    """Write buffers one after the other to the start of *out*, which has room for them."""
+    at = 0
+    for part in map(flat, parts):
+        out[at : at + len(part)] = part
+        at += len(part)
 
 
 def _with_growth(nbytes: int) -> int:

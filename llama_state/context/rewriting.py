@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from .. import layout
-from .._io.buffers import POOL
+from .._io.buffers import POOL, write_parts
 from ..layout.conversion import Conversion
 from ..layout.cut import sequence_pieces
 from .form import StateForm
@@ -50,10 +50,7 @@ def one_sequence(
     head = form.native_head(seq_id)
     pieces = [head, *sequence_pieces(whole, parsed, seq_id, n_stream)]
     with POOL.lend(sum(map(len, pieces)), spill=True) as blob:
-        at = 0
-        for piece in pieces:
-            blob[at : at + len(piece)] = piece
-            at += len(piece)
+        write_parts(blob, pieces)
         if wanted is None or wanted == replace(layout.form_of(parsed), n_stream=n_stream):
             yield blob
             return

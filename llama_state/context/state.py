@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from .. import layout
 from .._io import Progress, StrPath, atomic, pages
-from .._io.buffers import POOL, flat
+from .._io.buffers import POOL, flat, write_parts
 from .._io.lease import opened
 from .._llama import calls
 from .._llama.calls import Target
@@ -422,11 +422,7 @@ def _filler(
 
     def fill(file: memoryview) -> None:
         blob = calls.read_into(call, target, file[place.blob_offset :])
-        at = place.file_size(len(blob))
-        for part in pack(blob):
-            end = at + memoryview(part).nbytes
-            file[at:end] = memoryview(part).cast("B")
-            at = end
+        write_parts(file[place.file_size(len(blob)) :], pack(blob))
         file[: len(header)] = header
 
     return fill
