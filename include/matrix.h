@@ -13,26 +13,29 @@
     for (size_t c = 0; c < (width); c++)                                                           \
         memcpy(to + c * n_rows * sizeof(type), square[c], (height) * sizeof(type))
 
-#define MATRIX_TRANSPOSE(name, type)                                                               \
+// Defines what writes a matrix by columns, in squares of side elements: whole does one that is not
+// cut off by an edge, from its first element to where that goes.
+#define MATRIX_TRANSPOSE(name, type, side, whole)                                                  \
     static void name(const uint8_t *source, uint8_t *out, size_t n_rows, size_t n_columns)         \
     {                                                                                              \
-        type square[MATRIX_SQUARE][MATRIX_SQUARE], line[MATRIX_SQUARE];                            \
-        for (size_t row = 0; row < n_rows; row += MATRIX_SQUARE)                                   \
-            for (size_t column = 0; column < n_columns; column += MATRIX_SQUARE) {                 \
+        type square[side][side], line[side];                                                       \
+        for (size_t row = 0; row < n_rows; row += side)                                            \
+            for (size_t column = 0; column < n_columns; column += side) {                          \
                 const uint8_t *from = source + (row * n_columns + column) * sizeof(type);          \
                 uint8_t *to = out + (column * n_rows + row) * sizeof(type);                        \
                 const size_t below = n_rows - row, right = n_columns - column;                     \
-                if (below >= MATRIX_SQUARE && right >= MATRIX_SQUARE) {                            \
-                    MATRIX_TURN(type, MATRIX_SQUARE, MATRIX_SQUARE);                               \
+                if (below >= side && right >= side) {                                              \
+                    whole;                                                                         \
                 } else {                                                                           \
-                    const size_t height = below < MATRIX_SQUARE ? below : MATRIX_SQUARE;           \
-                    const size_t width = right < MATRIX_SQUARE ? right : MATRIX_SQUARE;            \
+                    const size_t height = below < side ? below : side;                             \
+                    const size_t width = right < side ? right : side;                              \
                     MATRIX_TURN(type, height, width);                                              \
                 }                                                                                  \
             }                                                                                      \
     }
 
-MATRIX_TRANSPOSE(matrix_transpose_4, uint32_t)
+MATRIX_TRANSPOSE(matrix_transpose_4, uint32_t, MATRIX_SQUARE,
+                 MATRIX_TURN(uint32_t, MATRIX_SQUARE, MATRIX_SQUARE))
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -83,26 +86,12 @@ static void matrix_turn_square(const uint8_t *from, size_t stride, uint8_t *to, 
         memcpy(to + c * to_stride, square[c], sizeof square[0]);
 }
 
-// Turns whole squares with registers; what is left at the edges, element by element.
-static void matrix_transpose_2(const uint8_t *source, uint8_t *out, size_t n_rows, size_t n_columns)
-{
-    uint16_t square[MATRIX_WIDE][MATRIX_WIDE], line[MATRIX_WIDE];
-    for (size_t row = 0; row < n_rows; row += MATRIX_WIDE)
-        for (size_t column = 0; column < n_columns; column += MATRIX_WIDE) {
-            const uint8_t *from = source + (row * n_columns + column) * 2;
-            uint8_t *to = out + (column * n_rows + row) * 2;
-            const size_t below = n_rows - row, right = n_columns - column;
-            if (below >= MATRIX_WIDE && right >= MATRIX_WIDE) {
-                matrix_turn_square(from, n_columns * 2, to, n_rows * 2);
-            } else {
-                const size_t height = below < MATRIX_WIDE ? below : MATRIX_WIDE;
-                const size_t width = right < MATRIX_WIDE ? right : MATRIX_WIDE;
-                MATRIX_TURN(uint16_t, height, width);
-            }
-        }
-}
+// Whole squares are turned with registers; what is left at the edges, element by element.
+MATRIX_TRANSPOSE(matrix_transpose_2, uint16_t, MATRIX_WIDE,
+                 matrix_turn_square(from, n_columns * 2, to, n_rows * 2))
 #else
-MATRIX_TRANSPOSE(matrix_transpose_2, uint16_t)
+MATRIX_TRANSPOSE(matrix_transpose_2, uint16_t, MATRIX_SQUARE,
+                 MATRIX_TURN(uint16_t, MATRIX_SQUARE, MATRIX_SQUARE))
 #endif
 
 // Writes a matrix, which is given by rows, by columns. Its elements have 2 or 4 bytes.
