@@ -161,15 +161,15 @@ def restore_ways(work: Work) -> Iterator[Way]:
 
 
 def _cache_hit(work: Work) -> Callable[[], object]:
-    """Find the prompt's beginning in a PromptCache and restore it."""
+    """Find the prompt's beginning in a PromptCache, which restores it."""
     from llama_state.adapters.llama_cpp import PromptCache
 
     llm, tokens = work.it.llm, work.tokens
     cache = PromptCache(llm, capacity_bytes=4 * len(work.blob))
     llm.set_cache(cache)
-    cache[tokens] = llm.save_state()
+    cache.remember()
     longer = [*tokens, 40]
-    return lambda: llm.load_state(cache[longer])
+    return lambda: cache[longer]
 
 
 def sequence_ways(work: Work) -> Iterator[Way]:
@@ -234,8 +234,7 @@ def conversion_ways(work: Work) -> Iterator[Way]:
     arguments = work.it.arguments(work.n_tokens)
     version, traits = ctx.library.session_version, ctx._facts.traits
     of_whole = layout.parse_whole(whole, version=version, traits=traits)
-    headed = ctx.library.sequence_head
-    of_one = layout.parse_sequence(one, version=version, headed=headed, traits=traits)
+    of_one = layout.parse_sequence(one, version=version, traits=traits)
     own = layout.form_of(of_whole)
     quantized = any(type_id == 8 for type_id, _ in of_whole.geometry.caches[0].k or ())
     forms = {(RESTORE_STREAMS, SEQ_STREAMS): replace(own, n_stream=_STREAMS)}

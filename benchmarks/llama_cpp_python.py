@@ -22,13 +22,17 @@ from _states import Configuration, llama_cpp, open_llama, some_tokens, write_mod
 
 from llama_state.adapters.llama_cpp import PromptCache
 
-CACHES = ("none", "LlamaRAMCache", "PromptCache")
+CACHES = ("none", "LlamaRAMCache", "PromptCache", "in a folder", "restarted")
 SHARED = 2000
 CAPACITY = 2 << 30
 
 
 def prompts(path: str, cache: str, between: str, *, flash_attn: bool) -> dict[str, float]:
-    """Ten prompts that share a prefix; with *between* "other" another prompt after each."""
+    """Ten prompts that share a prefix; with *between* "other" another prompt after each.
+
+    A cache "in a folder" is a PromptCache beside the model, and "restarted" one that finds there
+    what the process before has left.
+    """
     llm = open_llama(path, 4096, Configuration(flash_attn=flash_attn, cache_type="f16"))
     evaluated, decoding = 0, 0.0
     decode = llm._ctx.decode
@@ -43,6 +47,9 @@ def prompts(path: str, cache: str, between: str, *, flash_attn: bool) -> dict[st
     llm._ctx.decode = counted
     if cache == "PromptCache":
         llm.set_cache(PromptCache(llm, capacity_bytes=CAPACITY))
+    elif cache in ("in a folder", "restarted"):
+        folder = Path(path).with_name(f"prompts, between them {between}")
+        llm.set_cache(PromptCache(llm, folder, capacity_bytes=CAPACITY))
     elif cache == "LlamaRAMCache":
         llm.set_cache(llama_cpp.LlamaRAMCache(capacity_bytes=CAPACITY))
     prefix = some_tokens(SHARED)

@@ -38,6 +38,7 @@ RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
     "memory_limit": (0, 2**63 - 1, "it is in bytes"),
     "max_size": (0, 2**63 - 1, "it is in bytes"),
     "capacity_bytes": (0, 2**63 - 1, ""),
+    "pending_bytes": (0, 2**63 - 1, ""),
     "source": (0, _INT32, "it is a sequence id"),
     "logits_of": (0, _INT32, "it is a sequence id"),
     "version": (0, 2**32 - 1, ""),

@@ -114,9 +114,14 @@ class PartFile:
         if self._file is None or self._file.closed:
             return
         # A process that was forked meanwhile has a copy of this object, but the file is not its.
+        if os.getpid() != self._process:
+            self._file.close()
+            return
         try:
-            if os.getpid() == self._process:
-                _remove(self._path, self._file)
+            _remove(self._path, self._file)
+        except BaseException:
+            _remove(self._path, self._file)  # it was interrupted
+            raise
         finally:
             self._file.close()
 
@@ -198,3 +203,11 @@ def _is_at(path: Path, fd: int) -> bool:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:
         return False
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove all part files that dead processes left in a folder."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name.startswith(".") and path.name.endswith(".part"):
+                _remove_leftover(path)

@@ -81,6 +81,13 @@ class Keeper:
         """
         return None
 
+    def held(self, seq_id: int) -> tuple[int, ...] | None:
+        """Return the tokens that a sequence is known to hold; None where they are not known."""
+        return self.tokens(seq_id)
+
+    def shared(self) -> None:
+        """Note that other code can change the context from now on."""
+
     def known_tokens(self, call: Call, target: Target) -> tuple[int, ...] | None:
         """Return what :meth:`tokens` does, if that is what the cache holds.
 

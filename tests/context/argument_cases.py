@@ -17,12 +17,14 @@ from typing import Any
 
 import llama_state as ls
 from llama_state import aio, inspection, layout, testing
+from llama_state.store import PrefixStore
 from llama_state.testing import write_model
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 NAN, PATH = float("nan"), Path("some/file")
 
 INTEGER = [1.5, NAN, "1", b"1", True, PATH, [], {}]
+SECONDS = ["1", b"1", True, PATH, [], {}, NAN]
 COUNT = [*INTEGER, -1, 2**64]
 SOME = [*COUNT, 0]
 POSITION = [*INTEGER, -1, -3, 2**31, 2**64]
@@ -46,7 +48,17 @@ NAMES: dict[str, list[Any]] = {
     **dict.fromkeys(("memory_limit", "max_size", "n_swa", "size"), COUNT),
     **dict.fromkeys(("n_tokens", "n_layer", "n_head_kv", "head_dim", "n_embd"), SOME),
     **dict.fromkeys(
-        ("validate", "durable", "partial", "others", "compress", "mapped", "logits", "replace"),
+        (
+            "validate",
+            "durable",
+            "wait",
+            "partial",
+            "others",
+            "compress",
+            "mapped",
+            "logits",
+            "replace",
+        ),
         FLAG,
     ),
     **dict.fromkeys(("add_special", "parse_special", "unparse_special", "text", "plain"), FLAG),
@@ -55,6 +67,8 @@ NAMES: dict[str, list[Any]] = {
     **dict.fromkeys(("path", "model", "model_path", "target"), FILE),
     **dict.fromkeys(("blob", "data", "payload", "out", "expected", "got"), BUFFER),
     **dict.fromkeys(("library", "fingerprint", "checkpoint", "context", "handle"), OBJECT),
+    **dict.fromkeys(("actx", "store"), OBJECT),
+    **dict.fromkeys(("timeout", "ttl"), SECONDS),
     **dict.fromkeys(("current", "saved", "a", "b", "header", "layout", "form", "file"), OBJECT),
     **dict.fromkeys(("meta", "rope", "options", "configurations", "overrides"), MAPPING),
     **dict.fromkeys(("check", "kind", "to", "module"), CHOICE),
@@ -167,7 +181,18 @@ class World:
             for name, given in context.items()
             if name != "declare"
         }
+        actx, store = aio.AsyncContext(ctx), PrefixStore("memory:", capacity_bytes=1 << 20)
+        about = {"actx": actx, "tokens": [1, 2]}
+        of_store: dict[str, dict[str, Any]] = {
+            **dict.fromkeys(("find", "recall", "remember", "prefill", "pin", "forget"), about),
+            "flush": {},
+        }
         return {
+            "AsyncPrefixStore": (aio.AsyncPrefixStore, {"store": store}),
+            **{
+                f"AsyncPrefixStore.{name}": (_awaited(aio.AsyncPrefixStore(store), name), given)
+                for name, given in of_store.items()
+            },
             **{f"Context.{name}": (getattr(ctx, name), given) for name, given in context.items()},
             **in_thread,
             "Context.savepoint": (lambda seq_ids: _enter(ctx.savepoint(seq_ids)), {"seq_ids": 0}),
@@ -266,6 +291,16 @@ def _undo(ctx: ls.Context, seq_id: int) -> None:
             pass
 
     asyncio.run(run())
+
+
+def _awaited(store: aio.AsyncPrefixStore, name: str) -> Callable[..., Any]:
+    def call(**given: Any) -> Any:
+        async def run() -> Any:
+            return await getattr(store, name)(**given)
+
+        return asyncio.run(run())
+
+    return call
 
 
 def _in_thread(ctx: ls.Context, name: str) -> Callable[..., Any]:

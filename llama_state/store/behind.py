@@ -1,0 +1,196 @@
+"""Write behind: a thread writes what was copied, while the generation goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from .._io.buffers import flat
+from .._io.forks import in_each_child
+from .backend import Backend
+from .objects import Name
+from .troubles import Troubles
+
+if TYPE_CHECKING:
+    from .._io import Buffer
+
+
+class Target(Protocol):
+    """Where objects go: a place, or what waits for one."""
+
+    def has(self, name: Name) -> bool:
+        """Return whether an object is there."""
+
+    def put(self, name: Name, parts: Iterable[Buffer]) -> bool:
+        """Write an object; False where there is one, or no room."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What the thread is to do: write an object, or anything that comes after that."""
+
+    nbytes: int
+    run: Callable[[], object]
+
+
+class WriteBehind:
+    """Copies of objects that wait to be written to one place: a :class:`Target`.
+
+    They are written in the order in which they came, by a thread that is there only while
+    something waits. It is no daemon, so that Python waits for it at its end.
+
+    What waits is not found by anything that reads the place. A process that was forked has none.
+
+    Args:
+        backend: The place.
+        troubles: Counts what cannot be written.
+        pending_bytes: The most that may wait; what is more is dropped.
+
+    Attributes:
+        dropped: Objects that were dropped.
+        refused: Objects that there was no room for in the place.
+    """
+
+    def __init__(self, backend: Backend, troubles: Troubles, pending_bytes: int) -> None:
+        self._backend = backend
+        self._troubles = troubles
+        self._limit = pending_bytes
+        self._begin()
+        self.dropped = 0
+        self.refused = 0
+        self._lost_before = 0
+        _ALL.add(self)
+
+    def _begin(self) -> None:
+        """Begin with nothing that waits, and no thread."""
+        self._changed = threading.Condition()
+        self._jobs: dict[object, _Job] = {}  # in order; the first one may be under way
+        self._broken: dict[bytes, Name] = {}  # rows that could not be written, by key
+        self._thread: threading.Thread | None = None
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that wait."""
+        with self._changed:
+            return self._waiting()
+
+    def has(self, name: Name) -> bool:
+        """Return whether an object is in the place, or waits."""
+        return name in self._jobs or self._backend.has(name)
+
+    def put(self, name: Name, parts: Iterable[Buffer]) -> bool:
+        """Copy an object and let it wait; False where it is there, or dropped."""
+        if self.has(name):
+            return False
+        views = [flat(part) for part in parts]
+        nbytes = sum(map(len, views))
+        # One call at a time adds to what waits: there is as much room in what follows, or more.
+        if self.pending_bytes + nbytes <= self._limit:
+            with suppress(MemoryError, RuntimeError):  # no memory, no thread
+                data = b"".join(views)
+                self._add(name, _Job(nbytes, lambda: self._write(name, data)))
+                return True
+        self.dropped += 1
+        return False
+
+    def afterwards(self, run: Callable[[], object]) -> None:
+        """Call *run* in the thread, after all that waits now; not at all where there is none."""
+        with suppress(RuntimeError):
+            self._add(object(), _Job(0, run))
+
+    def settle(self, timeout: float | None = None) -> bool:
+        """Wait until nothing waits; False where *timeout* seconds were not enough."""
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while self._jobs:
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                try:
+                    self._ensure_thread()
+                except RuntimeError:  # none can be started, as when Python ends
+                    self._work()
+                else:
+                    self._changed.wait(left)
+        return True
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait, and return whether all is written that came since the last call.
+
+        False where *timeout* seconds were not enough, or something was dropped, refused or could
+        not be written.
+        """
+        if not self.settle(timeout):
+            return False
+        lost = self.dropped + self.refused
+        whole, self._lost_before = lost == self._lost_before, lost
+        return whole
+
+    def _waiting(self) -> int:
+        return sum(job.nbytes for job in self._jobs.values())
+
+    def _add(self, key: object, job: _Job) -> None:
+        with self._changed:
+            # First the thread: what is added and then interrupted does not wait for ever.
+            self._ensure_thread()
+            self._jobs.setdefault(key, job)
+
+    def _ensure_thread(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name="llama_state-write")
+            self._thread.start()
+
+    def _work(self) -> None:
+        """Do what waits, until nothing does."""
+        while True:
+            with self._changed:
+                if not self._jobs:
+                    self._thread = None
+                    self._changed.notify_all()
+                    return
+                key, job = next(iter(self._jobs.items()))
+            try:
+                with self._troubles.tolerated("write behind"):
+                    job.run()
+            except Exception as error:  # there is nobody else to tell
+                self._troubles.failed("write behind", error)
+            finally:
+                with self._changed:
+                    self._jobs.pop(key, None)
+                    self._changed.notify_all()
+
+    def _write(self, name: Name, data: bytes) -> None:
+        """Write an object; nothing that would go on from what was not written."""
+        written = False
+        try:
+            if not self._is_apart(name):
+                written = self._backend.put(name, [data]) or self._backend.has(name)
+        finally:
+            if written:
+                self._broken.pop(name.key, None)
+            else:
+                self.refused += 1
+                if name.kind in ("R", "N"):
+                    self._broken[name.key] = name
+
+    def _is_apart(self, name: Name) -> bool:
+        """Tell whether rows are missing that an object is of no use without."""
+        needed = (self._broken.get(key) for key in (name.key, name.parent))
+        return any(rows and rows != name and not self._backend.has(rows) for rows in needed)
+
+
+_ALL: Final[weakref.WeakSet[WriteBehind]] = weakref.WeakSet()
+
+
+def _renew() -> None:
+    """Begin anew in a forked process: what waits is written by the one that it comes from."""
+    for each in _ALL:
+        each._begin()
+
+
+in_each_child(_renew)

@@ -1,0 +1,296 @@
+"""Objects as files in a folder, which any number of processes share.
+
+There is no index: what is there is what the folder says. One file, ``lock``, is locked while room
+is made, and holds how many bytes are used; where that is wrong, say after a crash, the files are
+counted again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from .._io import atomic, lease
+from .._io.buffers import flat
+from .._io.part import remove_leftovers
+from .backend import Stored
+from .eviction import in_order
+from .objects import KINDS, Name
+from .prompt import KEY_SIZE
+
+if TYPE_CHECKING:
+    from .._io import Buffer
+
+_USED = Struct("<Q")
+_LOCK: Final = "lock"
+_ASIDE: Final = "damaged"
+# Of the capacity: what is freed beyond what is needed, so that not every write looks at all files.
+_SLACK: Final = 0.05
+_GONE = (FileNotFoundError, NotADirectoryError)
+
+
+def is_store(folder: Path) -> bool:
+    """Return whether a store was made in a folder."""
+    return (folder / _LOCK).is_file()
+
+
+class FolderBackend:
+    """Objects in a folder, each in a file of its own.
+
+    Args:
+        folder: Made if it is not there.
+        capacity_bytes: The most that all files in it take.
+        durable: Whether an object is on the disk (fsync) when :meth:`put` returns.
+        readonly: Nothing is written, not even when an object was used.
+
+    Raises:
+        OSError: The folder cannot be made, or not be used.
+    """
+
+    def __init__(
+        self, folder: Path, capacity_bytes: int, *, durable: bool = False, readonly: bool = False
+    ) -> None:
+        self._folder = folder.absolute()
+        self.location = str(self._folder)
+        self.capacity_bytes = capacity_bytes
+        self.readonly = readonly
+        self._durable = durable
+        if readonly:
+            if not self._folder.is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.location)
+            return
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.evict(capacity_bytes)
+
+    # -- reading
+
+    def children(self, parent: bytes) -> Sequence[Name]:
+        """See :class:`Backend`."""
+        begin = parent.hex()
+        found = (_name(entry.name) for entry in self._listed(begin[:2]) if entry.name[:64] == begin)
+        return [name for name in found if name is not None]
+
+    def has(self, name: Name) -> bool:
+        """See :class:`Backend`."""
+        return self._path(name).exists()
+
+    def head(self, name: Name, nbytes: int) -> bytes:
+        """See :class:`Backend`."""
+        with FileIO(self._path(name)) as file:
+            return file.read(nbytes) or b""
+
+    @contextmanager
+    def open(self, name: Name) -> Iterator[memoryview]:
+        """See :class:`Backend`."""
+        with lease.opened(self._path(name)) as file:
+            yield file.view
+
+    def entries(self) -> Iterator[Stored]:
+        """See :class:`Backend`."""
+        for fan in self._listed(""):
+            if len(fan.name) == 2:
+                for entry in self._listed(fan.name):
+                    name = _name(entry.name)
+                    if name is not None:
+                        with suppress(*_GONE):
+                            info = entry.stat(follow_symlinks=False)
+                            yield Stored(name, info.st_size, info.st_mtime)
+
+    def used_bytes(self) -> int:
+        """See :class:`Backend`."""
+        return self._count()
+
+    # -- writing
+
+    def put(self, name: Name, parts: Iterable[Buffer]) -> bool:
+        """See :class:`Backend`."""
+        views = [flat(part) for part in parts]
+        size = sum(map(len, views))
+        path = self._path(name)
+        if self.readonly or size > self.capacity_bytes or path.exists():
+            return False
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            with self._new(path) as (fd, save_errors), save_errors:
+                self._reserve(fd, size, path, name)
+                for view in views:
+                    atomic.write_all(fd, view)
+        except _NoRoomError:
+            return False
+        except FileExistsError:
+            self._count_anew()
+            return False
+        except BaseException:
+            self._count_anew()
+            raise
+        return True
+
+    def touch(self, names: Iterable[Name], when: float | None = None) -> None:
+        """See :class:`Backend`."""
+        if self.readonly:
+            return
+        now = time.time() if when is None else when
+        for name in names:
+            with suppress(OSError):
+                os.utime(self._path(name), (now, now))
+
+    def remove(self, name: Name) -> int:
+        """See :class:`Backend`."""
+        if self.readonly:
+            return 0
+        with self._locked() as used:
+            return self._remove(used, self._path(name))
+
+    def set_aside(self, name: Name) -> None:
+        """See :class:`Backend`: it stays for who wants to look at it, as the first that goes."""
+        if self.readonly:
+            return
+        aside = self._folder / _ASIDE
+        aside.mkdir(mode=0o700, exist_ok=True)
+        with suppress(*_GONE):
+            self._path(name).replace(aside / self._path(name).name)
+
+    def evict(self, to_bytes: int) -> int:
+        """See :class:`Backend`."""
+        if self.readonly:
+            return 0
+        with self._locked() as used:
+            used.count(self._count())
+            return self._evict(used, to_bytes)
+
+    # -- the capacity, under the lock
+
+    def _new(self, path: Path) -> AbstractContextManager[tuple[int, atomic.SaveErrors]]:
+        return atomic.replacing(path, durable=self._durable, replace=False, mode=0o600)
+
+    def _reserve(self, fd: int, size: int, path: Path, name: Name) -> None:
+        """Give an empty file its size, once there is room.
+
+        Raises:
+            _NoRoomError: What is there is pinned, or being written; or another process writes
+                this object.
+        """
+        with self._locked() as used:
+            files = self._listed(path.parent.name)
+            beside = (_size(each) for each in files if path.name in each.name)
+            if any(beside):
+                raise _NoRoomError
+            if used.nbytes + size > self.capacity_bytes:
+                used.count(self._count())
+                self._evict(used, int(self.capacity_bytes * (1 - _SLACK)) - size, name)
+            if used.nbytes + size > self.capacity_bytes:
+                raise _NoRoomError
+            used.count(used.nbytes + size)
+            if not atomic.reserve(fd, size):
+                os.ftruncate(fd, size)
+
+    def _count_anew(self) -> None:
+        with self._locked() as used:
+            used.count(self._count())
+
+    def _evict(self, used: _Used, to_bytes: int, needed: Name | None = None) -> int:
+        freed = 0
+        for entry in self._listed(_ASIDE):
+            if used.nbytes <= to_bytes:
+                return freed
+            freed += self._remove(used, Path(entry.path))
+        for stored in in_order(self.entries(), needed=needed):
+            if used.nbytes <= to_bytes:
+                break
+            freed += self._remove(used, self._path(stored.name))
+        return freed
+
+    def _remove(self, used: _Used, path: Path) -> int:
+        try:
+            size = os.lstat(path).st_size
+            path.unlink()
+        except _GONE:
+            return 0
+        used.count(max(used.nbytes - size, 0))
+        return size
+
+    def _count(self) -> int:
+        """Return the bytes of all files; what killed processes left is removed."""
+        total = 0
+        for entry in [*self._listed("")]:
+            if entry.is_dir(follow_symlinks=False):
+                if not self.readonly:
+                    remove_leftovers(Path(entry.path))
+                total += sum(map(_size, self._listed(entry.name)))
+            else:
+                total += _size(entry)
+        return total
+
+    @contextmanager
+    def _locked(self) -> Iterator[_Used]:
+        """Keep out every other process, and thread, that makes room."""
+        lock = self._folder / _LOCK
+        if not lock.exists():
+            lock.touch(mode=0o600)
+        with FileIO(lock, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield _Used(file)
+
+    # -- names
+
+    def _path(self, name: Name) -> Path:
+        begin = name.parent.hex()
+        file = f"{begin}-{name.key.hex()}-{name.n_positions}.{name.kind}"
+        return self._folder / begin[:2] / file
+
+    def _listed(self, inside: str) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(self._folder / inside) as entries:
+                yield from entries
+        except _GONE:
+            return
+
+
+class _NoRoomError(Exception):
+    """There is no room for an object."""
+
+
+class _Used:
+    """The bytes that are used, in the lock file."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        data = os.pread(file.fileno(), _USED.size, 0)
+        self.nbytes: int = _USED.unpack(data)[0] if len(data) == _USED.size else 0
+
+    def count(self, nbytes: int) -> None:
+        """Write how many there are now."""
+        self.nbytes = nbytes
+        os.pwrite(self._file.fileno(), _USED.pack(nbytes), 0)
+
+
+def _name(file: str) -> Name | None:
+    """Return what the object in a file is found by; None for what is no object."""
+    stem, _, kind = file.rpartition(".")
+    parts = stem.split("-")
+    if kind not in KINDS or len(parts) != 3 or not parts[2].isdecimal():
+        return None
+    try:
+        parent, key = map(bytes.fromhex, parts[:2])
+    except ValueError:
+        return None
+    if len(parent) != KEY_SIZE or len(key) != KEY_SIZE:
+        return None
+    return Name(parent, key, int(parts[2]), kind)
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        info = entry.stat(follow_symlinks=False)
+    except _GONE:
+        return 0
+    return info.st_size if stat.S_ISREG(info.st_mode) else 0

@@ -1,0 +1,251 @@
+"""Find the longest prefix of a prompt that is stored, and can be gone on from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from .. import layout
+from ..errors import StateError
+from .backend import Backend
+from .objects import PAGE, Header, Kind, Name, Seal, header_size, parse
+from .prompt import Keys, Prompt, common
+
+# Headers are small and never change: so many are kept.
+_MOST_HEADERS: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a kind of memory needs to go on from a position.
+
+    Attributes:
+        rows: Whether there are rows.
+        window: Whether there are rows of a window.
+        state: Whether something is needed that only a restore point has.
+        span: The window; None where there is none, or it is not known.
+    """
+
+    rows: bool
+    window: bool
+    state: bool
+    span: layout.Window | None = None
+
+    @classmethod
+    def of(cls, traits: layout.Traits) -> Needs:
+        """Return what the memory of *traits* needs."""
+        groups = layout.groups_of(traits.module)
+        return cls("R" in groups, "W" in groups, "S" in groups, traits.window)
+
+    def chunk(self, size: int) -> int:
+        """Return *size*, or what a chunk may have so that no row of a window in it is cut off."""
+        return min(size, self.span.size) if self.window and self.span is not None else size
+
+    def first_of_window(self, end: int) -> int:
+        """Return the first position whose window rows a sequence has that goes on at *end*.
+
+        One more than a token there needs: so many llama.cpp keeps.
+        """
+        if self.span is None:
+            return 0
+        if self.span.kind == "standard":
+            return max(end - self.span.size, 0)
+        return end // self.span.size * self.span.size
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A chunk of a chain, with the objects that are there.
+
+    Attributes:
+        header: Of any of its objects: key, tokens, positions.
+        kinds: What is there.
+    """
+
+    header: Header
+    kinds: dict[Kind, Name]
+
+    @property
+    def key(self) -> bytes:
+        """The key of the prefix that ends with it."""
+        return self.header.name.key
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A prefix that can be gone on from.
+
+    Attributes:
+        links: Its chunks.
+        end: Its positions; inside of the last chunk where memory can be cut.
+        n_tokens: Its tokens.
+    """
+
+    links: tuple[Link, ...] = ()
+    end: int = 0
+    n_tokens: int = 0
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the logits of its last token are stored."""
+        if not self.links or self.links[-1].header.end != self.end:
+            return False
+        return "L" in self.links[-1].kinds
+
+
+@dataclass(slots=True)
+class Found:
+    """All that a walk along a prompt finds.
+
+    Attributes:
+        links: The chain of chunks that the prompt begins with.
+        points: Chains that end at a restore point, and with a whole chunk.
+        partial: A chain that ends with a chunk that the prompt shares a beginning of, and how many
+            words of that; the one with the most.
+    """
+
+    links: list[Link] = field(default_factory=list)
+    points: list[tuple[Link, ...]] = field(default_factory=list)
+    partial: tuple[tuple[Link, ...], int] | None = None
+
+    def shares(self, links: tuple[Link, ...], shared: int) -> None:
+        """Note a chunk, the last of *links*, of which *shared* words are those of the prompt."""
+        now = self.partial and self.partial[0][-1].header.start + self.partial[1]
+        if now is None or links[-1].header.start + shared > now:
+            self.partial = links, shared
+
+
+class Lookup:
+    """Walks along the chains of one place.
+
+    Args:
+        backend: The place.
+        keys: Computes keys.
+        seal: Digests headers.
+        keyed: Whether the store has a key.
+    """
+
+    def __init__(self, backend: Backend, keys: Keys, seal: Seal, *, keyed: bool) -> None:
+        self._backend = backend
+        self._keys = keys
+        self._seal = seal
+        self._keyed = keyed
+        self._headers: dict[Name, Header] = {}
+        self.damaged: list[Name] = []
+
+    def walk(self, root: bytes, prompt: Prompt) -> Found:
+        """Follow the chunks that *prompt* begins with."""
+        found, at = Found(), root
+        while True:
+            start = found.links[-1].header.end if found.links else 0
+            index = prompt.index(start)
+            rest = prompt.words(index, len(prompt))
+            whole: Link | None = None
+            for link in self.children(at, start):
+                shared = common(link.header.words, rest)
+                if 4 * shared == len(link.header.words):
+                    if "S" in link.kinds:
+                        found.points.append((*found.links, link))
+                    if whole is None or link.header.end > whole.header.end:
+                        whole = link if "R" in link.kinds else whole
+                if shared and "R" in link.kinds:
+                    found.shares((*found.links, link), shared)
+            if whole is None:
+                return found
+            found.links.append(whole)
+            at = whole.key
+
+    def best(self, found: Found, prompt: Prompt, needs: Needs, most: int) -> Hit:
+        """Return the longest hit of at most *most* positions."""
+        hits = self._points(found) if needs.state else self._rows(found, prompt, most)
+        usable = (hit for hit in hits if hit.end <= most and self._covered(hit, needs))
+        longest = max(usable, key=lambda hit: hit.end, default=Hit())
+        tokens = prompt.index(longest.end)
+        return Hit(longest.links, longest.end, tokens)
+
+    def header(self, name: Name) -> Header | None:
+        """Return the header of an object, verified; None where it is gone or damaged.
+
+        The description of another namespace that cannot be read may have been made with another
+        key: it counts as gone.
+        """
+        known = self._headers.get(name)
+        if known is not None:
+            return known
+        need = max(PAGE, header_size(4 * name.n_positions))
+        try:
+            header = parse(self._backend.head(name, need), self._seal, keyed=self._keyed)
+            whole = header.name == name and self._is_of_key(header)
+        except FileNotFoundError:
+            return None
+        except StateError:
+            whole = False
+        if not whole:
+            if name.kind != "N":
+                self.damaged.append(name)
+            return None
+        if len(self._headers) >= _MOST_HEADERS:
+            self._headers.clear()
+        self._headers[name] = header
+        return header
+
+    def take_damaged(self) -> list[Name]:
+        """Return the damaged objects that were met since the last call."""
+        found, self.damaged = self.damaged, []
+        return found
+
+    def forget(self, name: Name) -> None:
+        """Forget the header of an object that turned out damaged."""
+        self._headers.pop(name, None)
+
+    def _is_of_key(self, header: Header) -> bool:
+        name = header.name
+        if name.kind == "N":
+            return True
+        return self._keys.next(name.parent, name.n_positions, header.words) == name.key
+
+    def children(self, parent: bytes, start: int) -> Iterator[Link]:
+        """Yield the chunks that go on from *parent*, at position *start*."""
+        grouped: dict[bytes, dict[Kind, Name]] = {}
+        for name in self._backend.children(parent):
+            if name.kind != "P":
+                grouped.setdefault(name.key, {})[name.kind] = name
+        for kinds in grouped.values():
+            header = next((h for name in kinds.values() if (h := self.header(name))), None)
+            if header is not None and header.start == start:
+                yield Link(header, kinds)
+
+    def _points(self, found: Found) -> Iterator[Hit]:
+        for links in found.points:
+            yield Hit(links, links[-1].header.end)
+
+    def _rows(self, found: Found, prompt: Prompt, most: int) -> Iterator[Hit]:
+        links = tuple(found.links)
+        for n in range(len(links), 0, -1):
+            yield Hit(links[:n], links[n - 1].header.end)
+        # Inside of a chunk: of the last one, and of one that goes on behind the most.
+        ends = [(links[: n + 1], len(link.header.words) // 4) for n, link in enumerate(links)]
+        for chain, shared in [*ends, *([found.partial] if found.partial else [])]:
+            start = chain[-1].header.start
+            index = prompt.index(start)
+            end = prompt.position(index + prompt.tokens_in(index, shared))
+            end = min(end, chain[-1].header.end, prompt.position(prompt.index(most)))
+            if start < end:
+                yield Hit(chain, end)
+
+    def _covered(self, hit: Hit, needs: Needs) -> bool:
+        """Tell whether all is there that a hit needs."""
+        if needs.rows and not all("R" in link.kinds for link in hit.links):
+            return False
+        if not needs.window:
+            return True
+        need = needs.first_of_window(hit.end)
+        for link in hit.links:
+            if link.header.end <= need:
+                continue
+            name = link.kinds.get("W")
+            window = self.header(name) if name else None
+            if window is None or window.first > max(need, window.start):
+                return False
+        return True

@@ -1,0 +1,197 @@
+"""Recall: find the longest stored prefix of a prompt, put it into a sequence, and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ..errors import Difference, StateError
+from . import identity
+from .backend import Backend
+from .lookup import Found, Hit, Lookup, Needs
+from .objects import NO_PARENT, Name
+from .pieces import SequenceMemory
+from .prompt import Prompt
+from .reading import DamagedError, Reader, wanted
+from .results import Match, Recalled, Why
+from .troubles import Troubles
+
+_ATTEMPTS: Final = 8  # each sets a damaged object aside
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a call is about: a prompt, and where it belongs."""
+
+    memory: SequenceMemory
+    seq_id: int
+    prompt: Prompt
+    root: bytes
+    fields: dict[str, str]
+    needs: Needs
+
+    def shortened(self, n_tokens: int) -> Asked:
+        """Return the same for the first tokens of the prompt."""
+        return replace(self, prompt=Prompt(self.prompt.tokens[:n_tokens]))
+
+
+class Recaller:
+    """Finds prefixes in one place, and puts them into sequences.
+
+    Args:
+        backend: The place.
+        lookup: Walks along its chains.
+        reader: Reads its objects.
+        troubles: Counts.
+    """
+
+    def __init__(
+        self, backend: Backend, lookup: Lookup, reader: Reader, troubles: Troubles
+    ) -> None:
+        self._backend = backend
+        self._lookup = lookup
+        self._reader = reader
+        self._troubles = troubles
+
+    def match(self, asked: Asked) -> Match:
+        """Return what is stored of a prompt."""
+        found, hit = self.search(asked)
+        objects = wanted(hit, self._lookup, asked.needs, 0)
+        headers = (self._lookup.header(each.name) for each in objects)
+        nbytes = sum(header.nbytes for header in headers if header)
+        return Match(hit.n_tokens, nbytes, self._why(asked, found, hit))
+
+    def search(self, asked: Asked, *, logits: bool = False) -> tuple[Found, Hit]:
+        """Return what is there of a prompt, and the longest hit.
+
+        The last token is no part of it, unless *logits* are wanted and those of it are stored.
+        """
+        prompt = asked.prompt
+        found = self._lookup.walk(asked.root, prompt)
+        self._set_aside_damaged()
+        if logits:
+            hit = self._lookup.best(found, prompt, asked.needs, prompt.n_positions)
+            if hit.has_logits and hit.n_tokens == len(prompt):
+                return found, hit
+        most = prompt.position(max(len(prompt) - 1, 0))
+        return found, self._lookup.best(found, prompt, asked.needs, most)
+
+    def _set_aside_damaged(self) -> None:
+        for name in self._lookup.take_damaged():
+            self._set_aside(name)
+
+    def _set_aside(self, name: Name) -> None:
+        self._troubles.count(damaged=1)
+        self._lookup.forget(name)
+        with self._troubles.tolerated("set aside"):
+            self._backend.set_aside(name)
+
+    def recall(self, asked: Asked, *, logits: bool) -> tuple[Recalled, Found]:
+        """Put the longest hit into the sequence, and return it, with all that was found.
+
+        Args:
+            asked: The prompt.
+            logits: Whether all of it can be recalled where the logits of the last token are stored.
+        """
+        self._troubles.count(recalls=1)
+        damaged: DamagedError | None = None
+        failure = ""
+        for _ in range(_ATTEMPTS):
+            found, hit = Found(), Hit()
+            with self._troubles.tolerated("recall"):
+                try:
+                    found, hit = self.search(asked, logits=logits)
+                    recalled = self._load(asked, found, hit, damaged)
+                    self._troubles.count(
+                        hits=recalled.n_past > 0,
+                        tokens_recalled=len(recalled.tokens),
+                        bytes_read=recalled.nbytes,
+                    )
+                    return recalled, found
+                except DamagedError as error:
+                    damaged = error
+                    self._lookup.forget(error.name)
+                    if not error.gone:
+                        self._set_aside(error.name)
+                    continue
+                except (OSError, StateError) as error:
+                    failure = str(error)
+                    raise
+            break
+        asked.memory.cut(asked.seq_id, 0)
+        return Recalled(0, 0, (), Why("failed", detail=failure or str(damaged))), Found()
+
+    def _load(self, asked: Asked, found: Found, hit: Hit, damaged: DamagedError | None) -> Recalled:
+        memory, seq_id, prompt = asked.memory, asked.seq_id, asked.prompt
+        why = self._why(asked, found, hit, damaged)
+        keep = self._held(asked)
+        if keep and keep >= hit.end:
+            memory.cut(seq_id, keep)
+            tokens = prompt.tokens[: prompt.index(keep)]
+            return Recalled(keep, 0, tokens, Why("held", len(tokens)))
+        # Rows of a window that stayed in front of a gap would look as if there were none.
+        gap = asked.needs.window and keep < asked.needs.first_of_window(hit.end)
+        if gap or not memory.appends(seq_id):
+            keep = 0
+        if not hit.end:
+            memory.cut(seq_id, 0)
+            return Recalled(0, 0, (), why)
+        tokens = prompt.tokens[: hit.n_tokens]
+        ids = None if prompt.has_media else prompt.ids[: hit.n_tokens]
+        objects = wanted(hit, self._lookup, asked.needs, keep)
+        row = None
+        if hit.n_tokens == len(prompt):
+            row = memoryview(self._reader.read(hit.links[-1].kinds["L"])).cast("f")
+        nbytes = self._reader.load(memory, seq_id, hit, objects, keep=keep, tokens=ids, logits=row)
+        used = (name for link in hit.links for name in link.kinds.values())
+        self._backend.touch(used)
+        return Recalled(hit.end, nbytes, tokens, why)
+
+    def _held(self, asked: Asked) -> int:
+        """Return how many positions of the prompt a sequence holds, and can go on from."""
+        memory, seq_id, prompt = asked.memory, asked.seq_id, asked.prompt
+        held = memory.tokens(seq_id)
+        n_past = memory.n_past(seq_id)
+        if not held or prompt.has_media or len(held) != n_past:
+            return 0
+        most = min(len(held), len(prompt) - 1)
+        common = next((i for i in range(most) if held[i] != prompt.tokens[i]), most)
+        return common if common and memory.can_cut(seq_id, common) else 0
+
+    def _why(
+        self, asked: Asked, found: Found, hit: Hit, damaged: DamagedError | None = None
+    ) -> Why:
+        prompt, at = asked.prompt, hit.n_tokens
+        if at >= len(prompt) - 1:
+            return Why("all", at)
+        if damaged is not None and damaged.position >= hit.end:
+            return Why("missing" if damaged.gone else "damaged", prompt.index(damaged.position))
+        links = found.partial[0] if found.partial else tuple(found.links)
+        shared = found.partial[1] if found.partial else 0
+        if not links and not found.points:
+            return self._why_nothing(asked)
+        start = prompt.index(links[-1].header.start) if links else 0
+        known = start + prompt.tokens_in(start, shared) if found.partial else at
+        if known > at:
+            return Why("no restore point", at)
+        if found.partial and 4 * shared < len(words := found.partial[0][-1].header.words):
+            stored = int.from_bytes(words[4 * shared : 4 * shared + 4], "little", signed=True)
+            return Why("differs", at, stored if stored >= 0 else None, prompt.tokens[at])
+        return Why("missing", at)
+
+    def _why_nothing(self, asked: Asked) -> Why:
+        differences: Sequence[Difference] | None = None
+        for name in self._backend.children(NO_PARENT):
+            if name.key == asked.root:
+                if any(self._backend.children(asked.root)):
+                    return Why("differs", 0, None, asked.prompt.tokens[0])
+                continue
+            try:
+                fields = identity.from_json(self._reader.read(name))
+            except DamagedError:  # or of another key
+                continue
+            found = identity.compare(fields, asked.fields)
+            if differences is None or len(found) < len(differences):
+                differences = found
+        return Why("empty") if differences is None else Why("another", differences=differences)

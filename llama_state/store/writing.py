@@ -1,0 +1,256 @@
+"""Write the pieces of a sequence that a store does not have yet."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .lookup import Found, Link, Lookup, Needs
+from .objects import Kind, Name, Seal, pack
+from .pieces import SequenceMemory, Taken
+from .prompt import Keys, Prompt
+from .results import Remembered
+
+if TYPE_CHECKING:
+    from .._io import Buffer
+    from .backend import Backend
+    from .behind import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A chunk of a prompt.
+
+    Attributes:
+        parent: Key of what it goes on from.
+        key: Key of the prefix that ends with it.
+        words: Its tokens.
+        first, last: Indices of its first token and of the one behind its last.
+        start, end: Their positions.
+    """
+
+    parent: bytes
+    key: bytes
+    words: bytes
+    first: int
+    last: int
+    start: int
+    end: int
+
+    def name(self, kind: Kind) -> Name:
+        """Return the name of an object of it."""
+        return Name(self.parent, self.key, self.end - self.start, kind)
+
+
+class Writer:
+    """Writes prefixes to one place.
+
+    Args:
+        backend: The place.
+        lookup: Finds what is there.
+        keys: Computes keys.
+        seal: Digests objects.
+        chunk_tokens: Positions of a chunk.
+        keyed: Whether the store has a key.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        lookup: Lookup,
+        keys: Keys,
+        seal: Seal,
+        chunk_tokens: int,
+        *,
+        keyed: bool,
+    ) -> None:
+        self._backend = backend
+        self._lookup = lookup
+        self._keys = keys
+        self._seal = seal
+        self._chunk_tokens = chunk_tokens
+        self._keyed = keyed
+        self.refused = 0
+
+    def describe(self, target: Target, root: bytes, fields: bytes, no_parent: bytes) -> None:
+        """Write down what the namespace of *root* is."""
+        name = Name(no_parent, root, 0, "N")
+        if self._backend.has(name) and self._lookup.header(name) is None:
+            self._backend.set_aside(name)  # it is damaged
+        if not target.has(name):
+            self._put(target, name, root, b"", [fields], first=0, end=0, session_version=0)
+
+    def write(
+        self,
+        target: Target,
+        memory: SequenceMemory,
+        seq_id: int,
+        root: bytes,
+        prompt: Prompt,
+        needs: Needs,
+    ) -> Remembered:
+        """Write what is not there of a sequence, which begins with *prompt*.
+
+        Args:
+            target: The place, or what writes to it behind.
+            memory: The sequences.
+            seq_id: Which one.
+            root: Key of the namespace.
+            prompt: What it begins with.
+            needs: What its memory needs.
+        """
+        chunks = list(self.chunks(root, prompt, needs))
+        n_past = memory.n_past(seq_id)
+        # Rows of the window are kept where a hit can go on: at the end, and wherever they are all
+        # still there.
+        first = needs.first_of_window(n_past)
+        windows = {
+            chunk.end
+            for chunk in chunks
+            if needs.window and (chunk.end > first or memory.can_cut(seq_id, chunk.end))
+        }
+        missing = {chunk.end: chunk for chunk in self._missing(target, chunks, windows)}
+        last = chunks[-1]
+        at_end = needs.state and n_past == last.end
+        state = at_end and not target.has(last.name("S"))
+        written: list[tuple[Chunk, Kind, int]] = []
+        lacking: list[Chunk] = []  # chunks without rows, as there was no room
+
+        def write(piece: Taken) -> None:
+            if lacking:
+                return  # nothing could go on from it
+            chunk = last if piece.group == "S" else missing[piece.end]
+            name = chunk.name(piece.group)
+            nbytes = self._put(
+                target,
+                name,
+                root,
+                chunk.words,
+                piece.parts,
+                first=piece.first,
+                end=chunk.end,
+                session_version=memory.session_version,
+            )
+            written.append((chunk, piece.group, nbytes))
+            if piece.group == "R" and not nbytes and not target.has(name):
+                lacking.append(chunk)
+
+        ranges = [(chunk.start, chunk.end) for chunk in missing.values()]
+        memory.take(seq_id, ranges, write, state=state, dense=not prompt.has_media)
+        new = (chunk for chunk, kind, nbytes in written if kind == "R" and nbytes)
+        n_new = sum(chunk.last - chunk.first for chunk in new)
+        nbytes = sum(each for *_, each in written)
+        absent = (chunk.first for chunk in missing.values() if not target.has(chunk.name("R")))
+        n_tokens = next(absent, len(prompt))
+        if at_end and n_tokens == len(prompt) and (row := memory.logits(seq_id)) is not None:
+            nbytes += self._put(
+                target,
+                last.name("L"),
+                root,
+                last.words,
+                [row.cast("B")],
+                first=last.end,
+                end=last.end,
+                session_version=0,
+            )
+        return Remembered(n_tokens, n_new, nbytes)
+
+    def chunks(self, root: bytes, prompt: Prompt, needs: Needs) -> Iterator[Chunk]:
+        """Yield the chunks of a prompt."""
+        at = root
+        for first, last in prompt.chunks(0, needs.chunk(self._chunk_tokens)):
+            words = prompt.words(first, last)
+            start, end = prompt.position(first), prompt.position(last)
+            key = self._keys.next(at, end - start, words)
+            yield Chunk(at, key, words, first, last, start, end)
+            at = key
+
+    def _missing(
+        self, target: Target, chunks: Sequence[Chunk], windows: Container[int]
+    ) -> Iterator[Chunk]:
+        for chunk in chunks:
+            wanted: tuple[Kind, ...] = ("R", "W") if chunk.end in windows else ("R",)
+            if not all(target.has(chunk.name(kind)) for kind in wanted):
+                yield chunk
+
+    def thin(self, found: Found, chunks: Sequence[Chunk]) -> None:
+        """Remove restore points of a chain that are close to others, and what they needed.
+
+        Args:
+            found: What a walk along the prompt found, with its last restore point.
+            chunks: The chunks of the prompt.
+        """
+        whole = {chunk.key for chunk in chunks}
+        points = {links[-1].header.end: links[-1] for links in found.points}
+        kept = kept_points(sorted(points), self._chunk_tokens)
+        for end, link in points.items():
+            if end not in kept and not self._branches(link):
+                self.remove(link, ("L", "S") if link.key in whole else ("L", "S", "W", "R"))
+
+    def _branches(self, link: Link) -> bool:
+        """Tell whether several chains go on from a chunk."""
+        return len({name.key for name in self._backend.children(link.key)}) > 1
+
+    def supersede(self, chunk: Chunk, siblings: Iterable[Link]) -> None:
+        """Remove shorter chunks that *chunk* has all tokens of, and that are no restore point.
+
+        None where *chunk* is not stored.
+        """
+        if not self._backend.has(chunk.name("R")):
+            return
+        for link in siblings:
+            shorter = len(link.header.words) < len(chunk.words)
+            if shorter and chunk.words.startswith(link.header.words) and "S" not in link.kinds:
+                self.remove(link)
+
+    def remove(self, link: Link, kinds: Sequence[Kind] = ("L", "S", "W", "R")) -> None:
+        """Remove objects of a chunk."""
+        for kind in kinds:
+            if name := link.kinds.get(kind):
+                self._backend.remove(name)
+                self._lookup.forget(name)
+
+    def _put(
+        self,
+        target: Target,
+        name: Name,
+        root: bytes,
+        words: bytes,
+        parts: Sequence[Buffer],
+        *,
+        first: int,
+        end: int,
+        session_version: int,
+    ) -> int:
+        packed = pack(
+            name,
+            root,
+            words,
+            parts,
+            self._seal,
+            first=first,
+            end=end,
+            session_version=session_version,
+            keyed=self._keyed,
+        )
+        if not target.put(name, packed):
+            self.refused += target is self._backend and not target.has(name)
+            return 0
+        return sum(memoryview(part).nbytes for part in packed)
+
+
+def kept_points(ends: Sequence[int], chunk: int) -> set[int]:
+    """Return which restore points of a chain stay: a few, at growing distances from the last.
+
+    Of each distance, which doubles from one to the next, the first one stays, so that it is there
+    when the chain has grown.
+
+    Args:
+        ends: Their positions, increasing.
+        chunk: Positions of a chunk.
+    """
+    kept: dict[int, int] = {}
+    for end in ends:
+        kept.setdefault(((ends[-1] - end) // chunk).bit_length(), end)
+    return {*kept.values(), *ends[-1:]}

@@ -1,0 +1,219 @@
+"""The prefix store with real contexts: what comes back is what was there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+import llama_state as ls
+from llama_state.store import PrefixStore
+from llama_state.store.folder import FolderBackend
+
+pytestmark = pytest.mark.libllama
+
+CUTTABLE = frozenset({"deepseek2", "deepseek32", "llama", "minimax-m3", "qwen2vl"})
+"""Wherever a prompt differs, what is before it is found."""
+
+CHUNK = 64
+STOPS = (64, 100, 128, 192, 230)
+"""Where the first prompt is remembered on the way."""
+
+CONFIGURATIONS = {
+    "one": {"n_seq_max": 1},
+    "unified": {"n_seq_max": 3, "kv_unified": True},
+    "split": {"n_seq_max": 3, "kv_unified": False},
+    "unified, no flash": {"n_seq_max": 3, "kv_unified": True, "flash_attn": False},
+    "split, no flash": {"n_seq_max": 3, "kv_unified": False, "flash_attn": False},
+    "small window": {"n_seq_max": 3, "kv_unified": True, "swa_full": False},
+    "q8_0": {"n_seq_max": 3, "kv_unified": True, "type_k": "q8_0", "type_v": "q8_0"},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[PrefixStore]:
+    """A store in a folder."""
+    with PrefixStore(tmp_path / "kv", capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store:
+        yield store
+        assert not store.stats().failures
+
+
+def tokens(seed: int, n: int, n_vocab: int) -> list[int]:
+    """Some tokens, the same ones for the same seed."""
+    random = Random(seed)
+    return [random.randrange(n_vocab) for _ in range(n)]
+
+
+def context(model: ls.Model, options: Mapping[str, object]) -> ls.Context:
+    """A context with 320 cells a sequence."""
+    n_seq_max = options["n_seq_max"]
+    assert isinstance(n_seq_max, int)
+    return model.context(n_ctx=320 * n_seq_max, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
+    """A recall leaves what a context held that decoded the same: byte for byte, and its logits."""
+    options = CONFIGURATIONS[name]
+    seq_id = int(str(options["n_seq_max"])) - 1
+    try:
+        writer = context(model, options)
+    except ls.ModelLoadError:
+        return  # quantized rows of this size
+    with writer:
+        base = tokens(1, STOPS[-1], writer.n_vocab)
+        held = {}
+        for start, end in zip((0, *STOPS), STOPS, strict=False):
+            writer.decode(base[start:end], seq_id)
+            store.remember(writer, base[:end], seq_id)
+            held[end] = writer.snapshot()
+    for shared in (20, 64, 90, 100, 150, 192, 230):
+        prompt = [*base[:shared], *tokens(shared, 20, writer.n_vocab)]
+        with context(model, options) as reader, context(model, options) as other:
+            found = store.find(reader, prompt, seq_id)
+            recalled = store.recall(reader, prompt, seq_id)
+            n_past = recalled.n_past
+            assert recalled.tokens == tuple(prompt[:n_past])
+            assert found.n_tokens == n_past
+            assert reader.n_past(seq_id) == n_past <= shared
+            assert n_past == shared or writer.arch not in CUTTABLE, recalled.why
+            if not n_past:
+                continue
+            other.restore(held[min(end for end in held if end >= n_past)])
+            other.seq_rm(seq_id, n_past)
+            truth = other.seq_snapshot(seq_id)
+            assert reader.seq_snapshot(seq_id) == truth
+            other.clear()
+            other.seq_restore(truth, seq_id)
+            for ctx in (reader, other):
+                ctx.decode(prompt[n_past:], seq_id)
+            assert reader.logits() == other.logits()
+
+
+def test_two_keys(model: ls.Model, tmp_path: Path) -> None:
+    """Stores with other keys in one folder leave each other's objects alone."""
+    prompt = tokens(1, 100, model.n_vocab)
+    stores = [
+        PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK, key=key)
+        for key in (bytes(16), bytes(range(16)))
+    ]
+    with model.context(n_ctx=320) as ctx, stores[0], stores[1]:
+        stores[0].prefill(ctx, prompt)
+        for _ in range(2):
+            ctx.clear()
+            recalled = stores[1].recall(ctx, prompt)
+            assert (recalled.n_past, recalled.why.reason) == (0, "empty")
+        assert stores[1].stats().damaged == 0
+        again = PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK, key=bytes(16))
+        assert [entry.model for entry in again.entries()] == [ctx.arch]
+        assert again.recall(ctx, prompt).n_past == 99 or ctx.arch not in CUTTABLE
+        again.close()
+
+
+def test_damaged_description(model: ls.Model, tmp_path: Path) -> None:
+    """What a namespace is described by is written again where it is damaged."""
+    prompt = tokens(1, 100, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        ctx.decode(prompt)
+        for _ in range(2):
+            with PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store:
+                store.remember(ctx, prompt)
+                assert [entry.model for entry in store.entries()] == [ctx.arch]
+            (described,) = tmp_path.glob("??/*.N")
+            described.write_bytes(bytes(100))
+
+
+def test_no_room(model: ls.Model, tmp_path: Path) -> None:
+    """Where a chunk has no room, nothing is written that would go on from it."""
+    prompt = tokens(1, 2 * CHUNK + 1, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        ctx.decode(prompt)
+        with PrefixStore("memory:", capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store:
+            store.remember(ctx, prompt)
+            whole = store.stats().used_bytes
+        for tenths in range(1, 11):
+            place = f"file://{tmp_path}/{tenths}?size={whole * tenths // 10}"
+            with PrefixStore(place, chunk_tokens=CHUNK) as store:
+                store.remember(ctx, prompt)
+                assert store.verify().ok
+
+
+def test_written_behind(model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written behind is what would be written at once; until then it is not found."""
+    prompt = tokens(1, 150, model.n_vocab)
+    gate = threading.Event()
+    put = FolderBackend.put
+
+    def later(backend: FolderBackend, *arguments: Any) -> bool:
+        assert gate.wait(30)
+        return put(backend, *arguments)
+
+    options: dict[str, Any] = {"capacity_bytes": 1 << 30, "chunk_tokens": CHUNK}
+    with (
+        model.context(n_ctx=320, n_seq_max=2, kv_unified=True) as ctx,
+        model.context(n_ctx=320) as other,
+        PrefixStore(tmp_path / "once", **options) as once,
+        PrefixStore(tmp_path / "behind", **options) as store,
+    ):
+        for end in (100, 150):
+            ctx.decode(prompt[ctx.n_past() : end])
+            at_once = once.remember(ctx, prompt[:end])
+            with monkeypatch.context() as patched:
+                patched.setattr(FolderBackend, "put", later)
+                gate.clear()
+                before = store.find(other, prompt).n_tokens
+                assert store.remember(ctx, prompt[:end], wait=False) == at_once
+                again = store.remember(ctx, prompt[:end], wait=False)
+                assert (again.n_tokens, again.new_tokens) == (end, 0)
+                assert store.find(other, prompt).n_tokens == before
+                assert store.stats().pending_bytes > 0
+                ctx.decode([1], 1)  # goes on meanwhile, and overwrites nothing that was copied
+                ctx.seq_rm(1)
+                gate.set()
+                assert store.flush(30)
+        for place in ("once", "behind"):
+            assert not list((tmp_path / place).rglob(".*.part"))
+        files = [
+            {path.name: path.read_bytes() for path in (tmp_path / place).glob("??/*")}
+            for place in ("once", "behind")
+        ]
+        assert files[0] == files[1]
+        assert store.verify().ok
+        assert store.recall(other, [*prompt, 1]).n_past == once.find(ctx, [*prompt, 1]).n_tokens
+
+
+def test_dropped(model: ls.Model, tmp_path: Path) -> None:
+    """What has no room to wait is dropped and counted, and can be remembered later."""
+    prompt = tokens(1, 150, model.n_vocab)
+    place = f"file://{tmp_path}?size=1GiB"
+    with (
+        model.context(n_ctx=320) as ctx,
+        PrefixStore(place, chunk_tokens=CHUNK, pending_bytes=100) as store,
+    ):
+        ctx.decode(prompt)
+        assert store.remember(ctx, prompt, wait=False).n_tokens == 0
+        assert store.stats().dropped > 0
+        assert not store.flush()
+        assert store.flush()
+        assert store.remember(ctx, prompt).n_tokens == 150
+        assert store.verify().ok
+
+
+def test_forgotten_while_it_waits(model: ls.Model, tmp_path: Path) -> None:
+    """What is forgotten does not come back; close writes what waits."""
+    prompt = tokens(1, 150, model.n_vocab)
+    place = f"file://{tmp_path}?size=1GiB"
+    with model.context(n_ctx=320) as ctx:
+        ctx.decode(prompt)
+        with PrefixStore(place, chunk_tokens=CHUNK) as store:
+            store.remember(ctx, prompt, wait=False)
+            assert store.forget(ctx, prompt) > 0
+            assert store.flush()
+            assert not store.entries()
+            store.remember(ctx, prompt, wait=False)
+        with PrefixStore(place, chunk_tokens=CHUNK) as store:
+            assert [entry.n_tokens for entry in store.entries()] == [150]
