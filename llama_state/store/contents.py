@@ -86,8 +86,8 @@ def _copied(tree: Tree, target: Backend, stored: Stored) -> _Outcome:
     if target.has(name):
         return "present"
     try:
-        with tree.reader.whole(name) as (view, _):
-            written = target.put(name, [view])
+        with tree.reader.whole(name) as found:
+            written = target.put(name, [found.data])
     except DamagedError as error:
         return "left out" if error.gone else "damaged"
     if not written:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .. import layout
-from ..errors import StateError
+from ..errors import FormatError, StateError
 from .backend import Backend
 from .objects import PAGE, Header, Kind, Name, Seal, header_size, parse
 from .prompt import Keys, Prompt, common
+
+if TYPE_CHECKING:
+    from .._io import Buffer
 
 # Headers are small and never change: so many are kept.
 _MOST_HEADERS: Final = 1 << 16
@@ -175,13 +178,10 @@ class Lookup:
             return known
         need = max(PAGE, header_size(4 * name.n_positions))
         try:
-            header = parse(self._backend.head(name, need), self._seal, keyed=self._keyed)
-            whole = header.name == name and self._is_of_key(header)
+            header = self.parsed(name, self._backend.head(name, need))
         except FileNotFoundError:
             return None
         except StateError:
-            whole = False
-        if not whole:
             if name.kind != "N":
                 self.damaged.append(name)
             return None
@@ -189,6 +189,21 @@ class Lookup:
             self._headers.clear()
         self._headers[name] = header
         return header
+
+    def parsed(self, name: Name, data: Buffer) -> Header:
+        """Return the header that *data* begins with, verified to be that of *name*.
+
+        Raises:
+            FormatError: It is none, damaged, of another key, or of another object.
+        """
+        header = parse(data, self._seal, keyed=self._keyed)
+        if header.name != name or not self._is_of_key(header):
+            raise FormatError("an object under the name of another one", offset=0)
+        return header
+
+    def at(self, backend: Backend) -> Lookup:
+        """Return the same for another place."""
+        return Lookup(backend, self._keys, self._seal, keyed=self._keyed)
 
     def take_damaged(self) -> list[Name]:
         """Return the damaged objects that were met since the last call."""

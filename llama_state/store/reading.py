@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from .. import layout
 from ..errors import FormatError, StateError
 from .lookup import Hit, Lookup, Needs
-from .objects import Name, Seal, payload
+from .objects import Header, Name, Seal, payload
 from .pieces import Given, SequenceMemory
 
 if TYPE_CHECKING:
@@ -121,8 +121,20 @@ class Reader:
         Raises:
             DamagedError: It is gone or damaged.
         """
-        with self._verified(name) as view:
-            return bytes(view[8:])
+        with self.whole(name) as found:
+            return bytes(found.payload[8:])
+
+    def is_sound(self, name: Name) -> bool:
+        """Return whether an object is sound, or gone."""
+        try:
+            with self.whole(name):
+                return True
+        except DamagedError as error:
+            return error.gone
+
+    def at(self, backend: Backend) -> Reader:
+        """Return what reads another place, and knows nothing of it yet."""
+        return Reader(backend, self._lookup.at(backend), self._seal)
 
     def _nbytes(self, name: Name) -> int:
         header = self._lookup.header(name)
@@ -157,22 +169,16 @@ class Reader:
                 future.add_done_callback(_closed)
 
     def _open(self, name: Name) -> _Open:
-        header = self._lookup.header(name)
         with ExitStack() as stack:
-            data = stack.enter_context(self._verified(name))
-            return _Open(stack.pop_all(), data, header.session_version if header else 0)
+            found = stack.enter_context(self.whole(name))
+            return _Open(stack.pop_all(), found.payload, found.header.session_version)
 
     @contextmanager
-    def _verified(self, name: Name) -> Iterator[memoryview]:
-        with self.whole(name) as (_, data):
-            yield data
-
-    @contextmanager
-    def whole(self, name: Name) -> Iterator[tuple[memoryview, memoryview]]:
-        """Yield a whole object, and the payload in it, both verified.
+    def whole(self, name: Name) -> Iterator[Whole]:
+        """Yield a whole object, verified.
 
         Raises:
-            DamagedError: It is gone or damaged.
+            DamagedError: It is damaged, gone, or another one than was looked at.
         """
         header = self._lookup.header(name)
         if header is None:
@@ -181,12 +187,30 @@ class Reader:
         with ExitStack() as stack:
             try:
                 view = stack.enter_context(opened)
-                data = payload(view, header, self._seal)
+                # Of its own: it can be another copy, of another run, than was looked at.
+                own = self._lookup.parsed(name, view)
+                data = payload(view, own, self._seal)
             except FileNotFoundError:
                 raise DamagedError(name, header.start, gone=True) from None
             except (FormatError, OSError) as error:
                 raise DamagedError(name, header.start, gone=False) from error
-            yield view, data
+            if own.first != header.first:  # it has other rows of the window
+                raise DamagedError(name, header.start, gone=True)
+            yield Whole(view, data, own)
+
+
+class Whole(NamedTuple):
+    """A whole object, verified.
+
+    Attributes:
+        data: All of it.
+        payload: What is behind its header, with the head of a blob before it.
+        header: The header.
+    """
+
+    data: memoryview
+    payload: memoryview
+    header: Header
 
 
 class _Open(NamedTuple):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from ..errors import Difference, StateError
 from . import identity
-from .backend import Backend
 from .lookup import Found, Hit, Lookup, Needs
 from .objects import NO_PARENT, Name
 from .pieces import SequenceMemory
 from .prompt import Prompt
 from .reading import DamagedError, Reader, wanted
 from .results import Match, Recalled, Why
+from .tiers import Tiers
 from .troubles import Troubles
 
 _ATTEMPTS: Final = 8  # each sets a damaged object aside
@@ -40,15 +41,22 @@ class Recaller:
     """Finds prefixes in one place, and puts them into sequences.
 
     Args:
-        backend: The place.
+        backend: The place, or places.
         lookup: Walks along its chains.
         reader: Reads its objects.
         troubles: Counts.
+        afterwards: Calls a function later, in a thread.
     """
 
     def __init__(
-        self, backend: Backend, lookup: Lookup, reader: Reader, troubles: Troubles
+        self,
+        backend: Tiers,
+        lookup: Lookup,
+        reader: Reader,
+        troubles: Troubles,
+        afterwards: Callable[[Callable[[], object]], None],
     ) -> None:
+        self._afterwards = afterwards
         self._backend = backend
         self._lookup = lookup
         self._reader = reader
@@ -68,8 +76,7 @@ class Recaller:
         The last token is no part of it, unless *logits* are wanted and those of it are stored.
         """
         prompt = asked.prompt
-        found = self._lookup.walk(asked.root, prompt)
-        self._set_aside_damaged()
+        found = self._walk(asked.root, prompt)
         if logits:
             hit = self._lookup.best(found, prompt, asked.needs, prompt.n_positions)
             if hit.has_logits and hit.n_tokens == len(prompt):
@@ -77,9 +84,16 @@ class Recaller:
         most = prompt.position(max(len(prompt) - 1, 0))
         return found, self._lookup.best(found, prompt, asked.needs, most)
 
-    def _set_aside_damaged(self) -> None:
-        for name in self._lookup.take_damaged():
-            self._set_aside(name)
+    def _walk(self, root: bytes, prompt: Prompt) -> Found:
+        """Follow the chunks of a prompt; again where another place has a sound copy of one."""
+        for _ in range(_ATTEMPTS):
+            found = self._lookup.walk(root, prompt)
+            damaged = self._lookup.take_damaged()
+            for name in damaged:
+                self._set_aside(name)
+            if not any(map(self._backend.has, damaged)):
+                break
+        return found
 
     def _set_aside(self, name: Name) -> None:
         self._troubles.count(damaged=1)
@@ -140,13 +154,22 @@ class Recaller:
         tokens = prompt.tokens[: hit.n_tokens]
         ids = None if prompt.has_media else prompt.ids[: hit.n_tokens]
         objects = wanted(hit, self._lookup, asked.needs, keep)
+        read = [each.name for each in objects]
         row = None
         if hit.n_tokens == len(prompt):
-            row = memoryview(self._reader.read(hit.links[-1].kinds["L"])).cast("f")
+            read.append(hit.links[-1].kinds["L"])
+            row = memoryview(self._reader.read(read[-1])).cast("f")
         nbytes = self._reader.load(memory, seq_id, hit, objects, keep=keep, tokens=ids, logits=row)
         used = (name for link in hit.links for name in link.kinds.values())
         self._backend.touch(used)
+        self._keep_nearer(asked.root, read)
         return Recalled(hit.end, nbytes, tokens, why)
+
+    def _keep_nearer(self, root: bytes, read: Iterable[Name]) -> None:
+        """Let what was read from further away be kept nearer, once the sequence has it."""
+        if far := self._backend.take_far(read):
+            described = Name(NO_PARENT, root, 0, "N")
+            self._afterwards(partial(self._backend.keep_nearer, [described, *far]))
 
     def _held(self, asked: Asked) -> int:
         """Return how many positions of the prompt a sequence holds, and can go on from."""

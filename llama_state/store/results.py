@@ -226,9 +226,9 @@ class Verified:
     """What a look at everything in a store found.
 
     Attributes:
-        n_objects: Objects that were read.
+        n_objects: Objects that were read, in each place.
         nbytes: Their bytes.
-        damaged: Those that are damaged: key and kind.
+        damaged: Those that are damaged: key and kind, and where, if there are several places.
         orphans: Those that nothing leads to, since what they go on from is gone.
         repaired: Whether these were taken away.
     """
@@ -246,12 +246,31 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceStats:
+    """What one place of a store holds.
+
+    Attributes:
+        location: Where it is.
+        used_bytes: Bytes that everything in it takes; 0 where it cannot be counted.
+        capacity_bytes: The most that it may.
+        refused: Objects that it had no room for.
+        kept: Objects that were found in a place further away and copied to this one.
+    """
+
+    location: str
+    used_bytes: int
+    capacity_bytes: int
+    refused: int = 0
+    kept: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """What a store holds, and what this object has done with it.
 
     Attributes:
-        location: Where it is.
-        used_bytes: Bytes that everything takes.
+        location: Where it is: all its places.
+        used_bytes: Bytes that everything takes, in all places together.
         capacity_bytes: The most that it may.
         recalls: Calls of recall, those of prefill counted.
         hits: Those that found something.
@@ -261,9 +280,10 @@ class Stats:
         bytes_written: Bytes of objects that were written, or wait for it.
         pending_bytes: Bytes that wait to be written.
         dropped: Objects that were not written, since too much waited.
-        refused: Objects that there was no room for.
+        refused: Objects that no place had room for.
         damaged: Objects that were set aside.
         failures: Kind of trouble -> how often it was met.
+        places: Each place, nearest first.
     """
 
     location: str
@@ -280,3 +300,4 @@ class Stats:
     refused: int = 0
     damaged: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)
+    places: Sequence[PlaceStats] = ()

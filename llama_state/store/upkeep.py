@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .._io import Progress
@@ -14,8 +14,9 @@ from .backend import Backend, Stored
 from .lookup import Lookup
 from .objects import KINDS, NO_PARENT, Name, sealer
 from .prompt import Keys, ids_of
-from .reading import DamagedError, Reader
+from .reading import Reader
 from .results import Entry, StoredChunk, Verified
+from .tiers import Tiers
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class Tree:
     """All chains of a place, as they are now.
 
     Args:
-        backend: The place.
+        backend: The place, or several as one.
         lookup: Knows the headers.
         reader: Reads objects.
     """
@@ -203,43 +204,55 @@ class Tree:
         return sum(self._backend.remove(each.name) for each in node.stored)
 
     def verify(self, *, repair: bool, progress: Progress = no_progress) -> Verified:
-        """Read everything; with *repair*, take away what is of no use."""
-        named = [(node, stored) for node in self._nodes.values() for stored in node.stored]
-        total = sum(stored.nbytes for _, stored in named)
-        damaged: list[Name] = []
+        """Read everything; with *repair*, take away what is of no use.
+
+        Of several places every copy is read. What goes on from a sound copy is of use, wherever
+        that is.
+        """
+        places = self._places()
+        copies = [(place, stored) for place in places for stored in place.entries()]
+        total = sum(stored.nbytes for _, stored in copies)
+        readers = {place.location: self.reader.at(place) for place in places}
+        damaged: list[tuple[Backend, Name]] = []
+        sound: set[Name] = set()
         looked_at = 0
-        for _, stored in named:
+        for place, stored in copies:
             progress(looked_at, total)
             looked_at += stored.nbytes
-            if stored.name.kind != "P" and not self._is_sound(stored.name):
-                damaged.append(stored.name)
+            if stored.name.kind == "P" or readers[place.location].is_sound(stored.name):
+                sound.add(stored.name)
+            else:
+                damaged.append((place, stored.name))
         progress(total, total)
-        gone = {name.key for name in damaged if name.kind in ("R", "N")}
+        lost = {name for _, name in damaged} - sound
+        gone = {name.key for name in lost if name.kind in ("R", "N")}
         orphans = [
             stored.name
-            for node, stored in named
-            if stored.name not in damaged and not self._is_reached(node, gone)
+            for node in self._nodes.values()
+            for stored in node.stored
+            if stored.name not in lost and not self._is_reached(node, gone)
         ]
         if repair:
-            for name in damaged:
+            for place, name in damaged:
                 self._lookup.forget(name)
-                self._backend.set_aside(name)
+                place.set_aside(name)
             for name in orphans:
                 self._backend.remove(name)
         return Verified(
-            len(named),
+            len(copies),
             total,
-            tuple(map(object_text, damaged)),
+            tuple(
+                object_text(name) + (f" in {place.location}" if len(places) > 1 else "")
+                for place, name in damaged
+            ),
             tuple(map(object_text, orphans)),
             repair,
         )
 
-    def _is_sound(self, name: Name) -> bool:
-        try:
-            self.reader.read(name)
-        except DamagedError as error:
-            return error.gone  # it was evicted meanwhile
-        return True
+    def _places(self) -> Sequence[Backend]:
+        if isinstance(self._backend, Tiers):
+            return [tier.backend for tier in self._backend.tiers]
+        return [self._backend]
 
     def _is_reached(self, node: _Node, gone: set[bytes]) -> bool:
         """Tell whether the rows of a chunk are there, and those of all that it goes on from."""
