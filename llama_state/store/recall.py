@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field, replace
 
 from ..errors import Difference, StateError
 from . import identity
 from .backend import Backend
-from .lookup import Found, Hit, Lookup, Needs
+from .lookup import DamagedError, Found, Hit, Lookup, Needs
 from .objects import NO_PARENT, Name
 from .pieces import SequenceMemory
 from .prompt import Prompt
-from .reading import DamagedError, Reader, wanted
+from .reading import Reader, wanted
 from .results import Match, Recalled, Why
 from .troubles import Troubles
-
-_ATTEMPTS: Final = 8  # each sets a damaged object aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +31,31 @@ class Asked:
     def shortened(self, n_tokens: int) -> Asked:
         """Return the same for the first tokens of the prompt."""
         return replace(self, prompt=Prompt(self.prompt.tokens[:n_tokens]))
+
+
+@dataclass(slots=True)
+class _Met:
+    """What a recall has met that made it begin again.
+
+    Attributes:
+        last: The last of it.
+        bad: What cannot be had: it counts as not there.
+        changed: What was written anew meanwhile.
+        sound: What was verified.
+    """
+
+    last: DamagedError | None = None
+    bad: set[Name] = field(default_factory=set)
+    changed: set[Name] = field(default_factory=set)
+    sound: set[Name] = field(default_factory=set)
+
+    def note(self, error: DamagedError) -> None:
+        """Note an object. It is left out from now on, but once after it was written anew."""
+        self.last = error
+        if error.changed and error.name not in self.changed:
+            self.changed.add(error.name)
+        else:
+            self.bad.add(error.name)
 
 
 class Recaller:
@@ -62,30 +84,38 @@ class Recaller:
         nbytes = sum(header.nbytes for header in headers if header)
         return Match(hit.n_tokens, nbytes, self._why(asked, found, hit))
 
-    def search(self, asked: Asked, *, logits: bool = False) -> tuple[Found, Hit]:
+    def search(
+        self, asked: Asked, *, logits: bool = False, without: Container[Name] = ()
+    ) -> tuple[Found, Hit]:
         """Return what is there of a prompt, and the longest hit.
 
         The last token is no part of it, unless *logits* are wanted and those of it are stored.
         """
+        found = self._lookup.walk(asked.root, asked.prompt, without)
+        hit = self._longest(asked, found, logits=logits)
+        for error in found.damaged.values():
+            self._met(error)
+        return found, hit
+
+    def _longest(self, asked: Asked, found: Found, *, logits: bool) -> Hit:
         prompt = asked.prompt
-        found = self._lookup.walk(asked.root, prompt)
-        self._set_aside_damaged()
         if logits:
             hit = self._lookup.best(found, prompt, asked.needs, prompt.n_positions)
             if hit.has_logits and hit.n_tokens == len(prompt):
-                return found, hit
+                return hit
         most = prompt.position(max(len(prompt) - 1, 0))
-        return found, self._lookup.best(found, prompt, asked.needs, most)
+        return self._lookup.best(found, prompt, asked.needs, most)
 
-    def _set_aside_damaged(self) -> None:
-        for name in self._lookup.take_damaged():
-            self._set_aside(name)
-
-    def _set_aside(self, name: Name) -> None:
+    def _met(self, error: DamagedError) -> None:
+        """Count an object that cannot be had, and set it aside where it is damaged."""
+        self._lookup.forget(error.name)
+        if error.cause is not None:
+            self._troubles.failed("read", error.cause)
+        if error.gone:
+            return
         self._troubles.count(damaged=1)
-        self._lookup.forget(name)
         with self._troubles.tolerated("set aside"):
-            self._backend.set_aside(name)
+            self._backend.set_aside(error.name)
 
     def recall(self, asked: Asked, *, logits: bool) -> tuple[Recalled, Found]:
         """Put the longest hit into the sequence, and return it, with all that was found.
@@ -95,14 +125,13 @@ class Recaller:
             logits: Whether all of it can be recalled where the logits of the last token are stored.
         """
         self._troubles.count(recalls=1)
-        damaged: DamagedError | None = None
+        met = _Met()
         failure = ""
-        for _ in range(_ATTEMPTS):
-            found, hit = Found(), Hit()
+        while True:  # each time with one object less, or after another one took its place
             with self._troubles.tolerated("recall"):
                 try:
-                    found, hit = self.search(asked, logits=logits)
-                    recalled = self._load(asked, found, hit, damaged)
+                    found, hit = self.search(asked, logits=logits, without=met.bad)
+                    recalled = self._load(asked, found, hit, met)
                     self._troubles.count(
                         hits=recalled.n_past > 0,
                         tokens_recalled=len(recalled.tokens),
@@ -110,21 +139,19 @@ class Recaller:
                     )
                     return recalled, found
                 except DamagedError as error:
-                    damaged = error
-                    self._lookup.forget(error.name)
-                    if not error.gone:
-                        self._set_aside(error.name)
+                    met.note(error)
+                    self._met(error)
                     continue
                 except (OSError, StateError) as error:
                     failure = str(error)
                     raise
             break
         asked.memory.cut(asked.seq_id, 0)
-        return Recalled(0, 0, (), Why("failed", detail=failure or str(damaged))), Found()
+        return Recalled(0, 0, (), Why("failed", detail=failure)), Found()
 
-    def _load(self, asked: Asked, found: Found, hit: Hit, damaged: DamagedError | None) -> Recalled:
+    def _load(self, asked: Asked, found: Found, hit: Hit, met: _Met) -> Recalled:
         memory, seq_id, prompt = asked.memory, asked.seq_id, asked.prompt
-        why = self._why(asked, found, hit, damaged)
+        why = self._why(asked, found, hit, met.last)
         keep = self._held(asked)
         if keep and keep >= hit.end:
             memory.cut(seq_id, keep)
@@ -141,6 +168,8 @@ class Recaller:
         ids = None if prompt.has_media else prompt.ids[: hit.n_tokens]
         objects = wanted(hit, self._lookup, asked.needs, keep)
         row = None
+        if met.last is not None:  # all at once, so that no piece goes in again and again
+            self._reader.check(objects[::-1], met.sound)
         if hit.n_tokens == len(prompt):
             row = memoryview(self._reader.read(hit.links[-1].kinds["L"])).cast("f")
         nbytes = self._reader.load(memory, seq_id, hit, objects, keep=keep, tokens=ids, logits=row)
@@ -165,6 +194,7 @@ class Recaller:
         prompt, at = asked.prompt, hit.n_tokens
         if at >= len(prompt) - 1:
             return Why("all", at)
+        damaged = next(iter(found.damaged.values()), damaged)
         if damaged is not None and damaged.position >= hit.end:
             return Why("missing" if damaged.gone else "damaged", prompt.index(damaged.position))
         links = found.partial[0] if found.partial else tuple(found.links)
