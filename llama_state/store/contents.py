@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias
 
 from .._io import Progress
 from .backend import Backend, Stored
+from .lookup import DamagedError
 from .objects import Name
-from .reading import DamagedError
 from .results import Contents, Copied
 from .upkeep import Tree, object_text
 
@@ -86,8 +86,8 @@ def _copied(tree: Tree, target: Backend, stored: Stored) -> _Outcome:
     if target.has(name):
         return "present"
     try:
-        with tree.reader.whole(name) as found:
-            written = target.put(name, [found.data])
+        with tree.reader.whole(name) as (view, _):
+            written = target.put(name, [view])
     except DamagedError as error:
         return "left out" if error.gone else "damaged"
     if not written:

@@ -231,6 +231,8 @@ class Verified:
         damaged: Those that are damaged: key and kind, and where, if there are several places.
         orphans: Those that nothing leads to, since what they go on from is gone.
         repaired: Whether these were taken away.
+        foreign: How many belong to prompts of which nothing can be read: those of another key.
+            They were left alone.
     """
 
     n_objects: int
@@ -238,10 +240,11 @@ class Verified:
     damaged: tuple[str, ...]
     orphans: tuple[str, ...]
     repaired: bool
+    foreign: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether all is sound."""
+        """Whether all is sound that can be read."""
         return not self.damaged and not self.orphans
 
 

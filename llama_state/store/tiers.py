@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from .._io.buffers import flat
 from .backend import Backend, Stored
+from .lookup import DamagedError
 from .objects import Name
-from .reading import DamagedError, Reader
+from .reading import Reader
 from .troubles import Troubles
 
 if TYPE_CHECKING:
@@ -134,18 +135,15 @@ class Tiers:
 
     def head(self, name: Name, nbytes: int) -> bytes:
         """See :class:`Backend`: of the nearest copy."""
-        try:
-            return self._nearest(name, lambda place: place.head(name, nbytes))[1]
-        except OSError as error:
-            if len(self.tiers) == 1:
-                raise
-            raise _gone(name) from error  # one object is no reason to give up all the others
+        return self._nearest(name, lambda place: place.head(name, nbytes))[1]
 
     @contextmanager
-    def open(self, name: Name) -> Iterator[memoryview]:
+    def open(self, name: Name, nbytes: int) -> Iterator[memoryview]:
         """See :class:`Backend`: the nearest copy."""
         with ExitStack() as stack:
-            tier, view = self._nearest(name, lambda place: stack.enter_context(place.open(name)))
+            tier, view = self._nearest(
+                name, lambda place: stack.enter_context(place.open(name, nbytes))
+            )
             if tier is not self.tiers[0]:
                 self._read_far.add(name)
             yield view
@@ -231,11 +229,15 @@ class Tiers:
             return  # it is gone
         if not nearer:
             return
-        with self._reader.at(tier.backend).whole(name) as found:
+        with self._reader.at(tier.backend).whole(name) as (view, _):
             for to in nearer:
-                written = [*self._answers("write to", lambda t: t.put(name, [found.data]), [to])]
-                to.kept += sum(written)
-                if not to.has(name):
+                try:
+                    to.kept += to.put(name, [view])
+                    there = to.has(name)
+                except OSError as error:
+                    self._failed("write to", to, error)
+                    there = False
+                if not there:
                     full.add(to)
 
     # -- asking the places

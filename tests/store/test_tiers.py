@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from llama_state.store import tiers
 from llama_state.store.backend import Backend, Stored
 from llama_state.store.folder import FolderBackend
-from llama_state.store.lookup import Lookup
+from llama_state.store.lookup import DamagedError, Lookup
 from llama_state.store.memory import MemoryBackend
 from llama_state.store.objects import Name, parse
 from llama_state.store.places import open_places
 from llama_state.store.prompt import Prompt
-from llama_state.store.reading import DamagedError, Reader
+from llama_state.store.reading import Reader
 from llama_state.store.tiers import Tiers
 from llama_state.store.troubles import Troubles
 from llama_state.store.upkeep import Tree
@@ -89,7 +89,6 @@ def read(reader: Reader, backend: Tiers, name: Name, attempts: int = 3) -> bytes
         try:
             return reader.read(name)
         except DamagedError as error:
-            reader._lookup.forget(name)
             if error.gone:
                 return None
             backend.set_aside(name)
@@ -123,9 +122,9 @@ class Failing:
         """Fail."""
         return self._fail(name, nbytes)  # type: ignore[no-any-return]
 
-    def open(self, name: Name) -> AbstractContextManager[memoryview]:
+    def open(self, name: Name, nbytes: int) -> AbstractContextManager[memoryview]:
         """Fail."""
-        return self._fail(name)  # type: ignore[no-any-return]
+        return self._fail(name, nbytes)  # type: ignore[no-any-return]
 
     def put(self, name: Name, parts: Iterable[Any]) -> bool:
         """Fail."""
@@ -173,7 +172,7 @@ OPERATIONS: dict[str, Callable[[Tiers], object]] = {
 
 
 def _opened(place: Tiers, name: Name) -> bytes:
-    with place.open(name) as view:
+    with place.open(name, SIZE) as view:
         return bytes(view)
 
 
@@ -409,7 +408,7 @@ def test_verify(places: list[Backend]) -> None:
                 (places[1], NAMES[4]),
             )
         )
-        assert found.orphans == (f"{NAMES[4].key.hex()}.P",)
+        assert (found.orphans, found.foreign) == ((f"{NAMES[4].key.hex()}.P",), 0)
     tree = Tree(both, reader._lookup, reader)
     assert tree.verify(repair=False).ok
     assert [entry.n_positions for entry in tree.entries()] == [16]
