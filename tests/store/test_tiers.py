@@ -21,7 +21,7 @@ from llama_state.store.memory import MemoryBackend
 from llama_state.store.objects import Name, parse
 from llama_state.store.places import open_places
 from llama_state.store.prompt import Prompt
-from llama_state.store.reading import Reader
+from llama_state.store.reading import Reader, Wanted
 from llama_state.store.tiers import Tiers
 from llama_state.store.troubles import Troubles
 from llama_state.store.upkeep import Tree
@@ -259,12 +259,15 @@ def test_damaged_and_readonly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_other_bytes(places: list[Backend]) -> None:
     """Copies of two runs differ; each is read as what it is, and none is taken for damaged."""
     put_all(places[0], b"near" * 30)
-    put_all(places[1], b"far!" * 20)
+    put_all(places[1], b"far!" * 30)
     both = as_one(places)
     reader = reader_of(both)
+    every = [Wanted(name, "R", 4 * n, 4 * n + 4, whole=True) for n, name in enumerate(NAMES)]
+    reader.check(every, set())
     assert [reader.read(name) for name in NAMES] == [b"near" * 30] * 5
     places[0].evict(0)
-    assert [reader.read(name) for name in NAMES] == [b"far!" * 20] * 5
+    reader.check(every, set())  # under the headers that were read of the near ones
+    assert [reader.read(name) for name in NAMES] == [b"far!" * 30] * 5
 
 
 def test_near_full(tmp_path: Path) -> None:
