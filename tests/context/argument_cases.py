@@ -197,7 +197,7 @@ class World:
         actx, store = aio.AsyncContext(ctx), PrefixStore("memory:", capacity_bytes=1 << 20)
         on_context = ("find", "recall", "remember", "prefill", "pin", "forget")
         looking: dict[str, dict[str, Any]] = {
-            **dict.fromkeys(("stats", "entries", "verify", "flush"), {}),
+            **{name: {} for name in ("stats", "entries", "verify", "flush")},
             "evict": {"to_bytes": 1 << 20},
         }
         about = {"tokens": [1, 2]}
