@@ -59,7 +59,7 @@ class PrefixStore:
             ``"memory:?size=2GiB"``; or a list of these.
         capacity_bytes: The most that all files may take together; needed unless *where* has a
             size. Several places have their own, as ``size=``.
-        chunk_tokens: Tokens of a chunk; those of a model with a shorter window have as many.
+        chunk_tokens: Tokens of a chunk; at most as many as the sliding window of the model has.
         key: 16 bytes or more: names and digests are made with it, so that nobody without it can
             find a prompt or forge an object.
         namespace: Keeps prompts apart from those of other namespaces: a tenant, a prompt version.
