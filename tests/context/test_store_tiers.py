@@ -11,6 +11,7 @@ import pytest
 import llama_state as ls
 from llama_state.store import PrefixStore
 from llama_state.store.folder import FolderBackend
+from tests.context.oracle import differences
 from tests.libllama import MODELS
 
 pytestmark = pytest.mark.libllama
@@ -39,6 +40,12 @@ def stored(*places: str, **options: Any) -> PrefixStore:
 def files(path: Path) -> list[Path]:
     """The files of all objects in a folder."""
     return sorted(path.glob("??/*.*"))
+
+
+def assert_same(expected: ls.Context, actual: ls.Context, model: ls.Model, folder: Path) -> None:
+    """What tokens see of two contexts is the same; some builds write more in front of a window."""
+    if actual.seq_snapshot(0) != expected.seq_snapshot(0):
+        assert not differences(expected, actual, 0, model, folder)
 
 
 @pytest.fixture
@@ -70,7 +77,7 @@ def test_kept_nearer(model: ls.Model, tmp_path: Path, near: str) -> None:
         assert not list(nearest.entries())
         found = store.recall(other, [*prompt, 1])
         assert (found.n_past, found.why.reason) == (N, "all")
-        assert other.seq_snapshot(0) == ctx.seq_snapshot(0)
+        assert_same(ctx, other, model, tmp_path)
         assert store.flush()
         read = {each.name for each in nearest.entries()}
         assert {name for name in there if name.kind in "NRS"} <= read <= there
@@ -83,7 +90,7 @@ def test_kept_nearer(model: ls.Model, tmp_path: Path, near: str) -> None:
         far_one.open = far_one.head = no
         other.clear()
         assert store.recall(other, [*prompt, 1]).n_past == N
-        assert other.seq_snapshot(0) == ctx.seq_snapshot(0)
+        assert_same(ctx, other, model, tmp_path)
         assert not store.stats().failures
         assert [entry.n_tokens for entry in store.entries()] == [N]
 
@@ -106,7 +113,7 @@ def test_damaged(model: ls.Model, tmp_path: Path, which: str, at: int) -> None:
         with stored(*places) as store:
             assert len(store.verify().damaged) == len(damaged)
             assert store.recall(other, [*prompt, 1]).n_past == N
-            assert other.seq_snapshot(0) == ctx.seq_snapshot(0)
+            assert_same(ctx, other, model, tmp_path)
             assert store.flush()
             if which == "near":  # they were in the way, and are replaced by sound ones
                 assert store.stats().damaged > 0 < store.stats().places[0].kept
@@ -165,7 +172,7 @@ def test_near_full(dense: ls.Model, tmp_path: Path) -> None:
                 other.clear()
                 assert store.recall(other, [*prompt, 1]).n_past == N
                 assert store.flush()
-            assert other.seq_snapshot(0) == ctx.seq_snapshot(0)
+            assert_same(ctx, other, dense, tmp_path)
             near, far = store.stats().places
             assert 0 < near.used_bytes <= near.capacity_bytes
             assert near.refused > 0 == far.refused

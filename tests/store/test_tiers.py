@@ -394,7 +394,7 @@ def test_verify(places: list[Backend]) -> None:
     both = as_one(places)
     put_all(both)
     places[0].remove(NAMES[1])  # what is behind it goes on from the far copy
-    damage(places[1], NAMES[3])
+    damage(places[1], NAMES[2])
     damage(places[0], NAMES[4])
     damage(places[1], NAMES[4])
     both.put(other(NAMES[4], "P"), [b"pin"])
@@ -406,7 +406,7 @@ def test_verify(places: list[Backend]) -> None:
         assert sorted(found.damaged) == sorted(
             f"{name.key.hex()}.R in {place.location}"
             for place, name in (
-                (places[1], NAMES[3]),
+                (places[1], NAMES[2]),
                 (places[0], NAMES[4]),
                 (places[1], NAMES[4]),
             )
