@@ -1,6 +1,6 @@
 """One process that gives damaged objects of a prefix store to a context of one kind of model.
 
-Prints the number of each case before it runs, as ``worker`` does, and what became of it after. A
+Prints the number of each case before it runs, as ``states`` does, and what became of it after. A
 case damages objects of a store and asks for a prompt: what comes back must be, byte for byte, what
 was remembered of that many tokens, or nothing. Then the store must mend itself.
 """
@@ -14,11 +14,9 @@ import json
 import os
 import random
 import shutil
-import struct
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from xxhash import xxh3_128
@@ -27,7 +25,7 @@ import llama_state as ls
 from llama_state.store import PrefixStore
 from llama_state.store.objects import HEADER
 from llama_state.testing.conformance import nmse
-from tests.kinds import ALL_WINDOWS, limit
+from tests.kinds import limit
 
 from .damage import KINDS
 
@@ -36,7 +34,7 @@ STOPS = (16, 24, 32, 42)
 PROMPT = [*range(3, 43), 7, 7]
 OTHER = [*range(3, 38), 9, 9, 9]
 """Shares two chunks, and some of the third, with the prompt."""
-SHARED = 35
+UNKNOWN = 99
 SECRET = bytes(range(32))
 OPTIONS = (
     {"n_seq_max": 1},
@@ -243,68 +241,76 @@ class Bench:
     """A store, the contexts of one model in one configuration, and what is true of them."""
 
     def __init__(self, model: ls.Model, options: dict[str, object], folder: Path) -> None:
-        self.folder = folder / "kv"
+        self.folder, self.aside = folder / "kv", folder / "aside"
         made = {"n_ctx": 256, "n_threads": 1, "flash_attn": False, **options}
         self.ctx = model.context(**made)  # type: ignore[arg-type]
         self.other = model.context(**made)  # type: ignore[arg-type]
-        self.held: dict[int, list[bytes]] = {}
-        self.truth: dict[int, set[bytes]] = {0: {self.ctx.seq_snapshot()}}
         self.files: dict[bool, dict[str, bytes]] = {}
+        self.alone: dict[bool, tuple[dict[str, bytes], ...]] = {}
+        self.truth: dict[tuple[bool, int], set[bytes]] = {}
         for keyed in (False, True):
-            self.files[keyed] = self.fill(keyed)
+            self.truth[keyed, 0] = {self.other.seq_snapshot()}
+            self.fill(keyed)
         self.other.clear()
         self.other.decode(PROMPT)
         self.logits = memoryview(bytes(self.other.logits())).cast("f")
-        arch = model.arch if hasattr(model, "arch") else self.ctx.arch
-        self.limit = max(LIMIT, limit(arch) if arch in ALL_WINDOWS else 0)
+        self.limit = max(LIMIT, limit(self.ctx.arch))
 
-    def open(self, keyed: bool, capacity: int = 1 << 30) -> PrefixStore:
+    def open(self, keyed: bool, folder: Path | None = None) -> PrefixStore:
+        """Open a store, that of the cases or another one."""
         key = SECRET if keyed else None
-        return PrefixStore(self.folder, capacity_bytes=capacity, chunk_tokens=CHUNK, key=key)
+        place = folder or self.folder
+        return PrefixStore(place, capacity_bytes=1 << 30, chunk_tokens=CHUNK, key=key)
 
-    def fill(self, keyed: bool) -> dict[str, bytes]:
-        """Fill the store, and return its files."""
+    def fill(self, keyed: bool) -> None:
+        """Fill a store, and keep its files."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with self.open(keyed) as store:
             self.ctx.clear()
             for end in STOPS:
                 self.ctx.decode(PROMPT[self.ctx.n_past() : end])
                 store.remember(self.ctx, PROMPT[:end])
-                self.held.setdefault(end, []).append(self.ctx.seq_snapshot())
+            first = self.read()
             store.prefill(self.ctx, OTHER)
-            self.held.setdefault(SHARED, []).append(self.ctx.seq_snapshot())
+            self.files[keyed] = self.read()
+            store.forget(self.ctx, PROMPT)
+            self.alone[keyed] = first, self.read()
             assert not store.stats().failures
+
+    def read(self) -> dict[str, bytes]:
+        """The files of the store."""
         files = (path for path in self.folder.rglob("??/*") if path.is_file())
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
-    def lay(self, files: dict[str, bytes]) -> None:
-        """Make the folder anew."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def lay(self, files: dict[str, bytes], folder: Path) -> None:
+        """Make a folder anew."""
+        shutil.rmtree(folder, ignore_errors=True)
         for name, content in files.items():
-            path = self.folder / name
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
-    def of(self, n_past: int) -> set[bytes]:
-        """The states that the first tokens of the prompt were remembered with.
+    def of(self, keyed: bool, n_past: int) -> set[bytes]:
+        """What a store that nothing happened to gives for the first tokens of the prompt.
 
-        None where they cannot be told: a window that cannot be cut back so far.
+        A beginning that both prompts have is found in either.
         """
-        if n_past not in self.truth:
-            found = self.truth[n_past] = set()
-            for end, states in self.held.items():
-                for state in states if end >= n_past else ():
+        if (keyed, n_past) not in self.truth:
+            prompt = [*PROMPT[:n_past], UNKNOWN]
+            found = self.truth[keyed, n_past] = set()
+            for files in self.alone[keyed]:
+                self.lay(files, self.aside)
+                with self.open(keyed, self.aside) as store:
                     self.other.clear()
-                    self.other.seq_restore(state)
-                    with suppress(ls.UnsupportedError):
-                        self.other.seq_rm(0, n_past)
+                    if store.recall(self.other, prompt).n_past == n_past:
                         found.add(self.other.seq_snapshot())
-        return self.truth[n_past]
+            assert found, n_past
+        return self.truth[keyed, n_past]
 
     def run(self, rng: random.Random) -> dict[str, str]:
         """Run one case."""
         keyed = rng.random() < 0.5
-        self.lay(self.files[keyed])
+        self.lay(self.files[keyed], self.folder)
         case = Case(rng, self.folder, self.files[keyed])
         before = self.open(keyed)  # one that knows the headers
         if rng.random() < 0.3:
@@ -317,15 +323,18 @@ class Bench:
         if rng.random() < 0.3:
             self.ctx.decode(PROMPT[: rng.randrange(1, 30)])
         believed = case.forged and not keyed
-        use = self.recall if rng.random() < 0.6 else self.prefill
+        recalls = rng.random() < 0.6
         try:
-            outcome = use(store, believed)
+            if recalls:
+                outcome = self.recall(store, keyed, believed)
+            else:
+                outcome = self.prefill(store, believed)
             outcome = self.later(store, keyed, believed) or outcome
         except Exception as error:
             outcome = f"RAISED {type(error).__name__}: {error}"
         return {"damage": " ".join(way.__name__ for way in ways), "outcome": outcome}
 
-    def recall(self, store: PrefixStore, believed: bool) -> str:
+    def recall(self, store: PrefixStore, keyed: bool, believed: bool) -> str:
         """Recall, and compare bytes."""
         held = self.ctx.n_past()
         recalled = store.recall(self.ctx, PROMPT)
@@ -333,8 +342,7 @@ class Bench:
             return "WRONG: it holds something else than it says"
         if believed:
             return "believed"
-        truth = set() if held else self.of(recalled.n_past)
-        if truth and self.ctx.seq_snapshot() not in truth:
+        if not held and self.ctx.seq_snapshot() not in self.of(keyed, recalled.n_past):
             return "WRONG: other bytes"
         self.ctx.decode(PROMPT[recalled.n_past :])
         if nmse(self.ctx.logits(), self.logits) > self.limit:
@@ -368,7 +376,7 @@ class Bench:
             if outcome.startswith("WRONG"):
                 return f"{outcome}, after a repair"
             self.ctx.clear()
-            if outcome != "believed" and not again.recall(self.ctx, PROMPT).n_past:
+            if outcome != "believed" and not again.recall(self.ctx, [*PROMPT, UNKNOWN]).n_past:
                 return "LOST: it does not mend"
             again.evict(0)
         return ""
