@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import llama_state as ls
 from llama_state.store import PrefixStore
 from llama_state.store.folder import FolderBackend
+from llama_state.testing.conformance import nmse
 from tests.context.oracle import differences
+from tests.io.faults import FILES, failing_calls
 from tests.libllama import MODELS
 
 pytestmark = pytest.mark.libllama
@@ -157,6 +160,44 @@ def test_failing(dense: ls.Model, tmp_path: Path, which: int) -> None:
         with stored(folder(broken)) as alone, dense.context(n_ctx=320) as other:
             assert alone.recall(other, [*prompt, 1]).n_past == N
             assert alone.verify().ok
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("lasting", [False, True])
+def test_any_call_failing(dense: ls.Model, tmp_path: Path, *, lasting: bool) -> None:
+    """Some call of the system fails, or all from there on: the prompt is there, and right."""
+    prompt = tokens(dense)
+    paths = [tmp_path / "near", tmp_path / "far"]
+    with dense.context(n_ctx=320, flash_attn=False) as ctx:
+        ctx.decode(prompt)
+        truth = ctx.logits()
+        turn = 3
+        while True:
+            for path in paths:
+                shutil.rmtree(path, ignore_errors=True)
+            ctx.clear()
+            with stored(folder(paths[1])) as store:
+                store.prefill(ctx, prompt[:150])
+            ctx.clear()
+            with stored(*map(folder, paths)) as store:
+                with failing_calls(turn, lambda: OSError(5, "x"), FILES, lasting=lasting) as calls:
+                    store.prefill(ctx, prompt)
+                    store.flush()
+                assert nmse(ctx.logits(), truth) < 1e-6
+                ctx.clear()
+                store.prefill(ctx, prompt)
+                store.remember(ctx, prompt)
+                assert store.flush() or store.stats().failures
+                assert nmse(ctx.logits(), truth) < 1e-6
+                store.verify(repair=True)
+                assert store.verify().ok
+                ctx.clear()
+                assert store.recall(ctx, [*prompt, 1]).n_past >= 150
+            if not calls.raised:
+                break
+            turn += 29
+        assert turn > 100
 
 
 def test_near_full(dense: ls.Model, tmp_path: Path) -> None:
