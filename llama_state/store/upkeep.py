@@ -198,6 +198,8 @@ class Tree:
 
         What it goes on from stays where it is pinned.
         """
+        if key not in self._nodes:
+            return 0  # another process was faster
         freed = sum(map(self._drop, reversed(self._below(key))))
         parent = self._nodes[key].parent
         freed += self._drop(key)

@@ -33,9 +33,7 @@ CHUNK = 16
 # Some prompts of 60 tokens, not all.
 CAPACITIES = {"llama-dense": 400_000, "gemma3-dense": 900_000, "jamba-dense": 3_000_000}
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["llama_state.store", "llama_state.testing.conformance", "tests.kinds"]
-)
+FORKS.set_forkserver_preload(["llama_state", "llama_state.testing.conformance", "tests.kinds"])
 LIMIT = 1e-5
 LONGEST = 0.15
 """Seconds that a process lives at most, once it has begun."""
@@ -178,11 +176,17 @@ class User:
         return self._process.exitcode
 
     def kill(self) -> None:
-        """Kill it."""
+        """Kill it.
+
+        Raises:
+            AssertionError: It had ended: something was raised in it.
+        """
+        ended = not self._process.is_alive()
         self._process.kill()
         self._process.join()
         self._process.close()
         self._ready.close()
+        assert not ended, "a process ended that nobody killed"
 
 
 def run(kind: str, folder: Path, kills: int, seed: int) -> Counter[str]:
@@ -202,8 +206,9 @@ def run(kind: str, folder: Path, kills: int, seed: int) -> Counter[str]:
             user, following = following, User(kind, folder, rng.randrange(1 << 30))
             judge.look(alone=False)
     finally:
+        with suppress(AssertionError):
+            following.kill()
         user.kill()
-        following.kill()
     judge.look(alone=True)
     last = User(kind, folder, seed, rounds=20)
     assert last.end() == 0, "failures of a process that nobody killed"
