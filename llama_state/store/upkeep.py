@@ -265,7 +265,7 @@ class Tree:
             tuple(map(object_text, damaged)),
             tuple(map(object_text, orphans)),
             repair,
-            sum(self._tops[name.key] not in own for name in names),
+            len(unsound) - len(damaged),
         )
 
     def _is_sound(self, name: Name) -> bool:

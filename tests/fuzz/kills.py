@@ -124,7 +124,7 @@ class Judge:
             assert size <= CAPACITIES[self.kind], f"{size} bytes"
             found = opened.verify()
             assert not found.damaged, found.damaged
-            assert not found.foreign, found.foreign
+            assert not found.foreign, f"{found.foreign} objects that cannot be read"
             self.counts["objects"] += found.n_objects
             self.counts["orphans"] += len(found.orphans)
             if alone:
@@ -136,7 +136,7 @@ class Judge:
                 self.recall(opened)
             stats = opened.stats()
             assert not stats.failures, stats.failures
-            assert not stats.damaged
+            assert not stats.damaged, "damage"
 
     def recall(self, opened: PrefixStore) -> None:
         """What is recalled can be gone on from."""
