@@ -114,6 +114,8 @@ def verdict(verified: Verified) -> Iterator[str]:
         yield f"damaged, {'set aside' if verified.repaired else 'not used'}: {name}"
     for name in verified.orphans:
         yield f"of no use, {'removed' if verified.repaired else 'its beginning is gone'}: {name}"
+    if verified.foreign:
+        yield f"cannot be read, left alone: {count(verified.foreign, 'object')}, of another key"
     if verified.ok:
         yield "all sound"
 

@@ -196,7 +196,8 @@ def _add_changing(commands: Commands) -> None:
         run_verify,
         "check that everything in a store is sound",
         "Read everything, and compare digests. What is damaged is never given to llama.cpp, with"
-        " or without this.",
+        " or without this. Prompts of which nothing can be read are those of another key: they are"
+        " counted, and left alone.",
         "verify kv/",
         {0: "all is sound", 1: "something is damaged, or of no use", 2: "it cannot be read"},
     )

@@ -325,6 +325,9 @@ class PrefixStore:
     def verify(self, *, repair: bool = False) -> Verified:
         """Read everything that is stored, every copy in every place.
 
+        Prompts of which nothing can be read, not even what they were stored with, count as those
+        of another key: they are left alone.
+
         Args:
             repair: Set aside what is damaged, and remove what nothing in any place leads to.
 

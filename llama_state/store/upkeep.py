@@ -210,6 +210,8 @@ class Tree:
 
         What it goes on from stays where it is pinned.
         """
+        if key not in self._nodes:
+            return 0  # another process was faster
         freed = sum(map(self._drop, reversed(self._below(key))))
         parent = self._nodes[key].parent
         freed += self._drop(key)
@@ -271,7 +273,7 @@ class Tree:
             tuple(map(self._copy_text, damaged)),
             tuple(map(object_text, orphans)),
             repair,
-            sum(self._tops.get(copy.name.key) not in own for copy in copies),
+            sum(not copy.is_sound for copy in copies) - len(damaged),
         )
 
     def _read_all(self, progress: Progress) -> list[_Copy]:
