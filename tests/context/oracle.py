@@ -27,9 +27,9 @@ where cells lie elsewhere and values are rounded to the other f16. One row of an
 0.5 and more; among 80 that differ by rounding 0.1."""
 
 LIMIT = 5e-4
-"""Of the logits. Where cells lie elsewhere they differ with no state function at all: mostly by less
-than 7e-6, and a soak found 7e-5 (Jamba, seven pieces behind a copy). What is wrong shows in the
-rows first."""
+"""Of the logits. Where cells lie elsewhere they differ with no state function at all: mostly by
+less than 7e-6, and a soak found 7e-5 (Jamba, seven pieces behind a copy). What is wrong shows in
+the rows first."""
 
 DEPENDS_ON_CELLS = frozenset({("qwen4exp", "idx")})
 """Caches that have other values where a sequence lies in other cells, with no state function."""
