@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from .._io.buffers import flat
 from .._io.forks import in_each_child
-from .backend import Backend
 from .objects import Name
 from .troubles import Troubles
 
@@ -25,6 +24,9 @@ class Target(Protocol):
 
     def has(self, name: Name) -> bool:
         """Return whether an object is there."""
+
+    def lacks(self, name: Name) -> bool:
+        """Return whether an object should be written."""
 
     def put(self, name: Name, parts: Iterable[Buffer]) -> bool:
         """Write an object; False where there is one, or no room."""
@@ -56,7 +58,7 @@ class WriteBehind:
         refused: Objects that there was no room for in the place.
     """
 
-    def __init__(self, backend: Backend, troubles: Troubles, pending_bytes: int) -> None:
+    def __init__(self, backend: Target, troubles: Troubles, pending_bytes: int) -> None:
         self._backend = backend
         self._troubles = troubles
         self._limit = pending_bytes
@@ -83,9 +85,13 @@ class WriteBehind:
         """Return whether an object is in the place, or waits."""
         return name in self._jobs or self._backend.has(name)
 
+    def lacks(self, name: Name) -> bool:
+        """Return whether an object should be written, and does not wait for it."""
+        return name not in self._jobs and self._backend.lacks(name)
+
     def put(self, name: Name, parts: Iterable[Buffer]) -> bool:
-        """Copy an object and let it wait; False where it is there, or dropped."""
-        if self.has(name):
+        """Copy an object and let it wait; False where it need not be written, or is dropped."""
+        if not self.lacks(name):
             return False
         views = [flat(part) for part in parts]
         nbytes = sum(map(len, views))

@@ -14,8 +14,8 @@ from .results import Remembered
 
 if TYPE_CHECKING:
     from .._io import Buffer
-    from .backend import Backend
     from .behind import Target
+    from .tiers import Tiers
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Writer:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Tiers,
         lookup: Lookup,
         keys: Keys,
         seal: Seal,
@@ -78,7 +78,7 @@ class Writer:
         name = Name(no_parent, root, 0, "N")
         if self._backend.has(name) and self._lookup.header(name) is None:
             self._backend.set_aside(name)  # it is damaged
-        if not target.has(name):
+        if target.lacks(name):
             self._put(target, name, root, b"", [fields], first=0, end=0, session_version=0)
 
     def write(
@@ -113,7 +113,7 @@ class Writer:
         missing = {chunk.end: chunk for chunk in self._missing(target, chunks, windows)}
         last = chunks[-1]
         at_end = needs.state and n_past == last.end
-        state = at_end and not target.has(last.name("S"))
+        state = at_end and target.lacks(last.name("S"))
         written: list[tuple[Chunk, Kind, int]] = []
         lacking: list[Chunk] = []  # chunks without rows, as there was no room
 
@@ -171,7 +171,7 @@ class Writer:
     ) -> Iterator[Chunk]:
         for chunk in chunks:
             wanted: tuple[Kind, ...] = ("R", "W") if chunk.end in windows else ("R",)
-            if not all(target.has(chunk.name(kind)) for kind in wanted):
+            if any(target.lacks(chunk.name(kind)) for kind in wanted):
                 yield chunk
 
     def thin(self, found: Found, chunks: Sequence[Chunk]) -> None:
@@ -195,9 +195,9 @@ class Writer:
     def supersede(self, chunk: Chunk, siblings: Iterable[Link]) -> None:
         """Remove shorter chunks that *chunk* has all tokens of, and that are no restore point.
 
-        None where *chunk* is not stored.
+        None where *chunk* is not stored, or has still to be written to some place.
         """
-        if not self._backend.has(chunk.name("R")):
+        if self._backend.lacks(chunk.name("R")):
             return
         for link in siblings:
             shorter = len(link.header.words) < len(chunk.words)
