@@ -244,7 +244,8 @@ def kept_points(ends: Sequence[int], chunk: int) -> set[int]:
     """Return which restore points of a chain stay: a few, at growing distances from the last.
 
     Of each distance, which doubles from one to the next, the first one stays, so that it is there
-    when the chain has grown.
+    when the chain has grown. The last but one stays too: an answer is asked for again, or another
+    branch is tried, where the one before began.
 
     Args:
         ends: Their positions, increasing.
@@ -253,4 +254,4 @@ def kept_points(ends: Sequence[int], chunk: int) -> set[int]:
     kept: dict[int, int] = {}
     for end in ends:
         kept.setdefault(((ends[-1] - end) // chunk).bit_length(), end)
-    return {*kept.values(), *ends[-1:]}
+    return {*kept.values(), *ends[-2:]}

@@ -94,6 +94,18 @@ def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
             assert reader.logits() == other.logits()
 
 
+def test_asked_again(model: ls.Model, store: PrefixStore) -> None:
+    """After an answer a prompt is still there up to its end, also where a chunk ends close by."""
+    prompt = tokens(1, CHUNK + 6, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        store.prefill(ctx, prompt)
+        for token in tokens(2, 20, ctx.n_vocab):
+            ctx.decode([token])
+        store.remember(ctx, [*prompt, *tokens(2, 20, ctx.n_vocab)])
+        ctx.clear()
+        assert store.recall(ctx, [*prompt, *tokens(3, 20, ctx.n_vocab)]).n_past == len(prompt)
+
+
 def test_two_keys(model: ls.Model, tmp_path: Path) -> None:
     """Stores with other keys in one folder leave each other's objects alone."""
     prompt = tokens(1, 100, model.n_vocab)
