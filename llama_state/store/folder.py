@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING, Final
 from .._io import atomic, lease
 from .._io.buffers import flat
 from .._io.part import remove_leftovers
+from .._io.reading import open_regular
+from ..errors import FormatError
+from ..layout.formats import MAX_POSITION
 from .backend import Stored
 from .eviction import in_order
 from .objects import KINDS, Name
@@ -36,6 +39,8 @@ _ASIDE: Final = "damaged"
 # Of the capacity: what is freed beyond what is needed, so that not every write looks at all files.
 _SLACK: Final = 0.05
 _GONE = (FileNotFoundError, NotADirectoryError)
+# Of what opens a regular file: it is a folder, a pipe, a link to itself.
+_NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ELOOP)
 
 
 def is_store(folder: Path) -> bool:
@@ -85,8 +90,14 @@ class FolderBackend:
 
     def head(self, name: Name, nbytes: int) -> bytes:
         """See :class:`Backend`."""
-        with FileIO(self._path(name)) as file:
-            return file.read(nbytes) or b""
+        path = self._path(name)
+        try:
+            with open_regular(path) as (file, _):
+                return file.read(nbytes) or b""
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                raise FormatError(f"{path} is no regular file") from error
+            raise
 
     @contextmanager
     def open(self, name: Name) -> Iterator[memoryview]:
@@ -103,7 +114,8 @@ class FolderBackend:
                     if name is not None:
                         with suppress(*_GONE):
                             info = entry.stat(follow_symlinks=False)
-                            yield Stored(name, info.st_size, info.st_mtime)
+                            if not stat.S_ISDIR(info.st_mode):
+                                yield Stored(name, info.st_size, info.st_mtime)
 
     def used_bytes(self) -> int:
         """See :class:`Backend`."""
@@ -202,7 +214,8 @@ class FolderBackend:
         for entry in self._listed(_ASIDE):
             if used.nbytes <= to_bytes:
                 return freed
-            freed += self._remove(used, Path(entry.path))
+            if not entry.is_dir(follow_symlinks=False):
+                freed += self._remove(used, Path(entry.path))
         for stored in in_order(self.entries(), needed=needed):
             if used.nbytes <= to_bytes:
                 break
@@ -243,9 +256,8 @@ class FolderBackend:
     # -- names
 
     def _path(self, name: Name) -> Path:
-        begin = name.parent.hex()
-        file = f"{begin}-{name.key.hex()}-{name.n_positions}.{name.kind}"
-        return self._folder / begin[:2] / file
+        file = _file(name)
+        return self._folder / file[:2] / file
 
     def _listed(self, inside: str) -> Iterator[os.DirEntry[str]]:
         try:
@@ -281,11 +293,16 @@ def _name(file: str) -> Name | None:
         return None
     try:
         parent, key = map(bytes.fromhex, parts[:2])
+        name = Name(parent, key, int(parts[2]), kind)
     except ValueError:
         return None
-    if len(parent) != KEY_SIZE or len(key) != KEY_SIZE:
+    if len(parent) != KEY_SIZE or len(key) != KEY_SIZE or name.n_positions > MAX_POSITION:
         return None
-    return Name(parent, key, int(parts[2]), kind)
+    return name if _file(name) == file else None  # else it is not where that is looked for
+
+
+def _file(name: Name) -> str:
+    return f"{name.parent.hex()}-{name.key.hex()}-{name.n_positions}.{name.kind}"
 
 
 def _size(entry: os.DirEntry[str]) -> int:
