@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Final
 from .._io import atomic, lease
 from .._io.buffers import flat
 from .._io.part import remove_leftovers
-from .._io.reading import open_regular
 from ..errors import FormatError
 from ..layout.formats import MAX_POSITION
 from .backend import Stored
@@ -39,8 +38,7 @@ _ASIDE: Final = "damaged"
 # Of the capacity: what is freed beyond what is needed, so that not every write looks at all files.
 _SLACK: Final = 0.05
 _GONE = (FileNotFoundError, NotADirectoryError)
-# Of what opens a regular file: it is a folder, a pipe, a link to itself.
-_NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ELOOP)
+_NO_FILE = (errno.EISDIR, errno.ELOOP)
 
 
 def is_store(folder: Path) -> bool:
@@ -92,7 +90,7 @@ class FolderBackend:
         """See :class:`Backend`."""
         path = self._path(name)
         try:
-            with open_regular(path) as (file, _):
+            with FileIO(path, opener=_opened) as file:
                 return file.read(nbytes) or b""
         except OSError as error:
             if error.errno in _NO_FILE:
@@ -283,6 +281,10 @@ class _Used:
         """Write how many there are now."""
         self.nbytes = nbytes
         os.pwrite(self._file.fileno(), _USED.pack(nbytes), 0)
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
 
 
 def _name(file: str) -> Name | None:
