@@ -49,7 +49,6 @@ class Backend(Protocol):
 
         Raises:
             FileNotFoundError: It is gone.
-            FormatError: Something else is in its place.
         """
 
     def open(self, name: Name) -> AbstractContextManager[memoryview]:

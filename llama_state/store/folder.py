@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Final
 from .._io import atomic, lease
 from .._io.buffers import flat
 from .._io.part import remove_leftovers
-from ..errors import FormatError
-from ..layout.formats import MAX_POSITION
 from .backend import Stored
 from .eviction import in_order
 from .objects import KINDS, Name
@@ -38,7 +36,6 @@ _ASIDE: Final = "damaged"
 # Of the capacity: what is freed beyond what is needed, so that not every write looks at all files.
 _SLACK: Final = 0.05
 _GONE = (FileNotFoundError, NotADirectoryError)
-_NO_FILE = (errno.EISDIR, errno.ELOOP)
 
 
 def is_store(folder: Path) -> bool:
@@ -88,14 +85,8 @@ class FolderBackend:
 
     def head(self, name: Name, nbytes: int) -> bytes:
         """See :class:`Backend`."""
-        path = self._path(name)
-        try:
-            with FileIO(path, opener=_opened) as file:
-                return file.read(nbytes) or b""
-        except OSError as error:
-            if error.errno in _NO_FILE:
-                raise FormatError(f"{path} is no regular file") from error
-            raise
+        with FileIO(self._path(name)) as file:
+            return file.read(nbytes) or b""
 
     @contextmanager
     def open(self, name: Name) -> Iterator[memoryview]:
@@ -112,8 +103,7 @@ class FolderBackend:
                     if name is not None:
                         with suppress(*_GONE):
                             info = entry.stat(follow_symlinks=False)
-                            if not stat.S_ISDIR(info.st_mode):
-                                yield Stored(name, info.st_size, info.st_mtime)
+                            yield Stored(name, info.st_size, info.st_mtime)
 
     def used_bytes(self) -> int:
         """See :class:`Backend`."""
@@ -212,8 +202,7 @@ class FolderBackend:
         for entry in self._listed(_ASIDE):
             if used.nbytes <= to_bytes:
                 return freed
-            if not entry.is_dir(follow_symlinks=False):
-                freed += self._remove(used, Path(entry.path))
+            freed += self._remove(used, Path(entry.path))
         for stored in in_order(self.entries(), needed=needed):
             if used.nbytes <= to_bytes:
                 break
@@ -254,8 +243,9 @@ class FolderBackend:
     # -- names
 
     def _path(self, name: Name) -> Path:
-        file = _file(name)
-        return self._folder / file[:2] / file
+        begin = name.parent.hex()
+        file = f"{begin}-{name.key.hex()}-{name.n_positions}.{name.kind}"
+        return self._folder / begin[:2] / file
 
     def _listed(self, inside: str) -> Iterator[os.DirEntry[str]]:
         try:
@@ -283,10 +273,6 @@ class _Used:
         os.pwrite(self._file.fileno(), _USED.pack(nbytes), 0)
 
 
-def _opened(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for a writer
-
-
 def _name(file: str) -> Name | None:
     """Return what the object in a file is found by; None for what is no object."""
     stem, _, kind = file.rpartition(".")
@@ -295,16 +281,11 @@ def _name(file: str) -> Name | None:
         return None
     try:
         parent, key = map(bytes.fromhex, parts[:2])
-        name = Name(parent, key, int(parts[2]), kind)
     except ValueError:
         return None
-    if len(parent) != KEY_SIZE or len(key) != KEY_SIZE or name.n_positions > MAX_POSITION:
+    if len(parent) != KEY_SIZE or len(key) != KEY_SIZE:
         return None
-    return name if _file(name) == file else None  # else it is not where that is looked for
-
-
-def _file(name: Name) -> str:
-    return f"{name.parent.hex()}-{name.key.hex()}-{name.n_positions}.{name.kind}"
+    return Name(parent, key, int(parts[2]), kind)
 
 
 def _size(entry: os.DirEntry[str]) -> int:

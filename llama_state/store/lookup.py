@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .. import layout
-from ..errors import StateError, TruncatedError
+from ..errors import StateError
 from .backend import Backend
-from .objects import MAX_WORDS, Header, Kind, Name, Seal, header_size, parse
+from .objects import PAGE, Header, Kind, Name, Seal, header_size, parse
 from .prompt import Keys, Prompt, common
 
 # Headers are small and never change: so many are kept.
@@ -173,8 +173,9 @@ class Lookup:
         known = self._headers.get(name)
         if known is not None:
             return known
+        need = max(PAGE, header_size(4 * name.n_positions))
         try:
-            header = self._parsed(name)
+            header = parse(self._backend.head(name, need), self._seal, keyed=self._keyed)
             whole = header.name == name and self._is_of_key(header)
         except FileNotFoundError:
             return None
@@ -188,17 +189,6 @@ class Lookup:
             self._headers.clear()
         self._headers[name] = header
         return header
-
-    def _parsed(self, name: Name) -> Header:
-        need = header_size(4 * min(name.n_positions, MAX_WORDS))
-        try:
-            return parse(self._backend.head(name, need), self._seal, keyed=self._keyed)
-        except TruncatedError as error:
-            if error.need <= need:
-                raise
-            # Media have more words than positions.
-            head = self._backend.head(name, error.need)
-            return parse(head, self._seal, keyed=self._keyed)
 
     def take_damaged(self) -> list[Name]:
         """Return the damaged objects that were met since the last call."""

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -24,7 +23,7 @@ from llama_state.store.folder import FolderBackend
 from llama_state.store.lookup import Lookup, Needs
 from llama_state.store.memory import MemoryBackend
 from llama_state.store.objects import NO_PARENT, Name, parse, payload
-from llama_state.store.prompt import Media, Prompt
+from llama_state.store.prompt import Prompt
 
 from .objects import KEYS, ROOT, SEAL, chain, other, packed
 
@@ -155,11 +154,10 @@ WRITER = """
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from llama_state.store.folder import FolderBackend
-from llama_state.store.prompt import Media, Prompt
+from llama_state.store.prompt import Prompt
 from tests.store.objects import chain, packed
 folder, seed, rounds, capacity = Path(sys.argv[1]), *map(int, sys.argv[2:])
 random = Random(seed)
@@ -233,44 +231,8 @@ def test_names_of_no_object(tmp_path: Path) -> None:
     """Files that are no objects are no objects."""
     backend = FolderBackend(tmp_path, 1 << 20)
     put(backend, Prompt.of([1]))
-    key = "1" * 64
-    for name in (
-        *("x.R", "a-b-1.R", f"{'0' * 64}-{'g' * 64}-1.R", f"{'0' * 64}-{key}-x.R"),
-        *(f"{ROOT.hex()}-{key}-{n}.R" for n in (10**13, 10**40, "01", "\u0663")),
-        f"{ROOT.hex()}-{'A' * 64}-1.R",
-        f"{ROOT.hex()}-{' '.join(['11'] * 32)}-1.R",
-    ):
+    for name in ("x.R", "a-b-1.R", f"{'0' * 64}-{'g' * 64}-1.R", f"{'0' * 64}-{'1' * 64}-x.R"):
         (tmp_path / ROOT.hex()[:2] / name).write_bytes(b"x")
     assert len(list(backend.entries())) == 1
     assert not backend.children(NO_PARENT)
     assert isinstance(backend.children(ROOT)[0], Name)
-
-
-@pytest.mark.parametrize("what", ["folder", "pipe", "link to itself"])
-def test_no_regular_file(tmp_path: Path, what: str) -> None:
-    """Something else under the name of an object is set aside, and the rest is found."""
-    backend, prompt = FolderBackend(tmp_path, 1 << 20), Prompt.of(range(8))
-    put(backend, prompt)
-    name = replace(chain(prompt)[0][0], key=bytes(32))
-    path = tmp_path / ROOT.hex()[:2] / f"{ROOT.hex()}-{'0' * 64}-{name.n_positions}.R"
-    if what == "folder":
-        path.mkdir()
-    elif what == "pipe":
-        os.mkfifo(path)
-    else:
-        path.symlink_to(path)
-    lookup = Lookup(backend, KEYS, SEAL, keyed=False)
-    assert len(lookup.walk(ROOT, prompt).links) == 2
-    assert lookup.take_damaged() == [name]
-    backend.set_aside(name)
-    assert not path.exists()
-    assert backend.evict(0) > 0
-
-
-def test_media_of_one_position_each() -> None:
-    """A chunk is found whose tokens have many more words than positions."""
-    prompt = Prompt.of([Media(bytes([n]) * 16, 1) for n in range(200)])
-    backend = MemoryBackend(1 << 20)
-    ((name, words, end),) = chain(prompt, size=200)
-    backend.put(name, packed(name, words, end, b"x"))
-    assert hit(backend, Prompt.of([*prompt.tokens, 1])) == 200
