@@ -106,6 +106,22 @@ def test_asked_again(model: ls.Model, store: PrefixStore) -> None:
         assert store.recall(ctx, [*prompt, *tokens(3, 20, ctx.n_vocab)]).n_past == len(prompt)
 
 
+def test_pinned(model: ls.Model, store: PrefixStore) -> None:
+    """A pinned prompt stays as it is when others go on from it, and when all else goes."""
+    prompt = tokens(1, CHUNK + 30, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        store.prefill(ctx, prompt)
+        assert store.pin(ctx, prompt) == len(prompt)
+        for seed in range(3):
+            store.prefill(ctx, [*prompt, *tokens(seed, 20, ctx.n_vocab)])
+        assert store.verify().ok
+        store.evict(0)
+        (entry,) = store.entries()
+        assert entry.n_tokens == len(prompt)
+        ctx.clear()
+        assert store.recall(ctx, [*prompt, 1]).n_past == len(prompt)
+
+
 def test_two_keys(model: ls.Model, tmp_path: Path) -> None:
     """Stores with other keys in one folder leave each other's objects alone."""
     prompt = tokens(1, 100, model.n_vocab)
