@@ -94,6 +94,16 @@ def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
             assert reader.logits() == other.logits()
 
 
+def test_other_tokens(llama: ls.Model, store: PrefixStore) -> None:
+    """Tokens that the sequence does not hold are not remembered, where its tokens are known."""
+    with llama.context(n_ctx=320) as ctx:
+        ctx.decode([5, 6, 7])
+        with pytest.raises(ValueError, match="token 1 to remember is 9, and sequence 0 has 6"):
+            store.remember(ctx, [5, 9])
+        assert not store.entries()
+        assert store.remember(ctx, [5, 6]).n_tokens == 2
+
+
 def test_asked_again(model: ls.Model, store: PrefixStore) -> None:
     """After an answer a prompt is still there up to its end, also where a chunk ends close by."""
     prompt = tokens(1, CHUNK + 6, model.n_vocab)
