@@ -14,6 +14,8 @@ import llama_state as ls
 from llama_state.store import PrefixStore
 from llama_state.store.folder import FolderBackend
 from llama_state.testing.conformance import nmse
+from tests.context.oracle import LIMIT, differences
+from tests.kinds import ALL_WINDOWS
 
 pytestmark = pytest.mark.libllama
 
@@ -61,8 +63,12 @@ def context(model: ls.Model, options: Mapping[str, object]) -> ls.Context:
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
-    """A recall leaves what a context held that decoded the same: byte for byte, and its logits."""
+def test_what_was_there(model: ls.Model, store: PrefixStore, name: str, tmp_path: Path) -> None:
+    """A recall leaves what a context held that decoded the same: byte for byte, and its logits.
+
+    Older builds also write the rows in front of a window, which no token sees any more, and which
+    are not stored.
+    """
     options = CONFIGURATIONS[name]
     seq_id = int(str(options["n_seq_max"])) - 1
     try:
@@ -91,12 +97,16 @@ def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
             other.restore(held[min(end for end in held if end >= n_past)])
             other.seq_rm(seq_id, n_past)
             truth = other.seq_snapshot(seq_id)
-            assert reader.seq_snapshot(seq_id) == truth
+            same = reader.seq_snapshot(seq_id) == truth
+            if not same:
+                assert model.arch in ALL_WINDOWS
+                assert ls.load_library().session_version < 10
+                assert not differences(other, reader, seq_id, model, tmp_path)
             other.clear()
             other.seq_restore(truth, seq_id)
             for ctx in (reader, other):
                 ctx.decode(prompt[n_past:], seq_id)
-            assert reader.logits() == other.logits()
+            assert nmse(other.logits(), reader.logits()) <= (0.0 if same else LIMIT)
 
 
 def test_other_tokens(llama: ls.Model, store: PrefixStore) -> None:
