@@ -193,7 +193,8 @@ class PrefixStore:
             What is stored of the prompt, or waits to be written.
 
         Raises:
-            TypeError, ValueError: *tokens* are no tokens, or more than the sequence holds.
+            TypeError, ValueError: *tokens* are no tokens, or more than the sequence holds, or
+                others, as far as it is known which these are.
             SequenceIdError: The context has no such sequence.
             UnsupportedError: It is not known what the context computes with.
             ClosedError: Context or store was closed.
@@ -205,6 +206,9 @@ class PrefixStore:
                     f"{asked.prompt.n_positions} positions to remember, and sequence {seq_id} "
                     f"holds {n_past}"
                 )
+            held = asked.memory.tokens(seq_id)
+            if held is not None and len(held) == n_past and not asked.prompt.has_media:
+                _check_held(held, asked.prompt.ids, seq_id)
             return self._remember(asked, wait=wait)
 
     def prefill(
@@ -457,3 +461,11 @@ class PrefixStore:
             for end, position in zip(ends, positions, strict=True)
             if end > done and (position in kept or position == junction)
         ]
+
+
+def _check_held(held: tuple[int, ...], tokens: tuple[int, ...], seq_id: int) -> None:
+    """Raise ValueError where *tokens* are not those that a sequence begins with."""
+    if held[: len(tokens)] != tokens:
+        pairs = enumerate(zip(held, tokens, strict=False))
+        n, (there, asked) = next(each for each in pairs if each[1][0] != each[1][1])
+        raise ValueError(f"token {n} to remember is {asked}, and sequence {seq_id} has {there}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .lookup import Found, Link, Lookup, Needs
@@ -177,6 +177,8 @@ class Writer:
     def thin(self, found: Found, chunks: Sequence[Chunk]) -> None:
         """Remove restore points of a chain that are close to others, and what they needed.
 
+        A pinned one stays.
+
         Args:
             found: What a walk along the prompt found, with its last restore point.
             chunks: The chunks of the prompt.
@@ -185,15 +187,18 @@ class Writer:
         points = {links[-1].header.end: links[-1] for links in found.points}
         kept = kept_points(sorted(points), self._chunk_tokens)
         for end, link in points.items():
-            if end not in kept and not self._branches(link):
+            if end not in kept and not self._branches(link) and not self._has_pin(link):
                 self.remove(link, ("L", "S") if link.key in whole else ("L", "S", "W", "R"))
 
     def _branches(self, link: Link) -> bool:
         """Tell whether several chains go on from a chunk."""
         return len({name.key for name in self._backend.children(link.key)}) > 1
 
+    def _has_pin(self, link: Link) -> bool:
+        return self._backend.has(replace(link.header.name, kind="P"))
+
     def supersede(self, chunk: Chunk, siblings: Iterable[Link]) -> None:
-        """Remove shorter chunks that *chunk* has all tokens of, and that are no restore point.
+        """Remove shorter chunks that *chunk* has all tokens of: no restore points, nor pinned ones.
 
         None where *chunk* is not stored, or has still to be written to some place.
         """
@@ -201,7 +206,9 @@ class Writer:
             return
         for link in siblings:
             shorter = len(link.header.words) < len(chunk.words)
-            if shorter and chunk.words.startswith(link.header.words) and "S" not in link.kinds:
+            if not shorter or not chunk.words.startswith(link.header.words):
+                continue
+            if "S" not in link.kinds and not self._has_pin(link):
                 self.remove(link)
 
     def remove(self, link: Link, kinds: Sequence[Kind] = ("L", "S", "W", "R")) -> None:
@@ -244,7 +251,8 @@ def kept_points(ends: Sequence[int], chunk: int) -> set[int]:
     """Return which restore points of a chain stay: a few, at growing distances from the last.
 
     Of each distance, which doubles from one to the next, the first one stays, so that it is there
-    when the chain has grown.
+    when the chain has grown. The last but one stays too: an answer is asked for again, or another
+    branch is tried, where the one before began.
 
     Args:
         ends: Their positions, increasing.
@@ -253,4 +261,4 @@ def kept_points(ends: Sequence[int], chunk: int) -> set[int]:
     kept: dict[int, int] = {}
     for end in ends:
         kept.setdefault(((ends[-1] - end) // chunk).bit_length(), end)
-    return {*kept.values(), *ends[-1:]}
+    return {*kept.values(), *ends[-2:]}
