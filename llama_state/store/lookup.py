@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .. import layout
 from ..errors import StateError
 from .backend import Backend
 from .objects import PAGE, Header, Kind, Name, Seal, header_size, parse
 from .prompt import Keys, Prompt, common
+
+if TYPE_CHECKING:
+    from .behind import Target
 
 # Headers are small and never change: so many are kept.
 _MOST_HEADERS: Final = 1 << 16
@@ -140,11 +143,11 @@ class Lookup:
         while True:
             start = found.links[-1].header.end if found.links else 0
             index = prompt.index(start)
-            rest = prompt.words(index, len(prompt))
             whole: Link | None = None
             for link in self.children(at, start):
-                shared = common(link.header.words, rest)
-                if 4 * shared == len(link.header.words):
+                words = link.header.words
+                shared = common(words, prompt.words(index, index + len(words) // 4))
+                if 4 * shared == len(words):
                     if "S" in link.kinds:
                         found.points.append((*found.links, link))
                     if whole is None or link.header.end > whole.header.end:
@@ -164,8 +167,12 @@ class Lookup:
         tokens = prompt.index(longest.end)
         return Hit(longest.links, longest.end, tokens)
 
-    def header(self, name: Name) -> Header | None:
+    def header(self, name: Name, at: Target | None = None) -> Header | None:
         """Return the header of an object, verified; None where it is gone or damaged.
+
+        Args:
+            name: The object.
+            at: What waits to be written to the place, to look there too.
 
         The description of another namespace that cannot be read may have been made with another
         key: it counts as gone.
@@ -175,7 +182,7 @@ class Lookup:
             return known
         need = max(PAGE, header_size(4 * name.n_positions))
         try:
-            header = parse(self._backend.head(name, need), self._seal, keyed=self._keyed)
+            header = parse((at or self._backend).head(name, need), self._seal, keyed=self._keyed)
             whole = header.name == name and self._is_of_key(header)
         except FileNotFoundError:
             return None
@@ -185,9 +192,10 @@ class Lookup:
             if name.kind != "N":
                 self.damaged.append(name)
             return None
-        if len(self._headers) >= _MOST_HEADERS:
-            self._headers.clear()
-        self._headers[name] = header
+        if at is None:  # of what waits another process can write other bytes first
+            if len(self._headers) >= _MOST_HEADERS:
+                self._headers.clear()
+            self._headers[name] = header
         return header
 
     def take_damaged(self) -> list[Name]:
@@ -205,14 +213,14 @@ class Lookup:
             return True
         return self._keys.next(name.parent, name.n_positions, header.words) == name.key
 
-    def children(self, parent: bytes, start: int) -> Iterator[Link]:
-        """Yield the chunks that go on from *parent*, at position *start*."""
+    def children(self, parent: bytes, start: int, at: Target | None = None) -> Iterator[Link]:
+        """Yield the chunks that go on from *parent*, at position *start*; *at* as for a header."""
         grouped: dict[bytes, dict[Kind, Name]] = {}
-        for name in self._backend.children(parent):
+        for name in (at or self._backend).children(parent):
             if name.kind != "P":
                 grouped.setdefault(name.key, {})[name.kind] = name
         for kinds in grouped.values():
-            header = next((h for name in kinds.values() if (h := self.header(name))), None)
+            header = next((h for name in kinds.values() if (h := self.header(name, at))), None)
             if header is not None and header.start == start:
                 yield Link(header, kinds)
 
