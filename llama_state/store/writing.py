@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -195,8 +195,8 @@ class Writer:
         words = prompt.words(first, last)
         start, end = prompt.position(first), prompt.position(last)
         key = self._keys.next(parent, end - start, words)
-        chunk = Chunk(parent, key, words, first, last, start, end)
-        return replace(chunk, stored=True) if look and target.has(chunk.name("R")) else chunk
+        stored = look and target.has(Name(parent, key, end - start, "R"))
+        return Chunk(parent, key, words, first, last, start, end, stored)
 
     def _end_among(self, target: Target, chunk: Chunk, prompt: Prompt, size: int) -> int:
         """Return where *chunk* ends, given what is stored of other prompts in its place.
