@@ -160,9 +160,7 @@ def _growth(timings: Sequence[Timing]) -> Table:
     return _over_sizes(title, timings, lambda one: f"{1e3 * one.median:.1f}")
 
 
-def _over_sizes(
-    title: str, timings: Sequence[Timing], figure: Callable[[Timing], str]
-) -> Table:
+def _over_sizes(title: str, timings: Sequence[Timing], figure: Callable[[Timing], str]) -> Table:
     sizes = _unique(map(_size, timings))
     at = {(one.way, one.configuration, _size(one)): figure(one) for one in timings}
     rows = [
