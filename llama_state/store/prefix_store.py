@@ -430,29 +430,23 @@ class PrefixStore:
         target: Target = self._backend if wait else self._behind
         with self._troubles.tolerated("remember"):
             self._writer.describe(target, root, identity.to_json(asked.fields), NO_PARENT)
-            written = self._writer.write(target, asked.memory, asked.seq_id, root, prompt, needs)
+            written, chunks = self._writer.write(
+                target, asked.memory, asked.seq_id, root, prompt, needs
+            )
             self._troubles.count(tokens_remembered=written.new_tokens, bytes_written=written.nbytes)
-            if written.new_tokens and wait:
-                self._tidy(root, prompt, needs)
-            elif written.new_tokens:
-                self._behind.afterwards(partial(self._tidy, root, prompt, needs))
+            tidy = partial(self._writer.tidy, root, prompt, needs, chunks)
+            if written.new_tokens:
+                tidy() if wait else self._behind.afterwards(tidy)
         return written
-
-    def _tidy(self, root: bytes, prompt: Prompt, needs: Needs) -> None:
-        """Remove what the chunks that were just written make superfluous."""
-        chunks = list(self._writer.chunks(root, prompt, needs))
-        for chunk in chunks[-2:]:
-            self._writer.supersede(chunk, list(self._lookup.children(chunk.parent, chunk.start)))
-        if needs.state:
-            self._writer.thin(self._lookup.walk(root, prompt), chunks)
 
     def _stops(self, asked: Asked, found: Found, done: int) -> list[int]:
         """Return where a prefill stops to remember: indices of tokens, the last one is the end."""
         prompt = asked.prompt
         if not asked.needs.state and (not asked.needs.window or asked.memory.keeps_window()):
             return [len(prompt)]
-        ends = [last for _, last in prompt.chunks(0, asked.needs.chunk(self._chunk_tokens))]
-        positions = [prompt.position(end) for end in ends]
+        chunks = [*self._writer.chunks(self._backend, asked.root, prompt, asked.needs)]
+        ends = [chunk.last for chunk in chunks]
+        positions = [chunk.end for chunk in chunks]
         kept = kept_points(positions, self._chunk_tokens)
         # Where other prompts go on otherwise: the next one will want to go on there too.
         junction = found.links[-1].header.end if found.links else 0
