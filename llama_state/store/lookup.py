@@ -15,6 +15,7 @@ from .prompt import Keys, Prompt, common
 
 if TYPE_CHECKING:
     from .._io import Buffer
+    from .behind import Target
 
 # Headers are small, and change only where an object was evicted and written again: so many are
 # kept.
@@ -185,11 +186,11 @@ class Lookup:
         while True:
             start = found.links[-1].header.end if found.links else 0
             index = prompt.index(start)
-            rest = prompt.words(index, len(prompt))
             whole: Link | None = None
             for link in self.children(at, start, found.damaged, without):
-                shared = common(link.header.words, rest)
-                if 4 * shared == len(link.header.words):
+                words = link.header.words
+                shared = common(words, prompt.words(index, index + len(words) // 4))
+                if 4 * shared == len(words):
                     if "S" in link.kinds:
                         found.points.append((*found.links, link))
                     if whole is None or link.header.end > whole.header.end:
@@ -216,12 +217,13 @@ class Lookup:
         except DamagedError:
             return None
 
-    def read(self, name: Name, position: int = 0) -> Header:
+    def read(self, name: Name, position: int = 0, at: Target | None = None) -> Header:
         """Return the header of an object, verified.
 
         Args:
             name: The object.
             position: Where its tokens begin, for the error.
+            at: What waits to be written to the place, to look there too.
 
         Raises:
             DamagedError: It cannot be had; it may be that of another key.
@@ -231,12 +233,13 @@ class Lookup:
             return known
         need = max(PAGE, header_size(4 * min(name.n_positions, MAX_WORDS)))
         try:
-            header = self.parsed(name, self._backend.head(name, need))
+            header = self.parsed(name, (at or self._backend).head(name, need))
         except (FormatError, OSError) as error:
             raise DamagedError.of(name, position, error) from error
-        if len(self._headers) >= _MOST_HEADERS:
-            self._headers.clear()
-        self._headers[name] = header
+        if at is None:  # of what waits another process can write other bytes first
+            if len(self._headers) >= _MOST_HEADERS:
+                self._headers.clear()
+            self._headers[name] = header
         return header
 
     def parsed(self, name: Name, data: Buffer) -> Header:
@@ -270,6 +273,7 @@ class Lookup:
         start: int,
         damaged: dict[Name, DamagedError] | None = None,
         without: Container[Name] = (),
+        at: Target | None = None,
     ) -> Iterator[Link]:
         """Yield the chunks that go on from *parent*, at position *start*.
 
@@ -278,21 +282,28 @@ class Lookup:
             start: A position.
             damaged: Takes what was met and cannot be had.
             without: What counts as not there.
+            at: What waits to be written to the place, to look there too.
         """
         grouped: dict[bytes, dict[Kind, Name]] = {}
-        for name in self._backend.children(parent):
+        for name in (at or self._backend).children(parent):
             if name.kind != "P" and name not in without:
                 grouped.setdefault(name.key, {})[name.kind] = name
         met: dict[Name, DamagedError] = {} if damaged is None else damaged
         for kinds in grouped.values():
             names = list(kinds.values())
-            header = next((h for name in names if (h := self._noted(name, start, met))), None)
+            header = next((h for name in names if (h := self._noted(name, start, met, at))), None)
             if header is not None and header.start == start:
                 yield Link(header, {kind: name for kind, name in kinds.items() if name not in met})
 
-    def _noted(self, name: Name, position: int, met: dict[Name, DamagedError]) -> Header | None:
+    def _noted(
+        self,
+        name: Name,
+        position: int,
+        met: dict[Name, DamagedError],
+        at: Target | None = None,
+    ) -> Header | None:
         try:
-            return self.read(name, position)
+            return self.read(name, position, at)
         except DamagedError as error:
             met[name] = error
             return None

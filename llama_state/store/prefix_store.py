@@ -193,7 +193,8 @@ class PrefixStore:
             What is stored of the prompt, or waits to be written.
 
         Raises:
-            TypeError, ValueError: *tokens* are no tokens, or more than the sequence holds.
+            TypeError, ValueError: *tokens* are no tokens, or more than the sequence holds, or
+                others, as far as it is known which these are.
             SequenceIdError: The context has no such sequence.
             UnsupportedError: It is not known what the context computes with.
             ClosedError: Context or store was closed.
@@ -205,6 +206,9 @@ class PrefixStore:
                     f"{asked.prompt.n_positions} positions to remember, and sequence {seq_id} "
                     f"holds {n_past}"
                 )
+            held = asked.memory.tokens(seq_id)
+            if held is not None and len(held) == n_past and not asked.prompt.has_media:
+                _check_held(held, asked.prompt.ids, seq_id)
             return self._remember(asked, wait=wait)
 
     def prefill(
@@ -429,29 +433,23 @@ class PrefixStore:
         target: Target = self._backend if wait else self._behind
         with self._troubles.tolerated("remember"):
             self._writer.describe(target, root, identity.to_json(asked.fields), NO_PARENT)
-            written = self._writer.write(target, asked.memory, asked.seq_id, root, prompt, needs)
+            written, chunks = self._writer.write(
+                target, asked.memory, asked.seq_id, root, prompt, needs
+            )
             self._troubles.count(tokens_remembered=written.new_tokens, bytes_written=written.nbytes)
-            if written.new_tokens and wait:
-                self._tidy(root, prompt, needs)
-            elif written.new_tokens:
-                self._behind.afterwards(partial(self._tidy, root, prompt, needs))
+            tidy = partial(self._writer.tidy, root, prompt, needs, chunks)
+            if written.new_tokens:
+                tidy() if wait else self._behind.afterwards(tidy)
         return written
-
-    def _tidy(self, root: bytes, prompt: Prompt, needs: Needs) -> None:
-        """Remove what the chunks that were just written make superfluous."""
-        chunks = list(self._writer.chunks(root, prompt, needs))
-        for chunk in chunks[-2:]:
-            self._writer.supersede(chunk, list(self._lookup.children(chunk.parent, chunk.start)))
-        if needs.state:
-            self._writer.thin(self._lookup.walk(root, prompt), chunks)
 
     def _stops(self, asked: Asked, found: Found, done: int) -> list[int]:
         """Return where a prefill stops to remember: indices of tokens, the last one is the end."""
         prompt = asked.prompt
         if not asked.needs.state and (not asked.needs.window or asked.memory.keeps_window()):
             return [len(prompt)]
-        ends = [last for _, last in prompt.chunks(0, asked.needs.chunk(self._chunk_tokens))]
-        positions = [prompt.position(end) for end in ends]
+        chunks = [*self._writer.chunks(self._backend, asked.root, prompt, asked.needs)]
+        ends = [chunk.last for chunk in chunks]
+        positions = [chunk.end for chunk in chunks]
         kept = kept_points(positions, self._chunk_tokens)
         # Where other prompts go on otherwise: the next one will want to go on there too.
         junction = found.links[-1].header.end if found.links else 0
@@ -460,3 +458,11 @@ class PrefixStore:
             for end, position in zip(ends, positions, strict=True)
             if end > done and (position in kept or position == junction)
         ]
+
+
+def _check_held(held: tuple[int, ...], tokens: tuple[int, ...], seq_id: int) -> None:
+    """Raise ValueError where *tokens* are not those that a sequence begins with."""
+    if held[: len(tokens)] != tokens:
+        pairs = enumerate(zip(held, tokens, strict=False))
+        n, (there, asked) = next(each for each in pairs if each[1][0] != each[1][1])
+        raise ValueError(f"token {n} to remember is {asked}, and sequence {seq_id} has {there}")

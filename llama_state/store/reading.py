@@ -165,20 +165,25 @@ class Reader:
             for each in islice(rest, _AHEAD):
                 coming.append((each, pool.submit(self._open, each)))
             while coming:
-                each, future = coming.popleft()
-                held, data, version = future.result()
-                piece = Given(each.group, data, version, each.start, each.end, each.whole)
-                if kept is not None:
-                    kept.callback(held.close)
-                    yield piece
-                else:
-                    with held:
-                        yield piece
+                yield from self._taken(*coming.popleft(), kept)
                 for following in islice(rest, 1):
                     coming.append((following, pool.submit(self._open, following)))
         finally:
             for _, future in coming:
                 future.add_done_callback(_closed)
+
+    def _taken(
+        self, each: Wanted, future: Future[_Open], kept: ExitStack | None
+    ) -> Iterator[Given]:
+        """Yield one piece; what it was in goes with this call, before another is opened."""
+        held, data, version = future.result()
+        piece = Given(each.group, data, version, each.start, each.end, each.whole)
+        if kept is not None:
+            kept.callback(held.close)
+            yield piece
+        else:
+            with held:
+                yield piece
 
     def _open(self, wanted: Wanted) -> _Open:
         with ExitStack() as stack:

@@ -12,7 +12,7 @@ from . import identity
 from .lookup import DamagedError, Found, Hit, Lookup, Needs
 from .objects import NO_PARENT, Name
 from .pieces import SequenceMemory
-from .prompt import Prompt
+from .prompt import Prompt, common
 from .reading import Reader, wanted
 from .results import Match, Recalled, Why
 from .tiers import Tiers
@@ -208,8 +208,8 @@ class Recaller:
         if not held or prompt.has_media or len(held) != n_past:
             return 0
         most = min(len(held), len(prompt) - 1)
-        common = next((i for i in range(most) if held[i] != prompt.tokens[i]), most)
-        return common if common and memory.can_cut(seq_id, common) else 0
+        shared = common(Prompt(held[:most]).words(0, most), prompt.words(0, most))
+        return shared if shared and memory.can_cut(seq_id, shared) else 0
 
     def _why(
         self, asked: Asked, found: Found, hit: Hit, damaged: DamagedError | None = None

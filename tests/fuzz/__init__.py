@@ -1,4 +1,4 @@
-"""Damaged states and stores through the public API, and kills, in processes of their own.
+"""Damaged states and stores through the public API, and killed processes, each in a process.
 
 ``python -m tests.fuzz --cases 20000`` (see ``__main__``) reports cases, refused, accepted, deaths
 and wrong ones; with ``--of objects`` it does so for objects of prefix stores. ``--soak N`` goes on
