@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
 
 from .lookup import Found, Link, Lookup, Needs
 from .objects import Kind, Name, Seal, pack
 from .pieces import SequenceMemory, Taken
-from .prompt import Keys, Prompt
+from .prompt import Keys, Prompt, common
 from .results import Remembered
 
 if TYPE_CHECKING:
     from .._io import Buffer
-    from .backend import Backend
     from .behind import Target
+    from .tiers import Tiers
+
+# Where prompts part in less than this share of a chunk, a chunk of what they have in common does
+# not pay: each has its own file, which costs as much to find and to open as a large one.
+_PARTED: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class Chunk:
         words: Its tokens.
         first, last: Indices of its first token and of the one behind its last.
         start, end: Their positions.
+        stored: Whether its rows are there.
     """
 
     parent: bytes
@@ -37,6 +43,7 @@ class Chunk:
     last: int
     start: int
     end: int
+    stored: bool = False
 
     def name(self, kind: Kind) -> Name:
         """Return the name of an object of it."""
@@ -57,7 +64,7 @@ class Writer:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Tiers,
         lookup: Lookup,
         keys: Keys,
         seal: Seal,
@@ -78,7 +85,7 @@ class Writer:
         name = Name(no_parent, root, 0, "N")
         if self._backend.has(name) and self._lookup.header(name) is None:
             self._backend.set_aside(name)  # it is damaged
-        if not target.has(name):
+        if target.lacks(name):
             self._put(target, name, root, b"", [fields], first=0, end=0, session_version=0)
 
     def write(
@@ -89,7 +96,7 @@ class Writer:
         root: bytes,
         prompt: Prompt,
         needs: Needs,
-    ) -> Remembered:
+    ) -> tuple[Remembered, list[Chunk]]:
         """Write what is not there of a sequence, which begins with *prompt*.
 
         Args:
@@ -99,8 +106,12 @@ class Writer:
             root: Key of the namespace.
             prompt: What it begins with.
             needs: What its memory needs.
+
+        Returns:
+            What is stored now, and the chunks of it, as they were before.
         """
-        chunks = list(self.chunks(root, prompt, needs))
+        chunks = list(self.chunks(target, root, prompt, needs))
+        parents = {after.end: before for before, after in pairwise(chunks) if before.stored}
         n_past = memory.n_past(seq_id)
         # Rows of the window are kept where a hit can go on: at the end, and wherever they are all
         # still there.
@@ -113,7 +124,7 @@ class Writer:
         missing = {chunk.end: chunk for chunk in self._missing(target, chunks, windows)}
         last = chunks[-1]
         at_end = needs.state and n_past == last.end
-        state = at_end and not target.has(last.name("S"))
+        state = at_end and target.lacks(last.name("S"))
         written: list[tuple[Chunk, Kind, int]] = []
         lacking: list[Chunk] = []  # chunks without rows, as there was no room
 
@@ -121,6 +132,10 @@ class Writer:
             if lacking:
                 return  # nothing could go on from it
             chunk = last if piece.group == "S" else missing[piece.end]
+            parent = parents.get(chunk.end)
+            if parent is not None and not target.has(parent.name("R")):
+                lacking.append(parent)  # it was evicted since it was found
+                return
             name = chunk.name(piece.group)
             nbytes = self._put(
                 target,
@@ -141,8 +156,9 @@ class Writer:
         new = (chunk for chunk, kind, nbytes in written if kind == "R" and nbytes)
         n_new = sum(chunk.last - chunk.first for chunk in new)
         nbytes = sum(each for *_, each in written)
-        absent = (chunk.first for chunk in missing.values() if not target.has(chunk.name("R")))
-        n_tokens = next(absent, len(prompt))
+        new_ones = (chunk for chunk in chunks if not chunk.stored)
+        absent = (chunk for chunk in [*lacking, *new_ones] if not target.has(chunk.name("R")))
+        n_tokens = min((chunk.first for chunk in absent), default=len(prompt))
         if at_end and n_tokens == len(prompt) and (row := memory.logits(seq_id)) is not None:
             nbytes += self._put(
                 target,
@@ -154,25 +170,75 @@ class Writer:
                 end=last.end,
                 session_version=0,
             )
-        return Remembered(n_tokens, n_new, nbytes)
+        return Remembered(n_tokens, n_new, nbytes), chunks
 
-    def chunks(self, root: bytes, prompt: Prompt, needs: Needs) -> Iterator[Chunk]:
-        """Yield the chunks of a prompt."""
-        at = root
-        for first, last in prompt.chunks(0, needs.chunk(self._chunk_tokens)):
-            words = prompt.words(first, last)
-            start, end = prompt.position(first), prompt.position(last)
-            key = self._keys.next(at, end - start, words)
-            yield Chunk(at, key, words, first, last, start, end)
-            at = key
+    def chunks(self, target: Target, root: bytes, prompt: Prompt, needs: Needs) -> Iterator[Chunk]:
+        """Yield the chunks of a prompt: those that are there, then new ones.
+
+        A new one ends where prompts part that begin with it, so that they share it.
+        """
+        size = needs.chunk(self._chunk_tokens)
+        at, first, stored = root, 0, True
+        while first < len(prompt):
+            _, last = next(prompt.chunks(first, size))
+            chunk = self._chunk(target, at, prompt, first, last, look=stored)
+            if stored and not chunk.stored:
+                last = self._end_among(target, chunk, prompt, size)
+                chunk = self._chunk(target, at, prompt, first, last, look=last != chunk.last)
+                stored = chunk.stored
+            yield chunk
+            at, first = chunk.key, chunk.last
+
+    def _chunk(
+        self, target: Target, parent: bytes, prompt: Prompt, first: int, last: int, *, look: bool
+    ) -> Chunk:
+        words = prompt.words(first, last)
+        start, end = prompt.position(first), prompt.position(last)
+        key = self._keys.next(parent, end - start, words)
+        stored = look and not target.lacks(Name(parent, key, end - start, "R"))
+        return Chunk(parent, key, words, first, last, start, end, stored)
+
+    def _end_among(self, target: Target, chunk: Chunk, prompt: Prompt, size: int) -> int:
+        """Return where *chunk* ends, given what is stored of other prompts in its place.
+
+        The index of a token: where a stored chunk ends that all of is in the prompt, unless it is
+        a short end of a conversation, which is written again with what goes on from it; else where
+        the prompt parts from a stored chunk.
+        """
+        whole, parted = 0, 0
+        at = None if target is self._backend else target
+        for link in self._lookup.children(chunk.parent, chunk.start, at=at):
+            if "R" not in link.kinds:
+                continue
+            shared = prompt.tokens_in(chunk.first, common(link.header.words, chunk.words))
+            n_positions = prompt.position(chunk.first + shared) - chunk.start
+            if n_positions < link.header.name.n_positions:
+                parted = max(parted, shared)
+            elif 2 * n_positions >= size or self._goes_on(target, link):
+                whole = max(whole, shared)
+        if not whole and prompt.position(chunk.first + parted) - chunk.start >= size / _PARTED:
+            whole = parted
+        return chunk.first + whole if whole else chunk.last
+
+    def _goes_on(self, target: Target, link: Link) -> bool:
+        """Tell whether there are chunks that go on from one."""
+        return any(name.kind == "R" for name in target.children(link.key))
 
     def _missing(
         self, target: Target, chunks: Sequence[Chunk], windows: Container[int]
     ) -> Iterator[Chunk]:
         for chunk in chunks:
-            wanted: tuple[Kind, ...] = ("R", "W") if chunk.end in windows else ("R",)
-            if not all(target.has(chunk.name(kind)) for kind in wanted):
+            windowed = chunk.end in windows
+            if not chunk.stored or (windowed and target.lacks(chunk.name("W"))):
                 yield chunk
+
+    def tidy(self, root: bytes, prompt: Prompt, needs: Needs, chunks: Sequence[Chunk]) -> None:
+        """Remove what the chunks that were just written make superfluous."""
+        new = next((chunk for chunk in chunks if not chunk.stored), None)
+        if new is not None:  # beside the others, which go on from it, nothing was stored
+            self.supersede(new, list(self._lookup.children(new.parent, new.start)))
+        if needs.state:
+            self.thin(self._lookup.walk(root, prompt), chunks)
 
     def thin(self, found: Found, chunks: Sequence[Chunk]) -> None:
         """Remove restore points of a chain that are close to others, and what they needed.
@@ -198,25 +264,29 @@ class Writer:
         return self._backend.has(replace(link.header.name, kind="P"))
 
     def supersede(self, chunk: Chunk, siblings: Iterable[Link]) -> None:
-        """Remove shorter chunks that *chunk* has all tokens of: no restore points, nor pinned ones.
+        """Remove shorter chunks that *chunk* has all tokens of, which nothing else needs.
 
-        None where *chunk* is not stored.
+        None that are pinned or a restore point, that a chunk goes on from, or where *chunk* is not
+        stored, or has still to be written to some place.
         """
-        if not self._backend.has(chunk.name("R")):
+        if self._backend.lacks(chunk.name("R")):
             return
         for link in siblings:
-            shorter = len(link.header.words) < len(chunk.words)
-            if not shorter or not chunk.words.startswith(link.header.words):
-                continue
-            if "S" not in link.kinds and not self._has_pin(link):
+            words = link.header.words
+            within = len(words) < len(chunk.words) and chunk.words.startswith(words)
+            needed = "S" in link.kinds or self._has_pin(link)
+            if within and not needed and not self._goes_on(self._backend, link):
                 self.remove(link)
 
     def remove(self, link: Link, kinds: Sequence[Kind] = ("L", "S", "W", "R")) -> None:
-        """Remove objects of a chunk."""
+        """Remove objects of a chunk, unless it is pinned."""
+        name = link.header.name
+        if self._backend.has(Name(name.parent, name.key, name.n_positions, "P")):
+            return
         for kind in kinds:
-            if name := link.kinds.get(kind):
-                self._backend.remove(name)
-                self._lookup.forget(name)
+            if stored := link.kinds.get(kind):
+                self._backend.remove(stored)
+                self._lookup.forget(stored)
 
     def _put(
         self,

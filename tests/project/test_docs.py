@@ -14,8 +14,9 @@ TEST = re.compile(
     r"`((?:adapters|checkpoint|cli|context|fuzz|inspection|io|layout|llama|project|real|store|testing)"
     r"/test_\w+\.py)`"
 )
-# Files of the package as the page on architecture names them.
+# Files of the package as the page on architecture names them, and those that it says will come.
 MODULE = re.compile(r"`((?:\w+/)+\w*(?:\.py)?)`")
+TO_COME = {"store/redis.py"}
 OUTSIDE = ("tests/", "include/", "examples/", "benchmarks/", "llama_state/")
 
 
@@ -50,6 +51,6 @@ def test_files_that_the_architecture_names_exist() -> None:
     """The page says in which file to look."""
     names = set(MODULE.findall((ROOT / "docs" / "architecture.md").read_text()))
     assert len(names) > 20
-    for name in names:
+    for name in names - TO_COME:
         folder = ROOT if name.startswith(OUTSIDE) else ROOT / "llama_state"
         assert (folder / name).exists(), name
