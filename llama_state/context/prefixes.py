@@ -339,8 +339,8 @@ class Prefixes:
             self._assemble(call, seq_id, pieces, known)
         else:
             for piece in pieces:
-                append = bound(self._append, call, seq_id, spare, piece, known)
-                self._borrowed(call, spare, append)
+                self._borrowed(call, spare, bound(self._append, call, seq_id, spare, piece, known))
+                del piece  # its memory goes before the next one is asked for
         if calls.positions(call, seq_id).last != end - 1:
             raise RestoreError(
                 "the positions are not those of the pieces", log=call.log(), rolled_back=False

@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .._io.buffers import flat
 from .._io.forks import in_each_child
-from .backend import Backend
 from .objects import Name
 from .troubles import Troubles
 
@@ -26,6 +25,15 @@ class Target(Protocol):
     def has(self, name: Name) -> bool:
         """Return whether an object is there."""
 
+    def lacks(self, name: Name) -> bool:
+        """Return whether an object should be written."""
+
+    def children(self, parent: bytes) -> Sequence[Name]:
+        """Return the names of all objects that go on from *parent*."""
+
+    def head(self, name: Name, nbytes: int) -> bytes:
+        """Return the first bytes of an object; raise FileNotFoundError where it is gone."""
+
     def put(self, name: Name, parts: Iterable[Buffer]) -> bool:
         """Write an object; False where there is one, or no room."""
 
@@ -34,7 +42,7 @@ class Target(Protocol):
 class _Job:
     """What the thread is to do: write an object, or anything that comes after that."""
 
-    nbytes: int
+    data: bytes
     run: Callable[[], object]
 
 
@@ -56,7 +64,7 @@ class WriteBehind:
         refused: Objects that there was no room for in the place.
     """
 
-    def __init__(self, backend: Backend, troubles: Troubles, pending_bytes: int) -> None:
+    def __init__(self, backend: Target, troubles: Troubles, pending_bytes: int) -> None:
         self._backend = backend
         self._troubles = troubles
         self._limit = pending_bytes
@@ -83,9 +91,26 @@ class WriteBehind:
         """Return whether an object is in the place, or waits."""
         return name in self._jobs or self._backend.has(name)
 
+    def lacks(self, name: Name) -> bool:
+        """Return whether an object should be written, and does not wait for it."""
+        return name not in self._jobs and self._backend.lacks(name)
+
+    def children(self, parent: bytes) -> Sequence[Name]:
+        """Return the names of all objects that go on from *parent*, in the place or waiting."""
+        with self._changed:
+            waiting = [
+                name for name in self._jobs if isinstance(name, Name) and name.parent == parent
+            ]
+        return list(dict.fromkeys([*self._backend.children(parent), *waiting]))
+
+    def head(self, name: Name, nbytes: int) -> bytes:
+        """Return the first bytes of an object in the place, or of one that waits."""
+        job = self._jobs.get(name)
+        return job.data[:nbytes] if job else self._backend.head(name, nbytes)
+
     def put(self, name: Name, parts: Iterable[Buffer]) -> bool:
-        """Copy an object and let it wait; False where it is there, or dropped."""
-        if self.has(name):
+        """Copy an object and let it wait; False where it need not be written, or is dropped."""
+        if not self.lacks(name):
             return False
         views = [flat(part) for part in parts]
         nbytes = sum(map(len, views))
@@ -93,7 +118,7 @@ class WriteBehind:
         if self.pending_bytes + nbytes <= self._limit:
             with suppress(MemoryError, RuntimeError):  # no memory, no thread
                 data = b"".join(views)
-                self._add(name, _Job(nbytes, lambda: self._write(name, data)))
+                self._add(name, _Job(data, lambda: self._write(name, data)))
                 return True
         self.dropped += 1
         return False
@@ -101,7 +126,7 @@ class WriteBehind:
     def afterwards(self, run: Callable[[], object]) -> None:
         """Call *run* in the thread, after all that waits now; not at all where there is none."""
         with suppress(RuntimeError):
-            self._add(object(), _Job(0, run))
+            self._add(object(), _Job(b"", run))
 
     def settle(self, timeout: float | None = None) -> bool:
         """Wait until nothing waits; False where *timeout* seconds were not enough."""
@@ -132,7 +157,7 @@ class WriteBehind:
         return whole
 
     def _waiting(self) -> int:
-        return sum(job.nbytes for job in self._jobs.values())
+        return sum(len(job.data) for job in self._jobs.values())
 
     def _add(self, key: object, job: _Job) -> None:
         with self._changed:

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from operator import index
 from struct import Struct
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from .._io.arguments import checked
 from ..layout.formats import MAX_POSITION
@@ -47,7 +48,7 @@ class Media:
         if not MIN_SECRET <= len(self.digest) <= _MAX_DIGEST:
             raise ValueError(f"a digest of {len(self.digest)} bytes: give 16 to {_MAX_DIGEST}")
         if not 1 <= self.n_positions <= MAX_POSITION:
-            raise ValueError(f"media of {self.n_positions} positions: it must have 1 or more")
+            raise ValueError(f"n_positions is {self.n_positions}: media take 1 or more")
 
 
 Token: TypeAlias = "int | Media"  # noqa: S105
@@ -57,8 +58,11 @@ Token: TypeAlias = "int | Media"  # noqa: S105
 class Prompt:
     """The tokens of a sequence, from its first position on.
 
+    Every call makes one of all tokens of a conversation, of which few are new. So no line of
+    Python is run for each of them.
+
     Attributes:
-        tokens: Token ids, and media.
+        tokens: Token ids, and media: of these types, not of subclasses.
     """
 
     tokens: tuple[Token, ...]
@@ -77,14 +81,14 @@ class Prompt:
                 " tokens with Model.tokenize()"
             )
         listed = tuple(tokens)
-        for token in listed:
-            if isinstance(token, Media):
-                continue
-            if isinstance(token, bool) or not hasattr(token, "__index__"):
-                raise TypeError(f"{token!r} is neither a token id nor Media")
-            if not 0 <= token <= MAX_POSITION:
-                raise ValueError(f"token id {token} is not one (0 to {MAX_POSITION})")
-        return cls(listed)
+        if {*map(type, listed)} - {int, Media}:
+            listed = tuple(map(_plain, listed))
+        prompt = cls(listed)
+        ids = [t for t in listed if type(t) is int] if prompt.has_media else prompt.ids
+        if ids and not 0 <= min(ids) <= max(ids) <= MAX_POSITION:
+            wrong = next(token for token in ids if not 0 <= token <= MAX_POSITION)
+            raise ValueError(f"token id {wrong} is not one (0 to {MAX_POSITION})")
+        return prompt
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -92,12 +96,16 @@ class Prompt:
     @cached_property
     def has_media(self) -> bool:
         """Whether there is anything but token ids."""
-        return any(isinstance(token, Media) for token in self.tokens)
+        return Media in map(type, self.tokens)
 
-    @cached_property
+    @property
     def ids(self) -> tuple[int, ...]:
         """The token ids; empty where there are media."""
-        return tuple(int(t) for t in self.tokens if not isinstance(t, Media))
+        return () if self.has_media else cast("tuple[int, ...]", self.tokens)
+
+    @cached_property
+    def _ids_as_words(self) -> bytes:
+        return array("i", self.ids).tobytes()
 
     @cached_property
     def _ends(self) -> Sequence[int]:
@@ -124,7 +132,7 @@ class Prompt:
     def words(self, start: int, end: int) -> bytes:
         """Return the tokens from index *start* to *end* as they are hashed and stored."""
         if not self.has_media:
-            return array("i", self.ids[start:end]).tobytes()
+            return self._ids_as_words[4 * start : 4 * end]
         return b"".join(map(_words, self.tokens[start:end]))
 
     def tokens_in(self, start: int, n_words: int) -> int:
@@ -193,6 +201,15 @@ class Keys:
         if self._secret is None:
             return hashlib.sha256(data).digest()
         return hmac.new(self._secret, b"prefix" + data, hashlib.sha256).digest()
+
+
+def _plain(token: Token) -> Token:
+    """Return a token as an int, or as Media."""
+    if isinstance(token, Media):
+        return Media(token.digest, token.n_positions)
+    if isinstance(token, bool) or not hasattr(token, "__index__"):
+        raise TypeError(f"{token!r} is neither a token id nor Media")
+    return index(token)
 
 
 def _n_positions(token: Token) -> int:

@@ -279,14 +279,11 @@ class Writer:
                 self.remove(link)
 
     def remove(self, link: Link, kinds: Sequence[Kind] = ("L", "S", "W", "R")) -> None:
-        """Remove objects of a chunk, unless it is pinned."""
-        name = link.header.name
-        if self._backend.has(Name(name.parent, name.key, name.n_positions, "P")):
-            return
+        """Remove objects of a chunk."""
         for kind in kinds:
-            if stored := link.kinds.get(kind):
-                self._backend.remove(stored)
-                self._lookup.forget(stored)
+            if name := link.kinds.get(kind):
+                self._backend.remove(name)
+                self._lookup.forget(name)
 
     def _put(
         self,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import llama_state as ls
+from llama_state.context.prefixes import Prefixes
 from llama_state.store import PrefixStore
 from llama_state.store.folder import FolderBackend
 from llama_state.testing.conformance import nmse
@@ -285,3 +286,90 @@ def test_forgotten_while_it_waits(model: ls.Model, tmp_path: Path) -> None:
             store.remember(ctx, prompt, wait=False)
         with PrefixStore(place, chunk_tokens=CHUNK) as store:
             assert [entry.n_tokens for entry in store.entries()] == [150]
+
+
+def rows_kept(store: PrefixStore) -> int:
+    """The tokens of all rows that are stored, those that are stored twice counted twice."""
+    return sum(
+        stored.name.n_positions for stored in store._backend.entries() if stored.name.kind == "R"
+    )
+
+
+@pytest.mark.parametrize("shared", [2 * CHUNK + 50, 2 * CHUNK + 20, 2 * CHUNK + 2])
+@pytest.mark.parametrize("own", [5, 30, 70])
+def test_many_chats(model: ls.Model, tmp_path: Path, shared: int, own: int) -> None:
+    """What chats have in common is kept once, and at most one chunk of it twice."""
+    n_chats = 6
+    with (
+        model.context(n_ctx=320) as ctx,
+        PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store,
+    ):
+        system = tokens(1, shared, ctx.n_vocab)
+        store.prefill(ctx, system)
+        for chat in range(n_chats):
+            ctx.clear()
+            question = [chat, *tokens(100 + chat, own - 1, ctx.n_vocab)]
+            recalled = store.prefill(ctx, [*system, *question])
+            assert recalled.n_past == shared or ctx.arch not in CUTTABLE
+        assert store.verify().ok
+        if ctx.arch in CUTTABLE:
+            few = CHUNK // 16 - 1  # so few that they share do not have a chunk of their own
+            tail = shared % CHUNK
+            most = 0 if tail >= CHUNK // 2 else CHUNK if tail > few else few * n_chats
+            assert shared + n_chats * own <= rows_kept(store) <= shared + n_chats * own + most
+
+
+def test_growing(model: ls.Model, tmp_path: Path) -> None:
+    """A conversation that grows by a few tokens at a time is kept once, in no small pieces."""
+    with (
+        model.context(n_ctx=320) as ctx,
+        PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store,
+    ):
+        prompt = tokens(1, 300, ctx.n_vocab)
+        for end in range(10, 301, 10):
+            ctx.decode(prompt[end - 10 : end])
+            assert store.remember(ctx, prompt[:end]).n_tokens == end
+        assert store.verify().ok
+        if ctx.arch in CUTTABLE:
+            assert rows_kept(store) == 300
+            (entry,) = store.entries()
+            assert len(list(store._tree().chunks(bytes.fromhex(entry.key)))) <= 300 // (CHUNK // 2)
+
+
+def test_other_chunks(model: ls.Model, tmp_path: Path) -> None:
+    """Stores with chunks of other sizes in one folder do not break each other's chains."""
+    prompt = tokens(1, 200, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        ctx.decode(prompt)
+        for size in (24, CHUNK, 100, 16):
+            with PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=size) as store:
+                assert store.remember(ctx, prompt).n_tokens == 200
+                assert store.verify().ok
+
+
+def test_evicted_meanwhile(
+    model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another process evicts a chain that is being gone on from, nothing goes on from it."""
+    prompt = tokens(1, 3 * CHUNK, model.n_vocab)
+    options: dict[str, Any] = {"capacity_bytes": 1 << 30, "chunk_tokens": CHUNK}
+    take = Prefixes.take
+    with (
+        model.context(n_ctx=320) as ctx,
+        PrefixStore(tmp_path, **options) as store,
+        PrefixStore(tmp_path, **options) as other,
+    ):
+        ctx.decode(prompt[: 2 * CHUNK])
+        store.remember(ctx, prompt[: 2 * CHUNK])
+        ctx.decode(prompt[2 * CHUNK :])
+
+        def late(prefixes: Prefixes, *arguments: Any, **more: Any) -> None:
+            assert other.evict(0) > 0
+            take(prefixes, *arguments, **more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Prefixes, "take", late)
+            assert store.remember(ctx, prompt).new_tokens == 0 or ctx.arch not in CUTTABLE
+        assert store.verify().ok or ctx.arch not in CUTTABLE
+        assert store.remember(ctx, prompt).n_tokens == len(prompt)
+        assert store.verify().ok
