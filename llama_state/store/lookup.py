@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from .. import layout
-from ..errors import FormatError, StateError
+from ..errors import FormatError, StateError, TruncatedError
 from .backend import Backend
-from .objects import MAX_WORDS, PAGE, Header, Kind, Name, Seal, header_size, parse
+from .objects import MAX_WORDS, Header, Kind, Name, Seal, header_size, parse
 from .prompt import Keys, Prompt, common
 
 if TYPE_CHECKING:
@@ -231,9 +231,8 @@ class Lookup:
         known = self._headers.get(name)
         if known is not None:
             return known
-        need = max(PAGE, header_size(4 * min(name.n_positions, MAX_WORDS)))
         try:
-            header = self.parsed(name, (at or self._backend).head(name, need))
+            header = self._at_head(name, at or self._backend)
         except (FormatError, OSError) as error:
             raise DamagedError.of(name, position, error) from error
         if at is None:  # of what waits another process can write other bytes first
@@ -241,6 +240,16 @@ class Lookup:
                 self._headers.clear()
             self._headers[name] = header
         return header
+
+    def _at_head(self, name: Name, place: Backend | Target) -> Header:
+        likely = header_size(4 * min(name.n_positions, MAX_WORDS))
+        try:
+            return self.parsed(name, place.head(name, likely))
+        except TruncatedError as error:
+            if error.need <= likely:
+                raise
+            need = error.need  # media have more words than positions
+        return self.parsed(name, place.head(name, need))
 
     def parsed(self, name: Name, data: Buffer) -> Header:
         """Return the header that the bytes of an object begin with.

@@ -243,7 +243,8 @@ class Writer:
     def thin(self, found: Found, chunks: Sequence[Chunk]) -> None:
         """Remove restore points of a chain that are close to others, and what they needed.
 
-        A pinned one stays.
+        A pinned one stays, and the last but one: an answer is asked for again, or another branch
+        is tried, where the one before began.
 
         Args:
             found: What a walk along the prompt found, with its last restore point.
@@ -251,7 +252,8 @@ class Writer:
         """
         whole = {chunk.key for chunk in chunks}
         points = {links[-1].header.end: links[-1] for links in found.points}
-        kept = kept_points(sorted(points), self._chunk_tokens)
+        ends = sorted(points)
+        kept = {*kept_points(ends, self._chunk_tokens), *ends[-2:]}
         for end, link in points.items():
             if end not in kept and not self._branches(link) and not self._has_pin(link):
                 self.remove(link, ("L", "S") if link.key in whole else ("L", "S", "W", "R"))
@@ -318,8 +320,7 @@ def kept_points(ends: Sequence[int], chunk: int) -> set[int]:
     """Return which restore points of a chain stay: a few, at growing distances from the last.
 
     Of each distance, which doubles from one to the next, the first one stays, so that it is there
-    when the chain has grown. The last but one stays too: an answer is asked for again, or another
-    branch is tried, where the one before began.
+    when the chain has grown.
 
     Args:
         ends: Their positions, increasing.
@@ -328,4 +329,4 @@ def kept_points(ends: Sequence[int], chunk: int) -> set[int]:
     kept: dict[int, int] = {}
     for end in ends:
         kept.setdefault(((ends[-1] - end) // chunk).bit_length(), end)
-    return {*kept.values(), *ends[-2:]}
+    return {*kept.values(), *ends[-1:]}

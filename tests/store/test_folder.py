@@ -23,7 +23,7 @@ from llama_state.store.folder import FolderBackend
 from llama_state.store.lookup import Lookup, Needs
 from llama_state.store.memory import MemoryBackend
 from llama_state.store.objects import NO_PARENT, Name, parse, payload
-from llama_state.store.prompt import Prompt
+from llama_state.store.prompt import Media, Prompt
 
 from .objects import KEYS, ROOT, SEAL, chain, other, packed
 
@@ -157,7 +157,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from llama_state.store.folder import FolderBackend
-from llama_state.store.prompt import Prompt
+from llama_state.store.prompt import Media, Prompt
 from tests.store.objects import chain, packed
 folder, seed, rounds, capacity = Path(sys.argv[1]), *map(int, sys.argv[2:])
 random = Random(seed)
@@ -236,3 +236,12 @@ def test_names_of_no_object(tmp_path: Path) -> None:
     assert len(list(backend.entries())) == 1
     assert not backend.children(NO_PARENT)
     assert isinstance(backend.children(ROOT)[0], Name)
+
+
+def test_media_of_one_position_each() -> None:
+    """A chunk is found whose tokens have many more words than positions."""
+    prompt = Prompt.of([Media(bytes([n]) * 16, 1) for n in range(200)])
+    backend = MemoryBackend(1 << 20)
+    ((name, words, end),) = chain(prompt, size=200)
+    backend.put(name, packed(name, words, end, b"x"))
+    assert hit(backend, Prompt.of([*prompt.tokens, 1])) == 200
