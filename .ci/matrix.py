@@ -213,6 +213,7 @@ class Matrix:
 
     def run(self) -> list[Outcome]:
         """Test every build, one on each core: two that share their cores wait for each other."""
+        (self.work / "states").mkdir(parents=True)
         for build in self.builds:
             self.write_states(build)
         usable = sorted(os.sched_getaffinity(0))[:CORES]

@@ -237,7 +237,8 @@ def conversion_ways(work: Work) -> Iterator[Way]:
     arguments = work.it.arguments(work.n_tokens)
     version, traits = ctx.library.session_version, ctx._facts.traits
     of_whole = layout.parse_whole(whole, version=version, traits=traits)
-    of_one = layout.parse_sequence(one, version=version, traits=traits)
+    headed = ctx.library.sequence_head
+    of_one = layout.parse_sequence(one, version=version, headed=headed, traits=traits)
     own = layout.form_of(of_whole)
     quantized = any(type_id == 8 for type_id, _ in of_whole.geometry.caches[0].k or ())
     forms = {(RESTORE_STREAMS, SEQ_STREAMS): replace(own, n_stream=_STREAMS)}

@@ -165,7 +165,8 @@ def _remove_leftover(path: Path) -> bool:
     """Remove the part file at *path* if a dead process of this user left it; return whether."""
     with suppress(OSError):
         # The type first: to open a device can have effects, and a FIFO waits.
-        if _is_ours(os.lstat(path)):
+        info = os.lstat(path)
+        if _is_ours(info) and (info.st_nlink == 1 or _has_its_target(path, info)):
             with FileIO(path) as file:
                 return bool(_lock(file.fileno())) and _remove(path, file)
     return False
@@ -173,7 +174,17 @@ def _remove_leftover(path: Path) -> bool:
 
 def _is_ours(info: os.stat_result) -> bool:
     user = getattr(os, "geteuid", lambda: info.st_uid)()
-    return stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid == user
+    return stat.S_ISREG(info.st_mode) and info.st_uid == user
+
+
+def _has_its_target(path: Path, info: os.stat_result) -> bool:
+    """Tell whether the other name of a part file is that of its target, which it has taken."""
+    name = path.name[1:].removesuffix(".part")
+    stem, _, number = name.rpartition(".")
+    targets = [name, stem] if number.isdecimal() else [name]
+    others = (path.with_name(target) for target in targets if target)
+    found = (os.lstat(other) for other in others if os.path.lexists(other))
+    return info.st_nlink == 2 and any(os.path.samestat(info, other) for other in found)
 
 
 def _lock(fd: int) -> bool | None:

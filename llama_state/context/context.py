@@ -17,11 +17,10 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.fingerprint import Fingerprint
 from ..layout import RestorePoint
 from . import engine, identity
-from .changes import Keeper
+from .changes import HeldTokens, Keeper
 from .device import DeviceMemory, DeviceSnapshot
 from .fit import Fit
 from .form import StateForm
-from .held import HeldTokens
 from .prefixes import Prefixes
 from .restore import Restorer
 from .resumption import Check, Checkpoints

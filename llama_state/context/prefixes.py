@@ -2,7 +2,7 @@
 
 In a context of one stream a piece goes through a spare sequence: a range of cells is shared with
 it, and read or written there, so that it costs what the piece has. In others, and where llama.cpp
-would abort, the whole state of the sequence is cut, or put together; see ``docs/store.md``.
+would abort, the whole state of the sequence is cut, or put together; see ``docs/architecture.md``.
 """
 
 from __future__ import annotations

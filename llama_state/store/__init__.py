@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from .prefix_store import PrefixStore
 from .prompt import Media
-from .results import Entry, Match, Recalled, Remembered, Stats, Verified, Why
+from .results import Entry, Match, PlaceStats, Recalled, Remembered, Stats, Verified, Why
 
 __all__ = [
     "Entry",
     "Match",
     "Media",
+    "PlaceStats",
     "PrefixStore",
     "Recalled",
     "Remembered",

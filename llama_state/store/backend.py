@@ -51,11 +51,12 @@ class Backend(Protocol):
             FileNotFoundError: It is gone.
         """
 
-    def open(self, name: Name) -> AbstractContextManager[memoryview]:
-        """Yield the bytes of an object, all of them in memory.
+    def open(self, name: Name, nbytes: int) -> AbstractContextManager[memoryview]:
+        """Yield the *nbytes* bytes of an object, all of them in memory.
 
         Raises:
             FileNotFoundError: It is gone.
+            TruncatedError: It has not as many bytes.
         """
 
     def put(self, name: Name, parts: Iterable[Buffer]) -> bool:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from .._io.buffers import flat
 from .._io.forks import in_each_child
-from .backend import Backend
 from .objects import Name
 from .troubles import Troubles
 
@@ -25,6 +24,9 @@ class Target(Protocol):
 
     def has(self, name: Name) -> bool:
         """Return whether an object is there."""
+
+    def lacks(self, name: Name) -> bool:
+        """Return whether an object should be written."""
 
     def children(self, parent: bytes) -> Sequence[Name]:
         """Return the names of all objects that go on from *parent*."""
@@ -62,7 +64,7 @@ class WriteBehind:
         refused: Objects that there was no room for in the place.
     """
 
-    def __init__(self, backend: Backend, troubles: Troubles, pending_bytes: int) -> None:
+    def __init__(self, backend: Target, troubles: Troubles, pending_bytes: int) -> None:
         self._backend = backend
         self._troubles = troubles
         self._limit = pending_bytes
@@ -89,6 +91,10 @@ class WriteBehind:
         """Return whether an object is in the place, or waits."""
         return name in self._jobs or self._backend.has(name)
 
+    def lacks(self, name: Name) -> bool:
+        """Return whether an object should be written, and does not wait for it."""
+        return name not in self._jobs and self._backend.lacks(name)
+
     def children(self, parent: bytes) -> Sequence[Name]:
         """Return the names of all objects that go on from *parent*, in the place or waiting."""
         with self._changed:
@@ -103,8 +109,8 @@ class WriteBehind:
         return job.data[:nbytes] if job else self._backend.head(name, nbytes)
 
     def put(self, name: Name, parts: Iterable[Buffer]) -> bool:
-        """Copy an object and let it wait; False where it is there, or dropped."""
-        if self.has(name):
+        """Copy an object and let it wait; False where it need not be written, or is dropped."""
+        if not self.lacks(name):
             return False
         views = [flat(part) for part in parts]
         nbytes = sum(map(len, views))

@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias
 
 from .._io import Progress
 from .backend import Backend, Stored
+from .lookup import DamagedError
 from .objects import Name
-from .reading import DamagedError
 from .results import Contents, Copied
 from .upkeep import Tree, object_text
 

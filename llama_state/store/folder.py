@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Final
 from .._io import atomic, lease
 from .._io.buffers import flat
 from .._io.part import remove_leftovers
+from .._io.reading import open_regular
+from ..errors import TruncatedError
 from .backend import Stored
 from .eviction import in_order
 from .objects import KINDS, Name
@@ -85,13 +87,17 @@ class FolderBackend:
 
     def head(self, name: Name, nbytes: int) -> bytes:
         """See :class:`Backend`."""
-        with FileIO(self._file(name)) as file:
-            return file.read(nbytes) or b""
+        with open_regular(self._file(name)) as (file, size):
+            return file.read(min(nbytes, size)) or b""
 
     @contextmanager
-    def open(self, name: Name) -> Iterator[memoryview]:
+    def open(self, name: Name, nbytes: int) -> Iterator[memoryview]:
         """See :class:`Backend`."""
-        with lease.opened(self._file(name)) as file:
+        path = self._file(name)
+        # Before anything is read: the file can say that it has any length.
+        if (size := os.stat(path).st_size) != nbytes:  # noqa: PTH116
+            raise TruncatedError("an object", need=nbytes, have=size)
+        with lease.opened(path) as file:
             yield file.view
 
     def entries(self) -> Iterator[Stored]:
@@ -100,7 +106,7 @@ class FolderBackend:
             if len(fan.name) == 2:
                 for entry in self._listed(fan.name):
                     name = _name(entry.name)
-                    if name is not None:
+                    if name is not None and entry.name.startswith(fan.name):
                         with suppress(*_GONE):
                             info = entry.stat(follow_symlinks=False)
                             yield Stored(name, info.st_size, info.st_mtime)
@@ -154,10 +160,14 @@ class FolderBackend:
         """See :class:`Backend`: it stays for who wants to look at it, as the first that goes."""
         if self.readonly:
             return
-        aside = self._folder / _ASIDE
-        aside.mkdir(mode=0o700, exist_ok=True)
-        with suppress(*_GONE):
-            self._path(name).replace(aside / self._path(name).name)
+        aside, path = self._folder / _ASIDE, self._path(name)
+        try:
+            aside.mkdir(mode=0o700, exist_ok=True)
+            path.replace(aside / path.name)
+        except FileNotFoundError:
+            return
+        except OSError:  # no room for the folder, or something else has its name
+            self.remove(name)
 
     def evict(self, to_bytes: int) -> int:
         """See :class:`Backend`."""
@@ -211,23 +221,28 @@ class FolderBackend:
 
     def _remove(self, used: _Used, path: Path) -> int:
         try:
-            size = os.lstat(path).st_size
+            info = os.lstat(path)
+            if stat.S_ISDIR(info.st_mode):
+                return 0  # whoever made it can remove it
             path.unlink()
         except _GONE:
             return 0
+        size = info.st_size if stat.S_ISREG(info.st_mode) else 0
         used.count(max(used.nbytes - size, 0))
         return size
 
     def _count(self) -> int:
         """Return the bytes of all files; what killed processes left is removed."""
         total = 0
-        for entry in [*self._listed("")]:
-            if entry.is_dir(follow_symlinks=False):
-                if not self.readonly:
-                    remove_leftovers(Path(entry.path))
-                total += sum(map(_size, self._listed(entry.name)))
-            else:
+        waiting = [""]
+        while waiting:
+            inside = waiting.pop()
+            if not self.readonly:
+                remove_leftovers(self._folder / inside)
+            for entry in self._listed(inside):
                 total += _size(entry)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(os.path.join(inside, entry.name))
         return total
 
     @contextmanager
@@ -244,9 +259,8 @@ class FolderBackend:
 
     def _file(self, name: Name) -> str:
         """Return where an object is: as text, of which a path takes longer than to look there."""
-        begin = name.parent.hex()
-        file = f"{begin}-{name.key.hex()}-{name.n_positions}.{name.kind}"
-        return f"{self.location}/{begin[:2]}/{file}"
+        file = _file(name)
+        return f"{self.location}/{file[:2]}/{file}"
 
     def _path(self, name: Name) -> Path:
         return Path(self._file(name))
@@ -277,6 +291,10 @@ class _Used:
         os.pwrite(self._file.fileno(), _USED.pack(nbytes), 0)
 
 
+def _file(name: Name) -> str:
+    return f"{name.parent.hex()}-{name.key.hex()}-{name.n_positions}.{name.kind}"
+
+
 def _name(file: str) -> Name | None:
     """Return what the object in a file is found by; None for what is no object."""
     stem, _, kind = file.rpartition(".")
@@ -289,7 +307,8 @@ def _name(file: str) -> Name | None:
         return None
     if len(parent) != KEY_SIZE or len(key) != KEY_SIZE:
         return None
-    return Name(parent, key, int(parts[2]), kind)
+    name = Name(parent, key, int(parts[2]), kind)
+    return name if _file(name) == file else None  # other digits name the same
 
 
 def _size(entry: os.DirEntry[str]) -> int:

@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from .. import layout
-from ..errors import StateError
+from ..errors import FormatError, StateError
 from .backend import Backend
-from .objects import PAGE, Header, Kind, Name, Seal, header_size, parse
+from .objects import MAX_WORDS, PAGE, Header, Kind, Name, Seal, header_size, parse
 from .prompt import Keys, Prompt, common
 
 if TYPE_CHECKING:
+    from .._io import Buffer
     from .behind import Target
 
-# Headers are small and never change: so many are kept.
+# Headers are small, and change only where an object was evicted and written again: so many are
+# kept.
 _MOST_HEADERS: Final = 1 << 16
+# What says that something is wrong with one file. All else may pass: too many files are open, say.
+_DAMAGE: Final = frozenset({errno.EIO, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENXIO})
+
+
+class DamagedError(StateError):
+    """An object cannot be had: the hit has to be a shorter one.
+
+    Attributes:
+        name: The object.
+        position: Where its tokens begin, as far as that is known.
+        gone: It is not there, or was written anew, or cannot be read now; it is not damaged.
+        cause: Why it cannot be read now.
+        changed: It was written anew since its header was read.
+    """
+
+    def __init__(
+        self,
+        name: Name,
+        position: int,
+        *,
+        gone: bool,
+        cause: OSError | None = None,
+        changed: bool = False,
+    ) -> None:
+        super().__init__(f"an object at position {position} is {'gone' if gone else 'damaged'}")
+        self.name = name
+        self.position = position
+        self.gone = gone
+        self.cause = cause
+        self.changed = changed
+
+    @classmethod
+    def of(cls, name: Name, position: int, error: OSError | FormatError) -> DamagedError:
+        """Return what an error at reading an object says of it."""
+        if isinstance(error, FileNotFoundError):
+            return cls(name, position, gone=True)
+        if isinstance(error, OSError) and error.errno not in _DAMAGE:
+            return cls(name, position, gone=True, cause=error)
+        return cls(name, position, gone=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +148,13 @@ class Found:
         points: Chains that end at a restore point, and with a whole chunk.
         partial: A chain that ends with a chunk that the prompt shares a beginning of, and how many
             words of that; the one with the most.
+        damaged: What was met and cannot be had.
     """
 
     links: list[Link] = field(default_factory=list)
     points: list[tuple[Link, ...]] = field(default_factory=list)
     partial: tuple[tuple[Link, ...], int] | None = None
+    damaged: dict[Name, DamagedError] = field(default_factory=dict)
 
     def shares(self, links: tuple[Link, ...], shared: int) -> None:
         """Note a chunk, the last of *links*, of which *shared* words are those of the prompt."""
@@ -135,16 +179,15 @@ class Lookup:
         self._seal = seal
         self._keyed = keyed
         self._headers: dict[Name, Header] = {}
-        self.damaged: list[Name] = []
 
-    def walk(self, root: bytes, prompt: Prompt) -> Found:
-        """Follow the chunks that *prompt* begins with."""
+    def walk(self, root: bytes, prompt: Prompt, without: Container[Name] = ()) -> Found:
+        """Follow the chunks that *prompt* begins with, as if nothing of *without* were there."""
         found, at = Found(), root
         while True:
             start = found.links[-1].header.end if found.links else 0
             index = prompt.index(start)
             whole: Link | None = None
-            for link in self.children(at, start):
+            for link in self.children(at, start, found.damaged, without):
                 words = link.header.words
                 shared = common(words, prompt.words(index, index + len(words) // 4))
                 if 4 * shared == len(words):
@@ -162,49 +205,60 @@ class Lookup:
     def best(self, found: Found, prompt: Prompt, needs: Needs, most: int) -> Hit:
         """Return the longest hit of at most *most* positions."""
         hits = self._points(found) if needs.state else self._rows(found, prompt, most)
-        usable = (hit for hit in hits if hit.end <= most and self._covered(hit, needs))
+        usable = (hit for hit in hits if hit.end <= most and self._covered(hit, needs, found))
         longest = max(usable, key=lambda hit: hit.end, default=Hit())
         tokens = prompt.index(longest.end)
         return Hit(longest.links, longest.end, tokens)
 
-    def header(self, name: Name, at: Target | None = None) -> Header | None:
-        """Return the header of an object, verified; None where it is gone or damaged.
+    def header(self, name: Name) -> Header | None:
+        """Return the header of an object, verified; None where it cannot be had."""
+        try:
+            return self.read(name)
+        except DamagedError:
+            return None
+
+    def read(self, name: Name, position: int = 0, at: Target | None = None) -> Header:
+        """Return the header of an object, verified.
 
         Args:
             name: The object.
+            position: Where its tokens begin, for the error.
             at: What waits to be written to the place, to look there too.
 
-        The description of another namespace that cannot be read may have been made with another
-        key: it counts as gone.
+        Raises:
+            DamagedError: It cannot be had; it may be that of another key.
         """
         known = self._headers.get(name)
         if known is not None:
             return known
-        need = max(PAGE, header_size(4 * name.n_positions))
+        need = max(PAGE, header_size(4 * min(name.n_positions, MAX_WORDS)))
         try:
-            header = parse((at or self._backend).head(name, need), self._seal, keyed=self._keyed)
-            whole = header.name == name and self._is_of_key(header)
-        except FileNotFoundError:
-            return None
-        except StateError:
-            whole = False
-        if not whole:
-            if name.kind != "N":
-                self.damaged.append(name)
-            return None
+            header = self.parsed(name, (at or self._backend).head(name, need))
+        except (FormatError, OSError) as error:
+            raise DamagedError.of(name, position, error) from error
         if at is None:  # of what waits another process can write other bytes first
             if len(self._headers) >= _MOST_HEADERS:
                 self._headers.clear()
             self._headers[name] = header
         return header
 
-    def take_damaged(self) -> list[Name]:
-        """Return the damaged objects that were met since the last call."""
-        found, self.damaged = self.damaged, []
-        return found
+    def parsed(self, name: Name, data: Buffer) -> Header:
+        """Return the header that the bytes of an object begin with.
+
+        Raises:
+            FormatError: It is damaged, of another object, or of another key.
+        """
+        header = parse(data, self._seal, keyed=self._keyed)
+        if header.name != name or not self._is_of_key(header):
+            raise FormatError("an object of another name", offset=32)
+        return header
+
+    def at(self, backend: Backend) -> Lookup:
+        """Return what walks along the chains of another place, and knows nothing of it yet."""
+        return Lookup(backend, self._keys, self._seal, keyed=self._keyed)
 
     def forget(self, name: Name) -> None:
-        """Forget the header of an object that turned out damaged."""
+        """Forget the header of an object that may be another one now."""
         self._headers.pop(name, None)
 
     def _is_of_key(self, header: Header) -> bool:
@@ -213,16 +267,46 @@ class Lookup:
             return True
         return self._keys.next(name.parent, name.n_positions, header.words) == name.key
 
-    def children(self, parent: bytes, start: int, at: Target | None = None) -> Iterator[Link]:
-        """Yield the chunks that go on from *parent*, at position *start*; *at* as for a header."""
+    def children(
+        self,
+        parent: bytes,
+        start: int,
+        damaged: dict[Name, DamagedError] | None = None,
+        without: Container[Name] = (),
+        at: Target | None = None,
+    ) -> Iterator[Link]:
+        """Yield the chunks that go on from *parent*, at position *start*.
+
+        Args:
+            parent: A key.
+            start: A position.
+            damaged: Takes what was met and cannot be had.
+            without: What counts as not there.
+            at: What waits to be written to the place, to look there too.
+        """
         grouped: dict[bytes, dict[Kind, Name]] = {}
         for name in (at or self._backend).children(parent):
-            if name.kind != "P":
+            if name.kind != "P" and name not in without:
                 grouped.setdefault(name.key, {})[name.kind] = name
+        met: dict[Name, DamagedError] = {} if damaged is None else damaged
         for kinds in grouped.values():
-            header = next((h for name in kinds.values() if (h := self.header(name, at))), None)
+            names = list(kinds.values())
+            header = next((h for name in names if (h := self._noted(name, start, met, at))), None)
             if header is not None and header.start == start:
-                yield Link(header, kinds)
+                yield Link(header, {kind: name for kind, name in kinds.items() if name not in met})
+
+    def _noted(
+        self,
+        name: Name,
+        position: int,
+        met: dict[Name, DamagedError],
+        at: Target | None = None,
+    ) -> Header | None:
+        try:
+            return self.read(name, position, at)
+        except DamagedError as error:
+            met[name] = error
+            return None
 
     def _points(self, found: Found) -> Iterator[Hit]:
         for links in found.points:
@@ -242,7 +326,7 @@ class Lookup:
             if start < end:
                 yield Hit(chain, end)
 
-    def _covered(self, hit: Hit, needs: Needs) -> bool:
+    def _covered(self, hit: Hit, needs: Needs, found: Found) -> bool:
         """Tell whether all is there that a hit needs."""
         if needs.rows and not all("R" in link.kinds for link in hit.links):
             return False
@@ -253,7 +337,7 @@ class Lookup:
             if link.header.end <= need:
                 continue
             name = link.kinds.get("W")
-            window = self.header(name) if name else None
+            window = self._noted(name, link.header.start, found.damaged) if name else None
             if window is None or window.first > max(need, window.start):
                 return False
         return True

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .._io.buffers import flat
+from ..errors import TruncatedError
 from .backend import Stored
 from .eviction import in_order
 from .objects import Name
@@ -44,9 +45,12 @@ class MemoryBackend:
         return self._get(name)[:nbytes]
 
     @contextmanager
-    def open(self, name: Name) -> Iterator[memoryview]:
+    def open(self, name: Name, nbytes: int) -> Iterator[memoryview]:
         """See :class:`Backend`."""
-        yield memoryview(self._get(name))
+        data = self._get(name)
+        if len(data) != nbytes:
+            raise TruncatedError("an object", need=nbytes, have=len(data))
+        yield memoryview(data)
 
     def put(self, name: Name, parts: Iterable[Buffer]) -> bool:
         """See :class:`Backend`."""

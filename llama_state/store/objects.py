@@ -82,6 +82,11 @@ class Header:
     size: int
 
     @property
+    def whole(self) -> int:
+        """Bytes of all of it."""
+        return self.size + self.nbytes
+
+    @property
     def start(self) -> int:
         """The position of its first token."""
         return self.end - self.name.n_positions
@@ -150,9 +155,13 @@ def pack(
         seal(views),
     )
     head = fields + seal([fields, words]) + words
-    size = header_size(len(words))
-    padding = bytes(size - len(head) - _HEAD_SIZE)
-    return [head + padding + layout.sequence_head(0), *views]
+    return [head + _padding(len(words)), *views]
+
+
+def _padding(n_bytes_of_words: int) -> bytes:
+    """Return what lies between the tokens and the payload: zeros, and the head of a blob."""
+    used = HEADER.size + _DIGEST + n_bytes_of_words + _HEAD_SIZE
+    return bytes(header_size(n_bytes_of_words) - used) + layout.sequence_head(0)
 
 
 def parse(data: Buffer, seal: Seal, *, keyed: bool) -> Header:
@@ -200,9 +209,12 @@ def payload(data: memoryview, header: Header, seal: Seal) -> memoryview:
         TruncatedError: It is not as long as its header says.
         ChecksumError: It is damaged.
     """
-    need = header.size + header.nbytes
+    need = header.whole
     if len(data) != need:
         raise TruncatedError("an object", need=need, have=len(data))
+    between = data[HEADER.size + _DIGEST + len(header.words) : header.size]
+    if between != _padding(len(header.words)):
+        raise ChecksumError("an object is damaged before its payload", offset=HEADER.size)
     if not hmac.compare_digest(seal([data[header.size :]]), header.digest):
         raise ChecksumError("the payload of an object is damaged", offset=header.size)
     return data[header.size - _HEAD_SIZE :]

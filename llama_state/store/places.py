@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -53,6 +54,29 @@ def open_place(
         folder = Path(unquote(parts.path))
     capacity = 0 if readonly else _capacity(text, options, capacity_bytes)
     return FolderBackend(folder, capacity, durable=durable, readonly=readonly)
+
+
+def open_places(
+    where: Sequence[StrPath], capacity_bytes: int | None, *, durable: bool, readonly: bool
+) -> list[Backend]:
+    """Open several places; see :func:`open_place`.
+
+    Raises:
+        ValueError: There is none, one is named twice, or *capacity_bytes* is given for several.
+    """
+    if not where:
+        raise ValueError("where is an empty list: name a place")
+    if capacity_bytes is not None and len(where) > 1:
+        raise ValueError(
+            f"capacity_bytes is for one place, where names {len(where)}: give each its own, as"
+            " size= in its URL"
+        )
+    found = [open_place(each, capacity_bytes, durable=durable, readonly=readonly) for each in where]
+    locations = [place.location for place in found]
+    for location in locations:
+        if locations.count(location) > 1:
+            raise ValueError(f"where names {location} twice")
+    return found
 
 
 def open_existing(where: StrPath, *, readonly: bool) -> Backend:

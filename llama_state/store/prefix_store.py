@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,11 +19,12 @@ from .behind import Target, WriteBehind
 from .lookup import Found, Lookup, Needs
 from .objects import NO_PARENT, sealer
 from .pieces import Context
-from .places import open_place
+from .places import open_places
 from .prompt import Keys, Media, Prompt, Token
 from .reading import Reader
 from .recall import Asked, Recaller
-from .results import Entry, Match, Recalled, Remembered, Stats, Verified, Why
+from .results import Entry, Match, PlaceStats, Recalled, Remembered, Stats, Verified, Why
+from .tiers import Tier, Tiers
 from .troubles import Troubles
 from .upkeep import Tree
 from .writing import Writer, kept_points
@@ -47,28 +49,34 @@ class PrefixStore:
     exception: less is found or written, :meth:`stats` counts it, and the log
     ``llama_state.store`` has one warning of each kind. Errors of the caller are raised.
 
+    It can lie in several places, nearest first: what is remembered is written to all of them, and
+    what is found further away is kept nearer too, by a thread, after the sequence has it. A place
+    that is full, damaged or fails does not keep the others from it. A place lets go of what it
+    used least recently, whatever the others have; the furthest should be the largest.
+
     Args:
-        where: A folder, which is made if it is not there; ``"file:///dir?size=50GiB"``; or
-            ``"memory:?size=2GiB"``.
+        where: A folder, which is made if it is not there; ``"file:///dir?size=50GiB"``;
+            ``"memory:?size=2GiB"``; or a list of these.
         capacity_bytes: The most that all files may take together; needed unless *where* has a
-            size.
-        chunk_tokens: Tokens of a chunk; those of a model with a shorter window have as many.
+            size. Several places have their own, as ``size=``.
+        chunk_tokens: Tokens of a chunk; at most as many as the sliding window of the model has.
         key: 16 bytes or more: names and digests are made with it, so that nobody without it can
             find a prompt or forge an object.
         namespace: Keeps prompts apart from those of other namespaces: a tenant, a prompt version.
         durable: Whether what was written is on the disk (fsync) when a method returns.
-        readonly: Nothing is written.
+        readonly: Nothing is written, but what memory keeps nearer that was found in a folder.
         pending_bytes: The most that waits in memory to be written behind; see :meth:`remember`.
 
     Raises:
-        ValueError: *where* is no known place, has no capacity, or the key is too short.
+        ValueError: *where* is no known place, has no capacity, or has its own and
+            *capacity_bytes* is given for several; or the key is too short.
         OSError: The folder cannot be made or used.
         UnsupportedError: xxhash is not installed, which a store without a key needs.
     """
 
     def __init__(
         self,
-        where: StrPath,
+        where: StrPath | Sequence[StrPath],
         *,
         capacity_bytes: int | None = None,
         chunk_tokens: int = 256,
@@ -78,19 +86,24 @@ class PrefixStore:
         readonly: bool = False,
         pending_bytes: int = 256 << 20,
     ) -> None:
-        if chunk_tokens < 1:
-            raise ValueError(f"chunks of {chunk_tokens} tokens: they must have 1 or more")
         self._keys = Keys(key)
         seal, keyed = sealer(key), key is not None
-        self._backend = open_place(where, capacity_bytes, durable=durable, readonly=readonly)
-        self._lookup = Lookup(self._backend, self._keys, seal, keyed=keyed)
-        self._troubles = Troubles(self._backend.location)
+        listed = [where] if isinstance(where, (str, os.PathLike)) else where
+        places = open_places(listed, capacity_bytes, durable=durable, readonly=readonly)
+        self._troubles = Troubles(", ".join(place.location for place in places))
+        nearest = Lookup(places[0], self._keys, seal, keyed=keyed)
+        self._backend = Tiers(
+            places, self._troubles, Reader(places[0], nearest, seal), readonly=readonly
+        )
+        self._lookup = nearest.at(self._backend)
         self._reader = Reader(self._backend, self._lookup, seal)
-        self._recaller = Recaller(self._backend, self._lookup, self._reader, self._troubles)
+        self._behind = WriteBehind(self._backend, self._troubles, pending_bytes)
+        self._recaller = Recaller(
+            self._backend, self._lookup, self._reader, self._troubles, self._behind.afterwards
+        )
         self._writer = Writer(
             self._backend, self._lookup, self._keys, seal, chunk_tokens, keyed=keyed
         )
-        self._behind = WriteBehind(self._backend, self._troubles, pending_bytes)
         self._chunk_tokens = chunk_tokens
         self._namespace = namespace
         self._closed = False
@@ -180,7 +193,8 @@ class PrefixStore:
             What is stored of the prompt, or waits to be written.
 
         Raises:
-            TypeError, ValueError: *tokens* are no tokens, or more than the sequence holds.
+            TypeError, ValueError: *tokens* are no tokens, or more than the sequence holds, or
+                others, as far as it is known which these are.
             SequenceIdError: The context has no such sequence.
             UnsupportedError: It is not known what the context computes with.
             ClosedError: Context or store was closed.
@@ -192,6 +206,9 @@ class PrefixStore:
                     f"{asked.prompt.n_positions} positions to remember, and sequence {seq_id} "
                     f"holds {n_past}"
                 )
+            held = asked.memory.tokens(seq_id)
+            if held is not None and len(held) == n_past and not asked.prompt.has_media:
+                _check_held(held, asked.prompt.ids, seq_id)
             return self._remember(asked, wait=wait)
 
     def prefill(
@@ -256,10 +273,8 @@ class PrefixStore:
     # -- looking after it
 
     def stats(self) -> Stats:
-        """Return what the store holds, and what this object has done with it."""
-        used = 0
-        with self._troubles.tolerated("stats"):
-            used = self._backend.used_bytes()
+        """Return what the store holds, in each place and in all, and what this object has done."""
+        places = [*map(self._place_stats, self._backend.tiers)]
         counted = {
             name: self._troubles.counts[name]
             for name in (
@@ -274,8 +289,9 @@ class PrefixStore:
         }
         return Stats(
             self._backend.location,
-            used,
+            sum(place.used_bytes for place in places),
             self._backend.capacity_bytes,
+            places=tuple(places),
             refused=self._writer.refused + self._behind.refused,
             dropped=self._behind.dropped,
             pending_bytes=self._behind.pending_bytes,
@@ -283,11 +299,17 @@ class PrefixStore:
             **counted,
         )
 
+    def _place_stats(self, tier: Tier) -> PlaceStats:
+        place, used = tier.backend, 0
+        with self._troubles.tolerated("stats"):
+            used = place.used_bytes()
+        return PlaceStats(place.location, used, place.capacity_bytes, tier.refused, tier.kept)
+
     def evict(self, to_bytes: int) -> int:
-        """Let go of what was used least recently until *to_bytes* are left.
+        """Let go of what was used least recently until *to_bytes* are left, in each place.
 
         Returns:
-            The bytes that are free now.
+            The bytes that are free now, in all places together.
         """
         freed = 0
         with self._troubles.tolerated("evict"):
@@ -295,27 +317,30 @@ class PrefixStore:
         return freed
 
     def entries(self) -> list[Entry]:
-        """Return the stored prompts, the last used first; of a chain only the whole."""
+        """Return the stored prompts, the last used first; of a chain only the whole.
+
+        What lies in several places is counted once.
+        """
         entries: list[Entry] = []
         with self._troubles.tolerated("entries"):
             entries = list(self._tree().entries())
         return entries
 
     def verify(self, *, repair: bool = False) -> Verified:
-        """Read everything that is stored.
+        """Read everything that is stored, every copy in every place.
 
         Args:
-            repair: Set aside what is damaged, and remove what nothing leads to.
+            repair: Set aside what is damaged, and remove what nothing in any place leads to.
 
         Raises:
-            OSError: The store cannot be read.
+            OSError: A place cannot be read.
         """
         return self._tree().verify(repair=repair)
 
     def pin(
         self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0, *, ttl: float | None = None
     ) -> int:
-        """Keep a stored prompt from being evicted.
+        """Keep a stored prompt from being evicted, in each place that has it.
 
         Args:
             ctx: The context that it was stored from, or one like it.
@@ -343,13 +368,15 @@ class PrefixStore:
     def forget(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> int:
         """Remove a stored prompt, and what goes on from it; what others begin with stays.
 
+        It is removed from all places.
+
         Args:
             ctx: The context that it was stored from, or one like it.
             tokens: The prompt.
             seq_id: As for :meth:`find`.
 
         Returns:
-            The bytes that are free now.
+            The bytes that are free now, in all places together.
         """
         freed = 0
         with self._asked(ctx, tokens, seq_id) as asked, self._troubles.tolerated("forget"):
@@ -361,6 +388,8 @@ class PrefixStore:
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all is written that :meth:`remember` left to be written behind.
+
+        What :meth:`recall` found further away is kept nearer by then, too.
 
         Args:
             timeout: Seconds to wait; None for as long as it takes.
@@ -426,3 +455,11 @@ class PrefixStore:
             for end, position in zip(ends, positions, strict=True)
             if end > done and (position in kept or position == junction)
         ]
+
+
+def _check_held(held: tuple[int, ...], tokens: tuple[int, ...], seq_id: int) -> None:
+    """Raise ValueError where *tokens* are not those that a sequence begins with."""
+    if held[: len(tokens)] != tokens:
+        pairs = enumerate(zip(held, tokens, strict=False))
+        n, (there, asked) = next(each for each in pairs if each[1][0] != each[1][1])
+        raise ValueError(f"token {n} to remember is {asked}, and sequence {seq_id} has {there}")

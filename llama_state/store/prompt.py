@@ -48,7 +48,7 @@ class Media:
         if not MIN_SECRET <= len(self.digest) <= _MAX_DIGEST:
             raise ValueError(f"a digest of {len(self.digest)} bytes: give 16 to {_MAX_DIGEST}")
         if not 1 <= self.n_positions <= MAX_POSITION:
-            raise ValueError(f"media of {self.n_positions} positions: it must have 1 or more")
+            raise ValueError(f"n_positions is {self.n_positions}: media take 1 or more")
 
 
 Token: TypeAlias = "int | Media"  # noqa: S105

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .. import layout
-from ..errors import FormatError, StateError
-from .lookup import Hit, Lookup, Needs
-from .objects import Name, Seal, payload
+from ..errors import FormatError
+from .lookup import DamagedError, Hit, Lookup, Needs
+from .objects import Header, Name, Seal, payload
 from .pieces import Given, SequenceMemory
 
 if TYPE_CHECKING:
     from .backend import Backend
 
 _AHEAD: Final = 2  # pieces that are in memory at once: the one that llama.cpp copies and the next
-
-
-class DamagedError(StateError):
-    """An object is gone or damaged: the hit has to be a shorter one."""
-
-    def __init__(self, name: Name, position: int, *, gone: bool) -> None:
-        super().__init__(f"an object at position {position} is {'gone' if gone else 'damaged'}")
-        self.name = name
-        self.position = position
-        self.gone = gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +101,9 @@ class Reader:
         """
         with ExitStack() as kept, ThreadPoolExecutor(1, "llama_state-verify") as pool:
             in_turn = memory.appends(seq_id)
-            pieces = self._ahead(pool, objects, None if in_turn else kept)
-            memory.put(seq_id, pieces, end=hit.end, keep=keep, tokens=tokens, logits=logits)
+            # Closed at once: what it holds open would wait for whoever holds an error.
+            with closing(self._ahead(pool, objects, None if in_turn else kept)) as pieces:
+                memory.put(seq_id, pieces, end=hit.end, keep=keep, tokens=tokens, logits=logits)
         return sum(self._nbytes(each.name) for each in objects)
 
     def read(self, name: Name) -> bytes:
@@ -121,8 +112,41 @@ class Reader:
         Raises:
             DamagedError: It is gone or damaged.
         """
-        with self._verified(name) as view:
-            return bytes(view[8:])
+        with self.whole(name) as (_, data):
+            return bytes(data[8:])
+
+    def check(self, objects: list[Wanted], sound: set[Name]) -> None:
+        """Verify objects, but those that are known as *sound*, to which they are added.
+
+        Raises:
+            DamagedError: One cannot be had.
+        """
+        for each in objects:
+            if each.name not in sound:
+                with self._verified(each.name, each.start):
+                    sound.add(each.name)
+
+    def is_sound(self, name: Name) -> bool:
+        """Return whether an object is sound, or gone.
+
+        Raises:
+            OSError: It cannot be read now.
+        """
+        try:
+            with self.whole(name):
+                return True
+        except DamagedError as error:
+            if error.cause is not None:
+                raise error.cause from error
+            return error.gone
+
+    def can_parse(self, name: Name) -> bool:
+        """Return whether the header of an object can be read: not of another key, nor damaged."""
+        return self._lookup.header(name) is not None
+
+    def at(self, backend: Backend) -> Reader:
+        """Return what reads another place, and knows nothing of it yet."""
+        return Reader(backend, self._lookup.at(backend), self._seal)
 
     def _nbytes(self, name: Name) -> int:
         header = self._lookup.header(name)
@@ -130,7 +154,7 @@ class Reader:
 
     def _ahead(
         self, pool: ThreadPoolExecutor, objects: list[Wanted], kept: ExitStack | None
-    ) -> Iterator[Given]:
+    ) -> Generator[Given, None, None]:
         """Yield pieces, of which the next is verified while llama.cpp copies one.
 
         Each is valid as long as *kept* is open; without it, until the next one is taken.
@@ -139,11 +163,11 @@ class Reader:
         rest = iter(objects)
         try:
             for each in islice(rest, _AHEAD):
-                coming.append((each, pool.submit(self._open, each.name)))
+                coming.append((each, pool.submit(self._open, each)))
             while coming:
                 yield from self._taken(*coming.popleft(), kept)
                 for following in islice(rest, 1):
-                    coming.append((following, pool.submit(self._open, following.name)))
+                    coming.append((following, pool.submit(self._open, following)))
         finally:
             for _, future in coming:
                 future.add_done_callback(_closed)
@@ -161,37 +185,49 @@ class Reader:
             with held:
                 yield piece
 
-    def _open(self, name: Name) -> _Open:
-        header = self._lookup.header(name)
+    def _open(self, wanted: Wanted) -> _Open:
         with ExitStack() as stack:
-            data = stack.enter_context(self._verified(name))
-            return _Open(stack.pop_all(), data, header.session_version if header else 0)
-
-    @contextmanager
-    def _verified(self, name: Name) -> Iterator[memoryview]:
-        with self.whole(name) as (_, data):
-            yield data
+            opened = self._verified(wanted.name, wanted.start)
+            header, _, data = stack.enter_context(opened)
+            return _Open(stack.pop_all(), data, header.session_version)
 
     @contextmanager
     def whole(self, name: Name) -> Iterator[tuple[memoryview, memoryview]]:
-        """Yield a whole object, and the payload in it, both verified.
+        """Yield a whole object as it is now, and the payload in it, both verified.
 
         Raises:
-            DamagedError: It is gone or damaged.
+            DamagedError: It cannot be had.
         """
-        header = self._lookup.header(name)
-        if header is None:
-            raise DamagedError(name, 0, gone=not self._backend.has(name))
-        opened: AbstractContextManager[memoryview] = self._backend.open(name)
+        self._lookup.forget(name)
+        with self._verified(name) as (_, view, data):
+            yield view, data
+
+    @contextmanager
+    def _verified(
+        self, name: Name, position: int = 0
+    ) -> Iterator[tuple[Header, memoryview, memoryview]]:
+        """Yield the header of an object, all of it, and its payload.
+
+        Raises:
+            DamagedError: It cannot be had, or is not what its header said when that was read.
+        """
+        header = self._lookup.read(name, position)
         with ExitStack() as stack:
             try:
-                view = stack.enter_context(opened)
-                data = payload(view, header, self._seal)
-            except FileNotFoundError:
-                raise DamagedError(name, header.start, gone=True) from None
+                view = stack.enter_context(self._backend.open(name, header.whole))
+                found = self._lookup.parsed(name, view)
+                data = payload(view, found, self._seal)
             except (FormatError, OSError) as error:
-                raise DamagedError(name, header.start, gone=False) from error
-            yield view, data
+                self._lookup.forget(name)
+                now = self._lookup.read(name, position)
+                if now != header:
+                    raise DamagedError(name, position, gone=True, changed=True) from error
+                raise DamagedError.of(name, position, error) from error
+            if found != header:  # another one, of another run: written anew, or in another place
+                self._lookup.forget(name)
+                if found.first != header.first:  # it has other rows of the window
+                    raise DamagedError(name, position, gone=True, changed=True)
+            yield found, view, data
 
 
 class _Open(NamedTuple):

@@ -226,11 +226,13 @@ class Verified:
     """What a look at everything in a store found.
 
     Attributes:
-        n_objects: Objects that were read.
+        n_objects: Objects that were read, in each place.
         nbytes: Their bytes.
-        damaged: Those that are damaged: key and kind.
+        damaged: Those that are damaged: key and kind, and where, if there are several places.
         orphans: Those that nothing leads to, since what they go on from is gone.
         repaired: Whether these were taken away.
+        foreign: How many belong to prompts of which nothing can be read: those of another key.
+            They were left alone.
     """
 
     n_objects: int
@@ -238,11 +240,31 @@ class Verified:
     damaged: tuple[str, ...]
     orphans: tuple[str, ...]
     repaired: bool
+    foreign: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether all is sound."""
+        """Whether all is sound that can be read."""
         return not self.damaged and not self.orphans
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceStats:
+    """What one place of a store holds.
+
+    Attributes:
+        location: Where it is.
+        used_bytes: Bytes that everything in it takes; 0 where it cannot be counted.
+        capacity_bytes: The most that it may.
+        refused: Objects that it had no room for.
+        kept: Objects that were found in a place further away and copied to this one.
+    """
+
+    location: str
+    used_bytes: int
+    capacity_bytes: int
+    refused: int = 0
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +272,8 @@ class Stats:
     """What a store holds, and what this object has done with it.
 
     Attributes:
-        location: Where it is.
-        used_bytes: Bytes that everything takes.
+        location: Where it is: all its places.
+        used_bytes: Bytes that everything takes, in all places together.
         capacity_bytes: The most that it may.
         recalls: Calls of recall, those of prefill counted.
         hits: Those that found something.
@@ -261,9 +283,10 @@ class Stats:
         bytes_written: Bytes of objects that were written, or wait for it.
         pending_bytes: Bytes that wait to be written.
         dropped: Objects that were not written, since too much waited.
-        refused: Objects that there was no room for.
+        refused: Objects that no place had room for.
         damaged: Objects that were set aside.
         failures: Kind of trouble -> how often it was met.
+        places: Each place, nearest first.
     """
 
     location: str
@@ -280,3 +303,4 @@ class Stats:
     refused: int = 0
     damaged: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)
+    places: Sequence[PlaceStats] = ()

@@ -54,4 +54,5 @@ class Troubles:
             self.failures[kind] += 1
             first = self.failures[kind] == 1
         if first:
-            LOGGER.warning("%s: %s failed: %s", self._location, doing, error)
+            # As text: who keeps the record would keep the frames of the error, and what they hold.
+            LOGGER.warning("%s: %s failed: %s", self._location, doing, str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .._io import Progress
@@ -12,10 +12,11 @@ from ..errors import StateError
 from . import identity
 from .backend import Backend, Stored
 from .lookup import Lookup
-from .objects import KINDS, NO_PARENT, Name, sealer
+from .objects import KINDS, NO_PARENT, Header, Name, sealer
 from .prompt import Keys, ids_of
-from .reading import DamagedError, Reader
+from .reading import Reader
 from .results import Entry, StoredChunk, Verified
+from .tiers import Tiers
 
 
 @dataclass(slots=True)
@@ -42,11 +43,22 @@ class _Node:
         return next((each for each in self.stored if each.name.kind == kind), None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """An object in one place, once it was read; of another key it is not its own."""
+
+    place: Backend
+    name: Name
+    nbytes: int
+    is_sound: bool
+    is_own: bool
+
+
 class Tree:
     """All chains of a place, as they are now.
 
     Args:
-        backend: The place.
+        backend: The place, or several as one.
         lookup: Knows the headers.
         reader: Reads objects.
     """
@@ -61,6 +73,9 @@ class Tree:
         for key, node in self._nodes.items():
             if parent := self._nodes.get(node.parent):
                 parent.children.add(key)
+        self._tops = self._found_tops()
+        # Names can say what they want: those that go round in a circle are of no chain.
+        self._nodes = {key: self._nodes[key] for key in self._tops}
 
     @classmethod
     def of(cls, backend: Backend, secret: bytes | None) -> Tree:
@@ -85,15 +100,31 @@ class Tree:
                 " or with one where none was given"
             )
 
+    def _found_tops(self) -> dict[bytes, bytes]:
+        """Return for each key the one that its chain begins with, as far as it is there."""
+        tops = {key: key for key, node in self._nodes.items() if node.parent not in self._nodes}
+        waiting = list(tops)
+        while waiting:
+            key = waiting.pop()
+            for child in self._nodes[key].children:
+                tops[child] = tops[key]
+                waiting.append(child)
+        return tops
+
     def entries(self) -> Iterator[Entry]:
         """Yield the prompts that no other goes on from, the last used first."""
         ends = [
             key
             for key, node in self._nodes.items()
-            if not node.children and node.parent != NO_PARENT
+            if not node.children and node.parent != NO_PARENT and self._is_own(key)
         ]
         entries = [entry for key in ends if (entry := self.entry(key)) is not None]
         yield from sorted(entries, key=lambda entry: entry.used, reverse=True)
+
+    def _is_own(self, key: bytes) -> bool:
+        """Tell whether anything of a chain can be read: that of another key cannot."""
+        chain = self._chain(key)
+        return bool(chain) and any(map(self._header, [*chain, self._nodes[chain[0].parent]]))
 
     def entry(self, key: bytes) -> Entry | None:
         """Return the prefix that ends with *key*; None where what it goes on from is gone."""
@@ -166,9 +197,13 @@ class Tree:
                     yield from sorted(kept, key=lambda each: KINDS.index(each.name.kind))
 
     def _tokens_of(self, node: _Node) -> list[int | None]:
-        names = (each.name for each in node.stored if each.name.kind != "P")
-        header = next(filter(None, map(self._lookup.header, names)), None)
+        header = self._header(node)
         return ids_of(header.words) if header else []
+
+    def _header(self, node: _Node) -> Header | None:
+        """Return the header of any of the objects of a key; None where none can be read."""
+        names = (each.name for each in node.stored if each.name.kind != "P")
+        return next(filter(None, map(self._lookup.header, names)), None)
 
     def remove(self, key: bytes) -> int:
         """Remove a prefix, what goes on from it, and what nothing else goes on from.
@@ -203,53 +238,93 @@ class Tree:
         return sum(self._backend.remove(each.name) for each in node.stored)
 
     def verify(self, *, repair: bool, progress: Progress = no_progress) -> Verified:
-        """Read everything; with *repair*, take away what is of no use."""
-        named = [(node, stored) for node in self._nodes.values() for stored in node.stored]
-        total = sum(stored.nbytes for _, stored in named)
-        damaged: list[Name] = []
-        looked_at = 0
-        for _, stored in named:
-            progress(looked_at, total)
-            looked_at += stored.nbytes
-            if stored.name.kind != "P" and not self._is_sound(stored.name):
-                damaged.append(stored.name)
-        progress(total, total)
-        gone = {name.key for name in damaged if name.kind in ("R", "N")}
-        orphans = [
-            stored.name
-            for node, stored in named
-            if stored.name not in damaged and not self._is_reached(node, gone)
-        ]
+        """Read everything; with *repair*, take away what is of no use.
+
+        Of several places every copy is read. What goes on from a sound copy is of use, wherever
+        that is.
+
+        Objects of another key look like damaged ones. So an object counts as damaged only where
+        something of its chains can be read; all else is foreign, and left alone.
+        """
+        names = [stored.name for node in self._nodes.values() for stored in node.stored]
+        copies = self._read_all(progress)
+        sound = {copy.name for copy in copies if copy.is_sound}
+        own = {self._tops.get(copy.name.key) for copy in copies if copy.is_own} - {None}
+        damaged = [c for c in copies if not c.is_sound and self._tops.get(c.name.key) in own]
+        lost = {copy.name for copy in damaged} - sound
+        gone = {name.key for name in lost if name.kind == "R"}
+        reached = self._reached(gone)
+        left = [n for n in names if self._tops[n.key] in own and n.key not in reached]
+        orphans = [name for name in left if name not in lost]
+        if orphans:  # what was being written as the place was listed is whole by now
+            reached = Tree(self._backend, self._lookup, self.reader)._reached(gone)
+            orphans = [name for name in orphans if name.key not in reached]
         if repair:
-            for name in damaged:
-                self._lookup.forget(name)
-                self._backend.set_aside(name)
+            for copy in damaged:
+                self._lookup.forget(copy.name)
+                copy.place.set_aside(copy.name)
             for name in orphans:
                 self._backend.remove(name)
         return Verified(
-            len(named),
-            total,
-            tuple(map(object_text, damaged)),
+            len(copies),
+            sum(copy.nbytes for copy in copies),
+            tuple(map(self._copy_text, damaged)),
             tuple(map(object_text, orphans)),
             repair,
+            sum(self._tops.get(copy.name.key) not in own for copy in copies),
         )
 
-    def _is_sound(self, name: Name) -> bool:
-        try:
-            self.reader.read(name)
-        except DamagedError as error:
-            return error.gone  # it was evicted meanwhile
-        return True
+    def _read_all(self, progress: Progress) -> list[_Copy]:
+        """Read every copy in every place."""
+        listed = [(place, [*place.entries()]) for place in self._places()]
+        total = sum(each.nbytes for _, stored in listed for each in stored)
+        copies: list[_Copy] = []
+        looked_at = 0
+        for place, stored in listed:
+            reader = self.reader.at(place)
+            for each in stored:
+                progress(looked_at, total)
+                looked_at += each.nbytes
+                sound = each.name.kind == "P" or reader.is_sound(each.name)
+                own = reader.can_parse(each.name)
+                copies.append(_Copy(place, each.name, each.nbytes, sound, own))
+        progress(total, total)
+        return copies
 
-    def _is_reached(self, node: _Node, gone: set[bytes]) -> bool:
-        """Tell whether the rows of a chunk are there, and those of all that it goes on from."""
-        while node.parent != NO_PARENT:
-            key = node.stored[0].name.key
-            parent = self._nodes.get(node.parent)
-            if key in gone or not node.named("R") or parent is None:
-                return False
-            node = parent
-        return bool(node.named("N")) and node.stored[0].name.key not in gone
+    def _copy_text(self, copy: _Copy) -> str:
+        text = object_text(copy.name)
+        return f"{text} in {copy.place.location}" if len(self._places()) > 1 else text
+
+    def _places(self) -> Sequence[Backend]:
+        if isinstance(self._backend, Tiers):
+            return [tier.backend for tier in self._backend.tiers]
+        return [self._backend]
+
+    def _reached(self, gone: set[bytes]) -> set[bytes]:
+        """Return the keys whose rows are there, with those of all that they go on from.
+
+        Args:
+            gone: Keys whose rows are damaged.
+        """
+        reached: set[bytes] = set()
+        waiting = [key for key, top in self._tops.items() if key == top and self._begins(key)]
+        while waiting:
+            key = waiting.pop()
+            node = self._nodes[key]
+            if node.parent == NO_PARENT or (node.named("R") and key not in gone):
+                reached.add(key)
+                waiting += node.children
+        return reached
+
+    def _begins(self, key: bytes) -> bool:
+        """Tell whether a key is that of a namespace, or of a first chunk.
+
+        A namespace can lack its description: it is found without, and described when something
+        is remembered in it.
+        """
+        node = self._nodes[key]
+        header = self._header(node)
+        return node.parent == NO_PARENT or (header is not None and header.root == node.parent)
 
     def _chain(self, key: bytes) -> list[_Node]:
         """Return the nodes from the first chunk to *key*; empty where one is missing."""

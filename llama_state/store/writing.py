@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -15,8 +15,8 @@ from .results import Remembered
 
 if TYPE_CHECKING:
     from .._io import Buffer
-    from .backend import Backend
     from .behind import Target
+    from .tiers import Tiers
 
 # Where prompts part in less than this share of a chunk, a chunk of what they have in common does
 # not pay: each has its own file, which costs as much to find and to open as a large one.
@@ -64,7 +64,7 @@ class Writer:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Tiers,
         lookup: Lookup,
         keys: Keys,
         seal: Seal,
@@ -85,7 +85,7 @@ class Writer:
         name = Name(no_parent, root, 0, "N")
         if self._backend.has(name) and self._lookup.header(name) is None:
             self._backend.set_aside(name)  # it is damaged
-        if not target.has(name):
+        if target.lacks(name):
             self._put(target, name, root, b"", [fields], first=0, end=0, session_version=0)
 
     def write(
@@ -124,7 +124,7 @@ class Writer:
         missing = {chunk.end: chunk for chunk in self._missing(target, chunks, windows)}
         last = chunks[-1]
         at_end = needs.state and n_past == last.end
-        state = at_end and not target.has(last.name("S"))
+        state = at_end and target.lacks(last.name("S"))
         written: list[tuple[Chunk, Kind, int]] = []
         lacking: list[Chunk] = []  # chunks without rows, as there was no room
 
@@ -195,7 +195,7 @@ class Writer:
         words = prompt.words(first, last)
         start, end = prompt.position(first), prompt.position(last)
         key = self._keys.next(parent, end - start, words)
-        stored = look and target.has(Name(parent, key, end - start, "R"))
+        stored = look and not target.lacks(Name(parent, key, end - start, "R"))
         return Chunk(parent, key, words, first, last, start, end, stored)
 
     def _end_among(self, target: Target, chunk: Chunk, prompt: Prompt, size: int) -> int:
@@ -207,7 +207,7 @@ class Writer:
         """
         whole, parted = 0, 0
         at = None if target is self._backend else target
-        for link in self._lookup.children(chunk.parent, chunk.start, at):
+        for link in self._lookup.children(chunk.parent, chunk.start, at=at):
             if "R" not in link.kinds:
                 continue
             shared = prompt.tokens_in(chunk.first, common(link.header.words, chunk.words))
@@ -229,7 +229,7 @@ class Writer:
     ) -> Iterator[Chunk]:
         for chunk in chunks:
             windowed = chunk.end in windows
-            if not chunk.stored or (windowed and not target.has(chunk.name("W"))):
+            if not chunk.stored or (windowed and target.lacks(chunk.name("W"))):
                 yield chunk
 
     def tidy(self, root: bytes, prompt: Prompt, needs: Needs, chunks: Sequence[Chunk]) -> None:
@@ -243,6 +243,8 @@ class Writer:
     def thin(self, found: Found, chunks: Sequence[Chunk]) -> None:
         """Remove restore points of a chain that are close to others, and what they needed.
 
+        A pinned one stays.
+
         Args:
             found: What a walk along the prompt found, with its last restore point.
             chunks: The chunks of the prompt.
@@ -251,24 +253,29 @@ class Writer:
         points = {links[-1].header.end: links[-1] for links in found.points}
         kept = kept_points(sorted(points), self._chunk_tokens)
         for end, link in points.items():
-            if end not in kept and not self._branches(link):
+            if end not in kept and not self._branches(link) and not self._has_pin(link):
                 self.remove(link, ("L", "S") if link.key in whole else ("L", "S", "W", "R"))
 
     def _branches(self, link: Link) -> bool:
         """Tell whether several chains go on from a chunk."""
         return len({name.key for name in self._backend.children(link.key)}) > 1
 
+    def _has_pin(self, link: Link) -> bool:
+        return self._backend.has(replace(link.header.name, kind="P"))
+
     def supersede(self, chunk: Chunk, siblings: Iterable[Link]) -> None:
         """Remove shorter chunks that *chunk* has all tokens of, which nothing else needs.
 
-        None that are a restore point, that a chunk goes on from, or where *chunk* is not stored.
+        None that are pinned or a restore point, that a chunk goes on from, or where *chunk* is not
+        stored, or has still to be written to some place.
         """
-        if not self._backend.has(chunk.name("R")):
+        if self._backend.lacks(chunk.name("R")):
             return
         for link in siblings:
             words = link.header.words
             within = len(words) < len(chunk.words) and chunk.words.startswith(words)
-            if within and "S" not in link.kinds and not self._goes_on(self._backend, link):
+            needed = "S" in link.kinds or self._has_pin(link)
+            if within and not needed and not self._goes_on(self._backend, link):
                 self.remove(link)
 
     def remove(self, link: Link, kinds: Sequence[Kind] = ("L", "S", "W", "R")) -> None:
@@ -311,7 +318,8 @@ def kept_points(ends: Sequence[int], chunk: int) -> set[int]:
     """Return which restore points of a chain stay: a few, at growing distances from the last.
 
     Of each distance, which doubles from one to the next, the first one stays, so that it is there
-    when the chain has grown.
+    when the chain has grown. The last but one stays too: an answer is asked for again, or another
+    branch is tried, where the one before began.
 
     Args:
         ends: Their positions, increasing.
@@ -320,4 +328,4 @@ def kept_points(ends: Sequence[int], chunk: int) -> set[int]:
     kept: dict[int, int] = {}
     for end in ends:
         kept.setdefault(((ends[-1] - end) // chunk).bit_length(), end)
-    return {*kept.values(), *ends[-1:]}
+    return {*kept.values(), *ends[-2:]}

@@ -189,6 +189,25 @@ def test_a_restart_finds_the_conversation(make: Make, kind: str, tmp_path: Path)
         tokens = now
 
 
+def test_a_restart_with_memory_in_front(make: Make, tmp_path: Path) -> None:
+    """Several places: after a restart the folder has the conversation, and memory has it then."""
+    places = ["memory:?size=1GiB", f"file://{tmp_path}?size=1GiB"]
+    tokens: list[int] = []
+    for turn in range(2):
+        llm = make("llama-dense", n_ctx=1024)
+        cache = with_cache(llm, places)
+        assert cache.capacity_bytes == 2 << 30
+        if turn:
+            said, evaluated = answer(llm, [*tokens, *MORE])
+            assert said == fresh_answer(make, "llama-dense", [*tokens, *MORE])
+            assert evaluated < len(tokens)
+            assert cache.store.flush()
+            assert cache.store.stats().places[0].kept > 0
+        else:
+            tokens = conversation(llm, 3)
+        cache.detach()
+
+
 def test_a_restart_of_the_program(make: Make, tmp_path: Path) -> None:
     """Two processes, one after the other."""
     program = """
@@ -382,6 +401,8 @@ def test_places_and_capacities(make: Make, tmp_path: Path) -> None:
         PromptCache(llm, PrefixStore("memory:?size=1MB"), capacity_bytes=1 << 20)
     assert PromptCache(llm, "memory:?size=1MB").capacity_bytes == 10**6
     assert PromptCache(llm, capacity_bytes=12345).capacity_bytes == 12345
+    with pytest.raises(ValueError, match="is for one place"):
+        PromptCache(llm, ["memory:?size=1MB", tmp_path], capacity_bytes=1 << 20)
     assert vars(llm).keys() >= {"save_state", "load_state"}
 
 

@@ -22,12 +22,14 @@ NEXT_TOKEN = 1
 MAX_WINDOW = 1000
 
 ROW_LIMIT = 0.01
-"""Norm of the difference over the norm, for the rows of one layer that differ: 2e-3 at the most
+"""Norm of the difference over the norm, for the rows of one layer that differ: 2.5e-3 at the most
 where cells lie elsewhere and values are rounded to the other f16. One row of another token makes
 0.5 and more; among 80 that differ by rounding 0.1."""
 
-LIMIT = 5e-5
-"""Of the logits. Where cells lie elsewhere they differ by up to 7e-6."""
+LIMIT = 5e-4
+"""Of the logits. Where cells lie elsewhere they differ with no state function at all: mostly by
+less than 7e-6, and a soak found 7e-5 (Jamba, seven pieces behind a copy). What is wrong shows in
+the rows first."""
 
 DEPENDS_ON_CELLS = frozenset({("qwen4exp", "idx")})
 """Caches that have other values where a sequence lies in other cells, with no state function."""
@@ -81,32 +83,38 @@ def check(
     """Assert that a sequence of *context* is what *oracle*, a new one like it, makes of *text*."""
     replay(oracle, seq_id, text)
     if text:
-        problems = [*_differences(_compare(oracle, context, seq_id, model, folder), text, model)]
+        problems = differences(oracle, context, seq_id, model, folder, ROW_LIMIT)
         assert not problems, problems
     for ctx in (oracle, context):
         ctx.decode([NEXT_TOKEN], seq_id)
     assert nmse(oracle.logits(), context.logits()) < LIMIT
 
 
-def _compare(
-    oracle: ls.Context, context: ls.Context, seq_id: int, model: ls.Model, folder: Path
-) -> Comparison:
+def differences(
+    expected: ls.Context,
+    actual: ls.Context,
+    seq_id: int,
+    model: ls.Model,
+    folder: Path,
+    row_limit: float = 0.0,
+) -> list[str]:
+    """Return how what two contexts hold of a sequence differs, as far as its next token sees it."""
     files = []
-    for name, ctx in (("expected", oracle), ("actual", context)):
+    for name, ctx in (("expected", expected), ("actual", actual)):
         ctx.seq_save_state(folder / name, seq_id, durable=False)
         files.append(inspect_file(folder / name, model=model.path))
-    return compare(*files)
+    outside = expected.n_past(seq_id) - ALL_WINDOWS.get(model.arch, MAX_WINDOW)
+    return [*_differences(compare(*files), outside, model.arch, row_limit)]
 
 
-def _differences(found: Comparison, text: Text, model: ls.Model) -> Iterator[str]:
+def _differences(found: Comparison, outside: int, arch: str, row_limit: float) -> Iterator[str]:
     assert found.computed
     yield from map(str, found.fields)
     # The next token sees the positions behind this one.
-    outside = length(text) - ALL_WINDOWS.get(model.arch, MAX_WINDOW)
     for one in found.positions:
         if any(last > outside for runs in (one.only_a, one.only_b) for _, last in runs):
             yield str(one)
     for row in found.rows:
-        rounded = row.relative is None or row.relative < ROW_LIMIT
-        if not rounded and (model.arch, row.cache) not in DEPENDS_ON_CELLS:
+        rounded = row.relative is None or row.relative <= row_limit
+        if not rounded and (arch, row.cache) not in DEPENDS_ON_CELLS:
             yield str(row)

@@ -14,6 +14,9 @@ import llama_state as ls
 from llama_state.context.prefixes import Prefixes
 from llama_state.store import PrefixStore
 from llama_state.store.folder import FolderBackend
+from llama_state.testing.conformance import nmse
+from tests.context.oracle import LIMIT, differences
+from tests.kinds import ALL_WINDOWS
 
 pytestmark = pytest.mark.libllama
 
@@ -21,6 +24,10 @@ CUTTABLE = frozenset({"deepseek2", "deepseek32", "llama", "minimax-m3", "qwen2vl
 """Wherever a prompt differs, what is before it is found."""
 
 CHUNK = 64
+SAME_PIECES = 1e-6
+"""Of logits after the same pieces: 1.1e-7 at the most, of jamba with flash attention, whose own
+prefill stops at chunk ends. Of other pieces up to 6.7e-5, with or without a store."""
+
 STOPS = (64, 100, 128, 192, 230)
 """Where the first prompt is remembered on the way."""
 
@@ -57,8 +64,12 @@ def context(model: ls.Model, options: Mapping[str, object]) -> ls.Context:
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
-    """A recall leaves what a context held that decoded the same: byte for byte, and its logits."""
+def test_what_was_there(model: ls.Model, store: PrefixStore, name: str, tmp_path: Path) -> None:
+    """A recall leaves what a context held that decoded the same: byte for byte, and its logits.
+
+    Older builds also write the rows in front of a window, which no token sees any more, and which
+    are not stored.
+    """
     options = CONFIGURATIONS[name]
     seq_id = int(str(options["n_seq_max"])) - 1
     try:
@@ -87,12 +98,69 @@ def test_what_was_there(model: ls.Model, store: PrefixStore, name: str) -> None:
             other.restore(held[min(end for end in held if end >= n_past)])
             other.seq_rm(seq_id, n_past)
             truth = other.seq_snapshot(seq_id)
-            assert reader.seq_snapshot(seq_id) == truth
+            same = reader.seq_snapshot(seq_id) == truth
+            if not same:
+                assert model.arch in ALL_WINDOWS
+                assert ls.load_library().session_version < 10
+                assert not differences(other, reader, seq_id, model, tmp_path)
             other.clear()
             other.seq_restore(truth, seq_id)
             for ctx in (reader, other):
                 ctx.decode(prompt[n_past:], seq_id)
-            assert reader.logits() == other.logits()
+            assert nmse(other.logits(), reader.logits()) <= (0.0 if same else LIMIT)
+
+
+def test_other_tokens(llama: ls.Model, store: PrefixStore) -> None:
+    """Tokens that the sequence does not hold are not remembered, where its tokens are known."""
+    with llama.context(n_ctx=320) as ctx:
+        ctx.decode([5, 6, 7])
+        with pytest.raises(ValueError, match="token 1 to remember is 9, and sequence 0 has 6"):
+            store.remember(ctx, [5, 9])
+        assert not store.entries()
+        assert store.remember(ctx, [5, 6]).n_tokens == 2
+
+
+def test_asked_again(model: ls.Model, store: PrefixStore) -> None:
+    """After an answer a prompt is still there up to its end, also where a chunk ends close by."""
+    prompt = tokens(1, CHUNK + 6, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        store.prefill(ctx, prompt)
+        for token in tokens(2, 20, ctx.n_vocab):
+            ctx.decode([token])
+        store.remember(ctx, [*prompt, *tokens(2, 20, ctx.n_vocab)])
+        ctx.clear()
+        assert store.recall(ctx, [*prompt, *tokens(3, 20, ctx.n_vocab)]).n_past == len(prompt)
+
+
+def test_pinned(model: ls.Model, store: PrefixStore) -> None:
+    """A pinned prompt stays as it is when others go on from it, and when all else goes."""
+    prompt = tokens(1, CHUNK + 30, model.n_vocab)
+    with model.context(n_ctx=320) as ctx:
+        store.prefill(ctx, prompt)
+        assert store.pin(ctx, prompt) == len(prompt)
+        for seed in range(3):
+            store.prefill(ctx, [*prompt, *tokens(seed, 20, ctx.n_vocab)])
+        assert store.verify().ok
+        store.evict(0)
+        (entry,) = store.entries()
+        assert entry.n_tokens == len(prompt)
+        ctx.clear()
+        assert store.recall(ctx, [*prompt, 1]).n_past == len(prompt)
+
+
+@pytest.mark.parametrize("flash", [True, False], ids=["flash", "no flash"])
+def test_in_the_same_pieces(model: ls.Model, store: PrefixStore, flash: bool) -> None:
+    """A hit goes on as a run whose tokens are decoded in pieces that end where it does."""
+    prompt = tokens(1, 230, model.n_vocab)
+    options: dict[str, Any] = {"n_ctx": 320, "flash_attn": flash, "n_threads": 1}
+    with model.context(**options) as fresh, model.context(**options) as ctx:
+        store.prefill(ctx, prompt[:200])
+        ctx.clear()
+        n_past = len(store.prefill(ctx, prompt).tokens)
+        assert n_past == 200
+        fresh.decode(prompt[:n_past])
+        fresh.decode(prompt[n_past:])
+        assert nmse(ctx.logits(), fresh.logits()) < SAME_PIECES
 
 
 def test_two_keys(model: ls.Model, tmp_path: Path) -> None:
@@ -305,3 +373,30 @@ def test_evicted_meanwhile(
         assert store.verify().ok or ctx.arch not in CUTTABLE
         assert store.remember(ctx, prompt).n_tokens == len(prompt)
         assert store.verify().ok
+
+
+def test_gone_on_from_meanwhile(
+    model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short end that another process goes on from stays, though what is written has all of it."""
+    prompt = tokens(1, CHUNK, model.n_vocab)
+    others = [*prompt[:20], *tokens(2, 20, model.n_vocab)]
+    take = Prefixes.take
+    with (
+        model.context(n_ctx=320) as ctx,
+        PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store,
+        PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=20) as other,
+    ):
+        ctx.decode(prompt[:20])
+        store.remember(ctx, prompt[:20])
+        ctx.decode(prompt[20:])
+
+        def late(prefixes: Prefixes, *arguments: Any, **more: Any) -> None:
+            monkeypatch.setattr(Prefixes, "take", take)
+            assert other.remember(ctx, others).n_tokens == len(others)
+            take(prefixes, *arguments, **more)
+
+        monkeypatch.setattr(Prefixes, "take", late)
+        assert store.remember(ctx, prompt).n_tokens == len(prompt)
+        assert store.verify().ok
+        assert other.find(ctx, [*others, 1]).n_tokens == len(others) or ctx.arch not in CUTTABLE

@@ -80,3 +80,22 @@ def test_unknown_is_refused(store: PrefixStore, llama: ls.Model) -> None:
         borrowed = ls.attach(owner.pointer, library=owner.library)
         with pytest.raises(ls.UnsupportedError, match=r"declare|model_path"):
             store.recall(borrowed, PROMPT)
+
+
+@pytest.mark.parametrize("key", [None, bytes(16)], ids=["no key", "key"])
+def test_exchanged_objects(key: bytes | None, llama: ls.Model, tmp_path: Path) -> None:
+    """An object under the name of another, with or without a key, is never used, and set aside."""
+    prompts = [list(range(first, first + 20)) for first in (10, 50)]
+    with llama.context(n_ctx=256) as ctx:
+        for _ in range(2):
+            with PrefixStore(tmp_path, capacity_bytes=1 << 28, chunk_tokens=32, key=key) as store:
+                for prompt in prompts:
+                    ctx.clear()
+                    assert store.recall(ctx, prompt).n_past == 0
+                    store.prefill(ctx, prompt)
+                assert store.find(ctx, prompts[0]).n_tokens == 19
+            one, other = tmp_path.glob("??/*.R")
+            contents = one.read_bytes(), other.read_bytes()
+            for path, content in zip((other, one), contents, strict=True):
+                path.unlink()
+                path.write_bytes(content)

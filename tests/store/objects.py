@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llama_state.store import identity
+from llama_state.store.backend import Backend
+from llama_state.store.lookup import Lookup
 from llama_state.store.objects import NO_PARENT, Kind, Name, pack, sealer
 from llama_state.store.prompt import Keys, Prompt
+from llama_state.store.reading import Reader
+from llama_state.store.tiers import Tiers
+from llama_state.store.troubles import Troubles
 
 SEAL = sealer(None)
 KEYS = Keys(None)
@@ -50,3 +57,11 @@ def described() -> tuple[Name, list[bytes]]:
     name = Name(NO_PARENT, ROOT, 0, "N")
     parts = pack(name, ROOT, b"", [FIELDS], SEAL, first=0, end=0, session_version=0, keyed=False)
     return name, [bytes(part) for part in parts]
+
+
+def as_one(
+    places: Sequence[Backend], troubles: Troubles | None = None, *, readonly: bool = False
+) -> Tiers:
+    """Places as one, nearest first, as a store has them."""
+    reader = Reader(places[0], Lookup(places[0], KEYS, SEAL, keyed=False), SEAL)
+    return Tiers(places, troubles or Troubles("tests"), reader, readonly=readonly)

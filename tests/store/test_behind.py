@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_state.store.backend import Backend
 from llama_state.store.behind import WriteBehind
 from llama_state.store.folder import FolderBackend
 from llama_state.store.memory import MemoryBackend
@@ -20,7 +21,7 @@ from llama_state.store.prompt import Prompt
 from llama_state.store.troubles import Troubles
 from tests.interruptions import STRIDE, interrupted, needs_places, places
 
-from .objects import chain, packed
+from .objects import as_one, chain, packed
 
 PROMPT = Prompt.of(range(20))
 OBJECTS = [(name, packed(name, words, end, bytes(100))) for name, words, end in chain(PROMPT)]
@@ -51,9 +52,12 @@ class Gated(MemoryBackend):
         return super().put(name, parts)
 
 
-def behind(backend: MemoryBackend, pending_bytes: int = 1 << 20) -> WriteBehind:
+def behind(
+    backend: Backend, pending_bytes: int = 1 << 20, troubles: Troubles | None = None
+) -> WriteBehind:
     """What writes to it."""
-    return WriteBehind(backend, Troubles("tests"), pending_bytes)
+    troubles = troubles or Troubles("tests")
+    return WriteBehind(as_one([backend], troubles), troubles, pending_bytes)
 
 
 def put_all(to: WriteBehind) -> list[bool]:
@@ -90,8 +94,9 @@ def test_the_copy_is_taken() -> None:
     buffer[:] = bytes(len(buffer))
     backend.gate.set()
     assert to.flush()
-    with backend.open(name) as view:
-        assert view == b"".join(parts)
+    data = b"".join(parts)
+    with backend.open(name, len(data)) as view:
+        assert view == data
 
 
 def test_bounded() -> None:
@@ -114,7 +119,7 @@ def test_failures() -> None:
     backend.gate.set()
     backend.failing = {OBJECTS[1][0]}
     troubles = Troubles("tests")
-    to = WriteBehind(backend, troubles, 1 << 20)
+    to = behind(backend, troubles=troubles)
     for each in OBJECTS:
         to.put(*each)
         to.settle()  # the thread ends each time
@@ -132,7 +137,7 @@ def test_any_error() -> None:
     """One that nobody thought of is counted, and ends nothing."""
     backend = MemoryBackend(1 << 20)
     troubles = Troubles("tests")
-    to = WriteBehind(backend, troubles, 1 << 20)
+    to = behind(backend, troubles=troubles)
     to.afterwards(lambda: 1 // 0)
     put_all(to)
     assert to.flush()
@@ -214,11 +219,9 @@ def test_forked() -> None:
 ENDING = """
 import sys
 from pathlib import Path
-from llama_state.store.behind import WriteBehind
 from llama_state.store.folder import FolderBackend
-from llama_state.store.troubles import Troubles
-from tests.store.test_behind import OBJECTS
-to = WriteBehind(FolderBackend(Path(sys.argv[1]), 1 << 24), Troubles("tests"), 1 << 24)
+from tests.store.test_behind import OBJECTS, behind
+to = behind(FolderBackend(Path(sys.argv[1]), 1 << 24), 1 << 24)
 for each in OBJECTS:
     assert to.put(*each)
 {end}

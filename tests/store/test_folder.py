@@ -186,7 +186,7 @@ def assert_sound(folder: Path) -> None:
     """Every object of a folder is whole, and nothing that was begun is left once it is opened."""
     backend = FolderBackend(folder, 1 << 30)
     for stored in backend.entries():
-        with backend.open(stored.name) as view:
+        with backend.open(stored.name, stored.nbytes) as view:
             payload(view, parse(view, SEAL, keyed=False), SEAL)
     assert not list(folder.rglob(".*.part"))
 

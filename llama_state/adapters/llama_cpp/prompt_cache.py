@@ -62,7 +62,7 @@ class PromptCache:
         llm: The ``Llama`` whose cache it becomes; another one needs its own, and can have the
             same *store*.
         store: A :class:`llama_state.PrefixStore`, which stays open; or where one is opened, a
-            folder or URL as it takes them. None: in this process's memory.
+            folder or URL, or a list of these, as it takes them. None: in this process's memory.
         capacity_bytes: The most that a store takes that is opened here; 2 GiB in memory where
             none is given.
         adapters: What :meth:`declare` is to be told at once; None where the ``Llama`` says it.
@@ -81,7 +81,7 @@ class PromptCache:
     def __init__(
         self,
         llm: Any,
-        store: PrefixStore | StrPath | None = None,
+        store: PrefixStore | StrPath | Sequence[StrPath] | None = None,
         *,
         capacity_bytes: int | None = None,
         adapters: Sequence[tuple[StrPath, float]] | None = None,
@@ -238,7 +238,9 @@ class PromptCache:
             self._scope = scope
 
 
-def _opened(store: PrefixStore | StrPath | None, capacity_bytes: int | None) -> PrefixStore:
+def _opened(
+    store: PrefixStore | StrPath | Sequence[StrPath] | None, capacity_bytes: int | None
+) -> PrefixStore:
     if isinstance(store, PrefixStore):
         if capacity_bytes is not None:
             raise ValueError("capacity_bytes is that of the store: give it to the store")
