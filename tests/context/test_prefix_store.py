@@ -384,16 +384,18 @@ def test_gone_on_from_meanwhile(
     take = Prefixes.take
     with (
         model.context(n_ctx=320) as ctx,
+        model.context(n_ctx=320) as second,
         PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store,
         PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=20) as other,
     ):
         ctx.decode(prompt[:20])
         store.remember(ctx, prompt[:20])
         ctx.decode(prompt[20:])
+        second.decode(others)
 
         def late(prefixes: Prefixes, *arguments: Any, **more: Any) -> None:
             monkeypatch.setattr(Prefixes, "take", take)
-            assert other.remember(ctx, others).n_tokens == len(others)
+            assert other.remember(second, others).n_tokens == len(others)
             take(prefixes, *arguments, **more)
 
         monkeypatch.setattr(Prefixes, "take", late)
