@@ -373,3 +373,32 @@ def test_evicted_meanwhile(
         assert store.verify().ok or ctx.arch not in CUTTABLE
         assert store.remember(ctx, prompt).n_tokens == len(prompt)
         assert store.verify().ok
+
+
+def test_gone_on_from_meanwhile(
+    model: ls.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short end that another process goes on from stays, though what is written has all of it."""
+    prompt = tokens(1, CHUNK, model.n_vocab)
+    others = [*prompt[:20], *tokens(2, 20, model.n_vocab)]
+    take = Prefixes.take
+    with (
+        model.context(n_ctx=320) as ctx,
+        model.context(n_ctx=320) as second,
+        PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=CHUNK) as store,
+        PrefixStore(tmp_path, capacity_bytes=1 << 30, chunk_tokens=20) as other,
+    ):
+        ctx.decode(prompt[:20])
+        store.remember(ctx, prompt[:20])
+        ctx.decode(prompt[20:])
+        second.decode(others)
+
+        def late(prefixes: Prefixes, *arguments: Any, **more: Any) -> None:
+            monkeypatch.setattr(Prefixes, "take", take)
+            assert other.remember(second, others).n_tokens == len(others)
+            take(prefixes, *arguments, **more)
+
+        monkeypatch.setattr(Prefixes, "take", late)
+        assert store.remember(ctx, prompt).n_tokens == len(prompt)
+        assert store.verify().ok
+        assert other.find(ctx, [*others, 1]).n_tokens == len(others) or ctx.arch not in CUTTABLE
