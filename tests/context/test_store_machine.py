@@ -2,7 +2,7 @@
 
 One context lives with a store in a folder. Between prompts the folder is used by another store,
 evicted from, damaged and emptied. A second context, which decodes every prompt from nothing, tells
-what the logits must be.
+what the sequence must hold and what the logits must be.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ from hypothesis.stateful import (
 import llama_state as ls
 from llama_state.store import PrefixStore
 from llama_state.testing.conformance import nmse
-from tests.kinds import ALL_WINDOWS, examples, limit
+from tests.context.oracle import LIMIT, ROW_LIMIT, differences
+from tests.kinds import ALL_WINDOWS, examples
 
 pytestmark = pytest.mark.libllama
 
 CHUNK = 16
 N_SEQS = 3
-LIMIT = 1e-7
-"""Of the logits, without flash attention: the order of the cells alone makes less, but for
-windows, whose cells llama.cpp uses again."""
 
 # Prompts that share beginnings: what is common to some, then a branch, then an end.
 PROMPTS = st.builds(
@@ -52,18 +50,26 @@ class Machine(RuleBasedStateMachine):
     @initialize(
         kv_unified=st.booleans(),
         swa_full=st.booleans(),
+        flash_attn=st.booleans(),
         capacity=st.sampled_from([3 << 20, 1 << 30]),
     )
-    def begin(self, *, kv_unified: bool, swa_full: bool, capacity: int) -> None:
+    def begin(self, *, kv_unified: bool, swa_full: bool, flash_attn: bool, capacity: int) -> None:
         """Make the contexts and the stores."""
-        options = {"kv_unified": kv_unified, "swa_full": swa_full, "flash_attn": False}
-        self.ctx = self.model.context(n_ctx=256 * N_SEQS, n_seq_max=N_SEQS, **options)
-        self.fresh = self.model.context(n_ctx=256, n_seq_max=1, flash_attn=False)
+        self.ctx, self.fresh = (
+            self.model.context(
+                n_ctx=256 * N_SEQS,
+                n_seq_max=N_SEQS,
+                kv_unified=kv_unified,
+                swa_full=swa_full,
+                flash_attn=flash_attn,
+                n_threads=1,
+            )
+            for _ in range(2)
+        )
         self.folder = tempfile.TemporaryDirectory()
-        windowed = self.model.arch in ALL_WINDOWS
-        self.limit = limit(self.model.arch) if windowed else LIMIT
+        self.states = tempfile.TemporaryDirectory()
         # llama.cpp itself uses again what has left the window of a sequence.
-        self.moving = kv_unified and windowed
+        self.moving = kv_unified and self.model.arch in ALL_WINDOWS
         self.stores = [
             PrefixStore(self.folder.name, capacity_bytes=capacity, chunk_tokens=CHUNK)
             for _ in range(2)
@@ -71,7 +77,7 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let go of all of it."""
-        for each in (*self.stores, self.ctx, self.fresh, self.folder):
+        for each in (*self.stores, self.ctx, self.fresh, self.folder, self.states):
             (each.close if hasattr(each, "close") else each.cleanup)()
 
     @rule(prompt=PROMPTS, seq_id=SEQUENCES, which=st.integers(0, 1))
@@ -83,7 +89,7 @@ class Machine(RuleBasedStateMachine):
         assert recalled.tokens == tuple(prompt[: recalled.n_past])
         assert self.ctx.n_past(seq_id) == len(prompt)
         assert self._bytes(others) == before
-        self._check(prompt)
+        self._check(prompt, seq_id)
 
     @rule(prompt=PROMPTS, seq_id=SEQUENCES)
     def recall(self, prompt: list[int], seq_id: int) -> None:
@@ -92,7 +98,7 @@ class Machine(RuleBasedStateMachine):
         assert recalled.n_past < len(prompt)
         assert self.ctx.n_past(seq_id) == recalled.n_past
         self.ctx.decode(prompt[recalled.n_past :], seq_id)
-        self._check(prompt)
+        self._check(prompt, seq_id)
 
     @rule(more=st.lists(st.integers(2, 5), min_size=1, max_size=20), prompt=PROMPTS)
     def answer(self, more: list[int], prompt: list[int]) -> None:
@@ -140,10 +146,13 @@ class Machine(RuleBasedStateMachine):
         look = self.ctx.n_past if self.moving else self.ctx.seq_snapshot
         return [look(seq_id) for seq_id in seq_ids]
 
-    def _check(self, prompt: list[int]) -> None:
+    def _check(self, prompt: list[int], seq_id: int) -> None:
         self.fresh.clear()
-        self.fresh.decode(prompt)
-        assert nmse(self.ctx.logits(), self.fresh.logits()) < self.limit
+        self.fresh.decode(prompt, seq_id)
+        assert nmse(self.fresh.logits(), self.ctx.logits()) < LIMIT
+        states = Path(self.states.name)
+        found = differences(self.fresh, self.ctx, seq_id, self.model, states, ROW_LIMIT)
+        assert not found, found
 
 
 def test_any_order(model: ls.Model) -> None:
