@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from ..errors import Difference, StateError
 from . import identity
@@ -15,6 +16,8 @@ from .prompt import Prompt
 from .reading import Reader, wanted
 from .results import Match, Recalled, Why
 from .troubles import Troubles
+
+_FLOAT: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +174,19 @@ class Recaller:
         if met.last is not None:  # all at once, so that no piece goes in again and again
             self._reader.check(objects[::-1], met.sound)
         if hit.n_tokens == len(prompt):
-            row = memoryview(self._reader.read(hit.links[-1].kinds["L"])).cast("f")
+            row = self._logits(hit)
         nbytes = self._reader.load(memory, seq_id, hit, objects, keep=keep, tokens=ids, logits=row)
         used = (name for link in hit.links for name in link.kinds.values())
         self._backend.touch(used)
         return Recalled(hit.end, nbytes, tokens, why)
+
+    def _logits(self, hit: Hit) -> memoryview[float]:
+        """Return the logits of the last token of a hit."""
+        name = hit.links[-1].kinds["L"]
+        data = self._reader.read(name)
+        if len(data) % _FLOAT:
+            raise DamagedError(name, hit.links[-1].header.start, gone=False)
+        return memoryview(data).cast("f")
 
     def _held(self, asked: Asked) -> int:
         """Return how many positions of the prompt a sequence holds, and can go on from."""

@@ -271,7 +271,8 @@ def test_nowhere_to_set_aside(tmp_path: Path) -> None:
     backend.set_aside(one)
     backend.set_aside(two)
     assert not backend.has(one)
-    assert backend._path(two).is_dir()
+    assert not backend.has(two)
+    assert [path.is_dir() for path in tmp_path.glob("??/*.R.damaged")] == [True]
     backend.evict(0)
 
 
