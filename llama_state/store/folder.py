@@ -167,7 +167,9 @@ class FolderBackend:
         except FileNotFoundError:
             return
         except OSError:  # no room for the folder, or something else has its name
-            self.remove(name)
+            if not self.remove(name):
+                with suppress(*_GONE):  # a folder has the object's name
+                    path.replace(path.with_name(f"{path.name}.{_ASIDE}"))
 
     def evict(self, to_bytes: int) -> int:
         """See :class:`Backend`."""

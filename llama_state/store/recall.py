@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Final
 
 from ..errors import Difference, StateError
 from . import identity
@@ -17,6 +18,8 @@ from .reading import Reader, wanted
 from .results import Match, Recalled, Why
 from .tiers import Tiers
 from .troubles import Troubles
+
+_FLOAT: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,7 @@ class Recaller:
             self._reader.check(objects[::-1], met.sound)
         if hit.n_tokens == len(prompt):
             read.append(hit.links[-1].kinds["L"])
-            row = memoryview(self._reader.read(read[-1])).cast("f")
+            row = self._logits(hit)
         nbytes = self._reader.load(memory, seq_id, hit, objects, keep=keep, tokens=ids, logits=row)
         used = (name for link in hit.links for name in link.kinds.values())
         self._backend.touch(used)
@@ -199,6 +202,14 @@ class Recaller:
             rows = [name for link in hit.links if (name := link.kinds.get("R"))]
             names = dict.fromkeys([Name(NO_PARENT, root, 0, "N"), *rows, *read])
             self._afterwards(partial(self._backend.keep_nearer, list(names)))
+
+    def _logits(self, hit: Hit) -> memoryview[float]:
+        """Return the logits of the last token of a hit."""
+        name = hit.links[-1].kinds["L"]
+        data = self._reader.read(name)
+        if len(data) % _FLOAT:
+            raise DamagedError(name, hit.links[-1].header.start, gone=False)
+        return memoryview(data).cast("f")
 
     def _held(self, asked: Asked) -> int:
         """Return how many positions of the prompt a sequence holds, and can go on from."""

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from llama_state.errors import StateError
 from llama_state.store.eviction import in_order
 from llama_state.store.folder import FolderBackend
-from llama_state.store.lookup import Lookup, Needs
+from llama_state.store.lookup import DamagedError, Lookup, Needs
 from llama_state.store.memory import MemoryBackend
 from llama_state.store.objects import NO_PARENT, Name, parse, payload
 from llama_state.store.prompt import Media, Prompt
+from llama_state.store.reading import Reader
 
 from .objects import KEYS, ROOT, SEAL, chain, other, packed
 
@@ -126,14 +127,9 @@ def test_damage(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -
         blob[at] ^= data.draw(st.integers(1, 255))
     else:
         del blob[data.draw(st.integers(0, len(blob) - 1)) :]
-    try:
-        header = parse(blob, SEAL, keyed=False)
-        found = payload(memoryview(blob), header, SEAL)
-    except StateError:
-        return
-    # Between tokens and payload there is nothing but padding, and the head of a blob.
-    assert header == parse(sound, SEAL, keyed=False)
-    assert found[8:] == payload(memoryview(sound), header, SEAL)[8:]
+    assert payload(memoryview(sound), parse(sound, SEAL, keyed=False), SEAL)
+    with pytest.raises(StateError):
+        payload(memoryview(blob), parse(blob, SEAL, keyed=False), SEAL)
 
 
 def test_count_after_a_crash(tmp_path: Path) -> None:
@@ -231,8 +227,14 @@ def test_names_of_no_object(tmp_path: Path) -> None:
     """Files that are no objects are no objects."""
     backend = FolderBackend(tmp_path, 1 << 20)
     put(backend, Prompt.of([1]))
-    for name in ("x.R", "a-b-1.R", f"{'0' * 64}-{'g' * 64}-1.R", f"{'0' * 64}-{'1' * 64}-x.R"):
+    own = next(tmp_path.glob("??/*.R")).name
+    for name in (
+        *("x.R", "a-b-1.R", f"{'0' * 64}-{'g' * 64}-1.R", f"{'0' * 64}-{'1' * 64}-x.R"),
+        *(own.upper(), own.replace("-1.R", "-01.R"), own.replace("-1.R", "-\u0661.R")),
+    ):
         (tmp_path / ROOT.hex()[:2] / name).write_bytes(b"x")
+    (tmp_path / "zz").mkdir()
+    (tmp_path / "zz" / own).write_bytes(b"x")
     assert len(list(backend.entries())) == 1
     assert not backend.children(NO_PARENT)
     assert isinstance(backend.children(ROOT)[0], Name)
@@ -245,3 +247,49 @@ def test_media_of_one_position_each() -> None:
     ((name, words, end),) = chain(prompt, size=200)
     backend.put(name, packed(name, words, end, b"x"))
     assert hit(backend, Prompt.of([*prompt.tokens, 1])) == 200
+
+
+def test_a_file_that_says_that_it_is_huge(tmp_path: Path) -> None:
+    """No more is read than an object has; nothing waits for a pipe."""
+    backend = FolderBackend(tmp_path, 1 << 20)
+    prompt = Prompt.of(range(8))
+    put(backend, prompt)
+    lookup = Lookup(backend, KEYS, SEAL, keyed=False)
+    reader = Reader(backend, lookup, SEAL)
+    first, second = (backend._path(name) for name, _, _ in chain(prompt))
+    os.truncate(first, 1 << 42)
+    second.unlink()
+    os.mkfifo(second)
+    for name, _, _ in chain(prompt):
+        with pytest.raises(DamagedError, match="damaged"):
+            reader.read(name)
+        backend.set_aside(name)
+    backend.evict(0)
+    assert total(tmp_path) == 8
+
+
+def test_nowhere_to_set_aside(tmp_path: Path) -> None:
+    """Where something has the folder's name, a damaged object is removed; folders stay."""
+    backend = FolderBackend(tmp_path, 1 << 20)
+    prompt = Prompt.of(range(8))
+    put(backend, prompt)
+    (tmp_path / "damaged").write_bytes(b"no folder")
+    one, two = (name for name, _, _ in chain(prompt))
+    backend._path(two).unlink()
+    backend._path(two).mkdir()
+    backend.set_aside(one)
+    backend.set_aside(two)
+    assert not backend.has(one)
+    assert not backend.has(two)
+    assert [path.is_dir() for path in tmp_path.glob("??/*.R.damaged")] == [True]
+    backend.evict(0)
+
+
+def test_folders_in_it_count(tmp_path: Path) -> None:
+    """However deep a file lies, it takes of the capacity."""
+    deep = tmp_path / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    (deep / "file").write_bytes(bytes(15_000))
+    backend = FolderBackend(tmp_path, 20_000)
+    put(backend, Prompt.of(range(8)), 2000)
+    assert total(tmp_path) <= 20_000

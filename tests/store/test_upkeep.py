@@ -7,6 +7,7 @@ import time
 from llama_state.store.contents import contents, copy
 from llama_state.store.lookup import Lookup
 from llama_state.store.memory import MemoryBackend
+from llama_state.store.objects import Name
 from llama_state.store.prompt import Prompt
 from llama_state.store.reading import Reader
 from llama_state.store.upkeep import Tree
@@ -73,6 +74,26 @@ def test_remove_a_long_chain() -> None:
     backend = filled(prompt)
     tree(backend).remove(keys(prompt)[0])
     assert held(backend) == held(filled())
+
+
+def test_remove_what_is_gone() -> None:
+    """What another process removed meanwhile frees nothing, and is no error."""
+    backend = filled(BASE)
+    looked = tree(backend)
+    assert looked.remove(bytes(32)) == 0
+    assert looked.remove(keys(BASE)[0])
+    assert looked.remove(keys(BASE)[0]) == 0
+
+
+def test_names_that_go_round() -> None:
+    """Names can say what they want: a circle of them is of no chain, and nothing loops."""
+    backend = filled(BASE)
+    a, b, c = (bytes([n]) * 32 for n in (1, 2, 3))
+    for parent, key in ((a, b), (b, a), (b, c), (c, c)):
+        backend.put(Name(parent, key, 4, "R"), [b"x"])
+    looked = tree(backend)
+    assert len(list(looked.entries())) == 1
+    assert looked.verify(repair=True).ok
 
 
 def test_copy() -> None:
