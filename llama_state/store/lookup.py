@@ -144,7 +144,7 @@ class Found:
     """All that a walk along a prompt finds.
 
     Attributes:
-        links: The chain of chunks that the prompt begins with.
+        links: The longest chain of chunks that the prompt begins with.
         points: Chains that end at a restore point, and with a whole chunk.
         partial: A chain that ends with a chunk that the prompt shares a beginning of, and how many
             words of that; the one with the most.
@@ -155,6 +155,11 @@ class Found:
     points: list[tuple[Link, ...]] = field(default_factory=list)
     partial: tuple[tuple[Link, ...], int] | None = None
     damaged: dict[Name, DamagedError] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        """The position behind the longest chain."""
+        return self.links[-1].header.end if self.links else 0
 
     def shares(self, links: tuple[Link, ...], shared: int) -> None:
         """Note a chunk, the last of *links*, of which *shared* words are those of the prompt."""
@@ -182,25 +187,25 @@ class Lookup:
 
     def walk(self, root: bytes, prompt: Prompt, without: Container[Name] = ()) -> Found:
         """Follow the chunks that *prompt* begins with, as if nothing of *without* were there."""
-        found, at = Found(), root
-        while True:
-            start = found.links[-1].header.end if found.links else 0
+        found = Found()
+        pending: list[tuple[bytes, tuple[Link, ...]]] = [(root, ())]
+        while pending:  # where several are whole, what goes on from each
+            at, links = pending.pop()
+            start = links[-1].header.end if links else 0
+            if start > found.end:
+                found.links = list(links)
             index = prompt.index(start)
-            whole: Link | None = None
             for link in self.children(at, start, found.damaged, without):
                 words = link.header.words
                 shared = common(words, prompt.words(index, index + len(words) // 4))
-                if 4 * shared == len(words):
-                    if "S" in link.kinds:
-                        found.points.append((*found.links, link))
-                    if whole is None or link.header.end > whole.header.end:
-                        whole = link if "R" in link.kinds else whole
+                whole = 4 * shared == len(words)
+                if whole and "S" in link.kinds:
+                    found.points.append((*links, link))
+                if whole and "R" in link.kinds:
+                    pending.append((link.key, (*links, link)))
                 if shared and "R" in link.kinds:
-                    found.shares((*found.links, link), shared)
-            if whole is None:
-                return found
-            found.links.append(whole)
-            at = whole.key
+                    found.shares((*links, link), shared)
+        return found
 
     def best(self, found: Found, prompt: Prompt, needs: Needs, most: int) -> Hit:
         """Return the longest hit of at most *most* positions."""

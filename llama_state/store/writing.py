@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
@@ -234,9 +234,12 @@ class Writer:
 
     def tidy(self, root: bytes, prompt: Prompt, needs: Needs, chunks: Sequence[Chunk]) -> None:
         """Remove what the chunks that were just written make superfluous."""
-        new = next((chunk for chunk in chunks if not chunk.stored), None)
-        if new is not None:  # beside the others, which go on from it, nothing was stored
-            self.supersede(new, list(self._lookup.children(new.parent, new.start)))
+        new = next((n for n, chunk in enumerate(chunks) if not chunk.stored), None)
+        if new is not None:
+            # Beside those behind it nothing was stored. The one before it may be what another
+            # prompt has in common with this one, which was whole there until then.
+            for n in range(max(new - 1, 0), new + 1):
+                self.supersede(prompt, chunks[n:])
         if needs.state:
             self.thin(self._lookup.walk(root, prompt), chunks)
 
@@ -265,19 +268,24 @@ class Writer:
     def _has_pin(self, link: Link) -> bool:
         return self._backend.has(replace(link.header.name, kind="P"))
 
-    def supersede(self, chunk: Chunk, siblings: Iterable[Link]) -> None:
-        """Remove shorter chunks that *chunk* has all tokens of, which nothing else needs.
+    def supersede(self, prompt: Prompt, chunks: Sequence[Chunk]) -> None:
+        """Remove what is stored beside the first of *chunks*, and all of it in them too.
 
-        None that are pinned or a restore point, that a chunk goes on from, or where *chunk* is not
-        stored, or has still to be written to some place.
+        Nothing that is pinned or a restore point, that a chunk goes on from, or where *chunks* are
+        not stored, or have still to be written to some place.
         """
-        if self._backend.lacks(chunk.name("R")):
-            return
-        for link in siblings:
+        first = chunks[0]
+        keys = {chunk.key for chunk in chunks}
+        lacking = (chunk.start for chunk in chunks if self._backend.lacks(chunk.name("R")))
+        end = next(lacking, chunks[-1].end)
+        for link in list(self._lookup.children(first.parent, first.start)):
             words = link.header.words
-            within = len(words) < len(chunk.words) and chunk.words.startswith(words)
+            within = link.header.end <= end and link.key not in keys
+            here = prompt.words(first.first, first.first + len(words) // 4)
+            if not within or not here.startswith(words):
+                continue
             needed = "S" in link.kinds or self._has_pin(link)
-            if within and not needed and not self._goes_on(self._backend, link):
+            if not needed and not self._goes_on(self._backend, link):
                 self.remove(link)
 
     def remove(self, link: Link, kinds: Sequence[Kind] = ("L", "S", "W", "R")) -> None:

@@ -402,3 +402,20 @@ def test_gone_on_from_meanwhile(
         assert store.remember(ctx, prompt).n_tokens == len(prompt)
         assert store.verify().ok
         assert other.find(ctx, [*others, 1]).n_tokens == len(others) or ctx.arch not in CUTTABLE
+
+
+def test_a_chat_goes_on_beside_another(model: ls.Model, store: PrefixStore) -> None:
+    """All of a chat is found, also where another one cut its first chunk; nothing is kept twice."""
+    if model.arch not in CUTTABLE:
+        return  # a restore point is needed where they part
+    system = tokens(1, 22, model.n_vocab)
+    chats = [[*system, *tokens(2 + n, 8, model.n_vocab)] for n in range(2)]
+    with model.context(n_ctx=320) as ctx:
+        for turn in range(3):
+            for n, chat in enumerate(chats):
+                recalled = store.prefill(ctx, chat)
+                known = len(chat) - 20 if turn else (0, len(system))[n]
+                assert recalled.n_past >= known, recalled.why
+                chat += tokens(10 + turn + 4 * n, 20, model.n_vocab)
+    assert sorted(entry.n_tokens for entry in store.entries()) == [70, 70]
+    assert store.verify().ok
