@@ -22,12 +22,14 @@ NEXT_TOKEN = 1
 MAX_WINDOW = 1000
 
 ROW_LIMIT = 0.01
-"""Norm of the difference over the norm, for the rows of one layer that differ: 2e-3 at the most
+"""Norm of the difference over the norm, for the rows of one layer that differ: 2.5e-3 at the most
 where cells lie elsewhere and values are rounded to the other f16. One row of another token makes
 0.5 and more; among 80 that differ by rounding 0.1."""
 
-LIMIT = 5e-5
-"""Of the logits. Where cells lie elsewhere they differ by up to 7e-6."""
+LIMIT = 5e-4
+"""Of the logits. Where cells lie elsewhere they differ with no state function at all: mostly by
+less than 7e-6, and a soak found 7e-5 (Jamba, seven pieces behind a copy). What is wrong shows in
+the rows first."""
 
 DEPENDS_ON_CELLS = frozenset({("qwen4exp", "idx")})
 """Caches that have other values where a sequence lies in other cells, with no state function."""
