@@ -27,7 +27,7 @@ from .results import Entry, Match, PlaceStats, Recalled, Remembered, Stats, Veri
 from .tiers import Tier, Tiers
 from .troubles import Troubles
 from .upkeep import Tree
-from .writing import Writer, kept_points
+from .writing import Chunk, Writer, kept_points
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -447,17 +447,15 @@ class PrefixStore:
         prompt = asked.prompt
         if not asked.needs.state and (not asked.needs.window or asked.memory.keeps_window()):
             return [len(prompt)]
-        chunks = [*self._writer.chunks(self._backend, asked.root, prompt, asked.needs)]
-        ends = [chunk.last for chunk in chunks]
+        chunks: list[Chunk] = []
+        with self._troubles.tolerated("look into"):
+            chunks += self._writer.chunks(self._backend, asked.root, prompt, asked.needs)
         positions = [chunk.end for chunk in chunks]
         kept = kept_points(positions, self._chunk_tokens)
         # Where other prompts go on otherwise: the next one will want to go on there too.
         junction = found.links[-1].header.end if found.links else 0
-        return [
-            end
-            for end, position in zip(ends, positions, strict=True)
-            if end > done and (position in kept or position == junction)
-        ]
+        stops = {chunk.last for chunk in chunks if chunk.end in kept or chunk.end == junction}
+        return sorted(end for end in {*stops, len(prompt)} if end > done)
 
 
 def _check_held(held: tuple[int, ...], tokens: tuple[int, ...], seq_id: int) -> None:

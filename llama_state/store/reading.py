@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -163,14 +164,20 @@ class Reader:
         rest = iter(objects)
         try:
             for each in islice(rest, _AHEAD):
-                coming.append((each, pool.submit(self._open, each)))
+                coming.append((each, self._begin(pool, each)))
             while coming:
                 yield from self._taken(*coming.popleft(), kept)
                 for following in islice(rest, 1):
-                    coming.append((following, pool.submit(self._open, following)))
+                    coming.append((following, self._begin(pool, following)))
         finally:
             for _, future in coming:
                 future.add_done_callback(_closed)
+
+    def _begin(self, pool: ThreadPoolExecutor, each: Wanted) -> Future[_Open]:
+        try:
+            return pool.submit(self._open, each)
+        except RuntimeError as error:  # no thread can be started, now or any more
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     def _taken(
         self, each: Wanted, future: Future[_Open], kept: ExitStack | None

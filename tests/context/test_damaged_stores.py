@@ -108,12 +108,15 @@ def test_written_anew(ctx: ls.Context, tmp_path: Path) -> None:
         one.prefill(ctx, PROMPT[:40])
         ctx.clear()
         assert one.recall(ctx, PROMPT).n_past == 40
+        before = {path.name: path.read_bytes() for path in objects(tmp_path, "R")}
         two.evict(0)
         ctx.clear()
-        ctx.decode(PROMPT[1:3])
-        ctx.decode([9])  # other bytes under the same names: what the caller says is believed
-        ctx.decode(PROMPT[3:40])
+        for token in PROMPT[:40]:  # one by one: other bytes under the same names
+            ctx.decode([token])
         two.remember(ctx, PROMPT[:40])
+        after = {path.name: path.read_bytes() for path in objects(tmp_path, "R")}
+        assert after.keys() == before.keys()
+        assert after != before
         ctx.clear()
         recalled = one.recall(ctx, PROMPT)
         assert recalled.n_past == 40
