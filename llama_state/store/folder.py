@@ -12,12 +12,13 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from .._io import atomic, lease
 from .._io.buffers import flat
@@ -31,6 +32,8 @@ from .prompt import KEY_SIZE
 
 if TYPE_CHECKING:
     from .._io import Buffer
+
+T = TypeVar("T")
 
 _USED = Struct("<Q")
 _LOCK: Final = "lock"
@@ -127,7 +130,7 @@ class FolderBackend:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         try:
             with self._new(path) as (fd, save_errors), save_errors:
-                self._reserve(fd, size, path, name)
+                self._locked(partial(self._reserve, fd, size, path, name))
                 for view in views:
                     atomic.write_all(fd, view)
         except _NoRoomError:
@@ -153,8 +156,7 @@ class FolderBackend:
         """See :class:`Backend`."""
         if self.readonly:
             return 0
-        with self._locked() as used:
-            return self._remove(used, self._path(name))
+        return self._locked(lambda used: self._remove(used, self._path(name)))
 
     def set_aside(self, name: Name) -> None:
         """See :class:`Backend`: it stays for who wants to look at it, as the first that goes."""
@@ -175,39 +177,40 @@ class FolderBackend:
         """See :class:`Backend`."""
         if self.readonly:
             return 0
-        with self._locked() as used:
+
+        def evict(used: _Used) -> int:
             used.count(self._count())
             return self._evict(used, to_bytes)
+
+        return self._locked(evict)
 
     # -- the capacity, under the lock
 
     def _new(self, path: Path) -> AbstractContextManager[tuple[int, atomic.SaveErrors]]:
         return atomic.replacing(path, durable=self._durable, replace=False, mode=0o600)
 
-    def _reserve(self, fd: int, size: int, path: Path, name: Name) -> None:
+    def _reserve(self, fd: int, size: int, path: Path, name: Name, used: _Used) -> None:
         """Give an empty file its size, once there is room.
 
         Raises:
             _NoRoomError: What is there is pinned, or being written; or another process writes
                 this object.
         """
-        with self._locked() as used:
-            files = self._listed(path.parent.name)
-            beside = (_size(each) for each in files if path.name in each.name)
-            if any(beside):
-                raise _NoRoomError
-            if used.nbytes + size > self.capacity_bytes:
-                used.count(self._count())
-                self._evict(used, int(self.capacity_bytes * (1 - _SLACK)) - size, name)
-            if used.nbytes + size > self.capacity_bytes:
-                raise _NoRoomError
-            used.count(used.nbytes + size)
-            if not atomic.reserve(fd, size):
-                os.ftruncate(fd, size)
+        files = self._listed(path.parent.name)
+        beside = (_size(each) for each in files if path.name in each.name)
+        if any(beside):
+            raise _NoRoomError
+        if used.nbytes + size > self.capacity_bytes:
+            used.count(self._count())
+            self._evict(used, int(self.capacity_bytes * (1 - _SLACK)) - size, name)
+        if used.nbytes + size > self.capacity_bytes:
+            raise _NoRoomError
+        used.count(used.nbytes + size)
+        if not atomic.reserve(fd, size):
+            os.ftruncate(fd, size)
 
     def _count_anew(self) -> None:
-        with self._locked() as used:
-            used.count(self._count())
+        self._locked(lambda used: used.count(self._count()))
 
     def _evict(self, used: _Used, to_bytes: int, needed: Name | None = None) -> int:
         freed = 0
@@ -247,15 +250,25 @@ class FolderBackend:
                     waiting.append(os.path.join(inside, entry.name))
         return total
 
-    @contextmanager
-    def _locked(self) -> Iterator[_Used]:
-        """Keep out every other process, and thread, that makes room."""
+    def _locked(self, act: Callable[[_Used], T]) -> T:
+        """Act while every other process, and thread, that makes room is kept out.
+
+        No context manager: one whose end is interrupted ends when the exception is forgotten, and
+        until then nobody else gets in.
+        """
         lock = self._folder / _LOCK
         if not lock.exists():
             lock.touch(mode=0o600)
-        with FileIO(lock, "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield _Used(file)
+        file = FileIO(lock, "r+")
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                return act(_Used(file))
+            finally:
+                file.close()
+        except BaseException:
+            file.close()  # the first may be what was interrupted
+            raise
 
     # -- names
 
