@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 import weakref
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from .._io.buffers import flat
 from .._io.forks import in_each_child
+from .._io.threads import POLL_SECONDS
 from .objects import Name
 from .troubles import Troubles
 
@@ -50,7 +53,8 @@ class WriteBehind:
     """Copies of objects that wait to be written to one place: a :class:`Target`.
 
     They are written in the order in which they came, by a thread that is there only while
-    something waits. It is no daemon, so that Python waits for it at its end.
+    something waits. Python waits for it at its end. What they share no signal can break, see
+    :mod:`llama_state._io.threads`.
 
     What waits is not found by anything that reads the place. A process that was forked has none.
 
@@ -76,15 +80,15 @@ class WriteBehind:
 
     def _begin(self) -> None:
         """Begin with nothing that waits, and no thread."""
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._jobs: dict[object, _Job] = {}  # in order; the first one may be under way
         self._broken: dict[bytes, Name] = {}  # rows that could not be written, by key
-        self._thread: threading.Thread | None = None
+        self._is_working = False
 
     @property
     def pending_bytes(self) -> int:
         """Bytes that wait."""
-        with self._changed:
+        with self._lock:
             return self._waiting()
 
     def has(self, name: Name) -> bool:
@@ -97,7 +101,7 @@ class WriteBehind:
 
     def children(self, parent: bytes) -> Sequence[Name]:
         """Return the names of all objects that go on from *parent*, in the place or waiting."""
-        with self._changed:
+        with self._lock:
             waiting = [
                 name for name in self._jobs if isinstance(name, Name) and name.parent == parent
             ]
@@ -131,17 +135,15 @@ class WriteBehind:
     def settle(self, timeout: float | None = None) -> bool:
         """Wait until nothing waits; False where *timeout* seconds were not enough."""
         end = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
-            while self._jobs:
-                left = None if end is None else end - time.monotonic()
-                if left is not None and left <= 0:
-                    return False
-                try:
+        while self._jobs:
+            if end is not None and time.monotonic() >= end:
+                return False
+            try:
+                with self._lock:
                     self._ensure_thread()
-                except RuntimeError:  # none can be started, as when Python ends
-                    self._work()
-                else:
-                    self._changed.wait(left)
+            except RuntimeError:  # none can be started, as when Python ends
+                self._work()
+            time.sleep(POLL_SECONDS)
         return True
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -160,34 +162,45 @@ class WriteBehind:
         return sum(len(job.data) for job in self._jobs.values())
 
     def _add(self, key: object, job: _Job) -> None:
-        with self._changed:
+        with self._lock:
             # First the thread: what is added and then interrupted does not wait for ever.
             self._ensure_thread()
             self._jobs.setdefault(key, job)
 
     def _ensure_thread(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, name="llama_state-write")
-            self._thread.start()
+        if not self._is_working:
+            start_new_thread(self._work, ())
 
     def _work(self) -> None:
-        """Do what waits, until nothing does."""
-        while True:
-            with self._changed:
-                if not self._jobs:
-                    self._thread = None
-                    self._changed.notify_all()
-                    return
-                key, job = next(iter(self._jobs.items()))
-            try:
-                with self._troubles.tolerated("write behind"):
-                    job.run()
-            except Exception as error:  # there is nobody else to tell
-                self._troubles.failed("write behind", error)
-            finally:
-                with self._changed:
-                    self._jobs.pop(key, None)
-                    self._changed.notify_all()
+        """Do what waits, until nothing does, unless another thread does."""
+        with self._lock:
+            if self._is_working:
+                return
+            self._is_working = True
+        try:
+            while (first := self._first()) is not None:
+                self._do(*first)
+                del first
+        except BaseException:  # no thread could be started, and this one was interrupted
+            self._is_working = False
+            raise
+
+    def _do(self, key: object, job: _Job) -> None:
+        try:
+            with self._troubles.tolerated("write behind"):
+                job.run()
+        except Exception as error:  # there is nobody else to tell
+            self._troubles.failed("write behind", error)
+        finally:
+            with self._lock:
+                self._jobs.pop(key, None)
+
+    def _first(self) -> tuple[object, _Job] | None:
+        """Return what waits longest; where nothing does, the work is done."""
+        with self._lock:
+            first = next(iter(self._jobs.items()), None)
+            self._is_working = first is not None
+            return first
 
     def _write(self, name: Name, data: bytes) -> None:
         """Write an object; nothing that would go on from what was not written."""
@@ -218,4 +231,11 @@ def _renew() -> None:
         each._begin()
 
 
+def _settle_all() -> None:
+    """Write what waits before Python ends."""
+    for each in list(_ALL):
+        each.settle()
+
+
 in_each_child(_renew)
+atexit.register(_settle_all)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .. import layout
+from .._io.threads import Answer, Threads
 from ..errors import FormatError
 from .lookup import DamagedError, Hit, Lookup, Needs
 from .objects import Header, Name, Seal, payload
@@ -100,10 +100,10 @@ class Reader:
             DamagedError: An object is; the sequence is empty.
             StateError: llama.cpp refused a piece; the sequence is empty.
         """
-        with ExitStack() as kept, ThreadPoolExecutor(1, "llama_state-verify") as pool:
+        with ExitStack() as kept, Threads() as threads:
             in_turn = memory.appends(seq_id)
             # Closed at once: what it holds open would wait for whoever holds an error.
-            with closing(self._ahead(pool, objects, None if in_turn else kept)) as pieces:
+            with closing(self._ahead(threads, objects, None if in_turn else kept)) as pieces:
                 memory.put(seq_id, pieces, end=hit.end, keep=keep, tokens=tokens, logits=logits)
         return sum(self._nbytes(each.name) for each in objects)
 
@@ -154,36 +154,32 @@ class Reader:
         return header.nbytes if header else 0
 
     def _ahead(
-        self, pool: ThreadPoolExecutor, objects: list[Wanted], kept: ExitStack | None
+        self, threads: Threads, objects: list[Wanted], kept: ExitStack | None
     ) -> Generator[Given, None, None]:
         """Yield pieces, of which the next is verified while llama.cpp copies one.
 
         Each is valid as long as *kept* is open; without it, until the next one is taken.
         """
-        coming: deque[tuple[Wanted, Future[_Open]]] = deque()
+        coming: deque[tuple[Wanted, Answer[_Open]]] = deque()
         rest = iter(objects)
         try:
             for each in islice(rest, _AHEAD):
-                coming.append((each, self._begin(pool, each)))
+                coming.append((each, threads.ask(partial(self._open, each))))
             while coming:
-                yield from self._taken(*coming.popleft(), kept)
+                yield from self._taken(*coming[0], kept)
+                coming.popleft()
                 for following in islice(rest, 1):
-                    coming.append((following, self._begin(pool, following)))
+                    coming.append((following, threads.ask(partial(self._open, following))))
         finally:
-            for _, future in coming:
-                future.add_done_callback(_closed)
-
-    def _begin(self, pool: ThreadPoolExecutor, each: Wanted) -> Future[_Open]:
-        try:
-            return pool.submit(self._open, each)
-        except RuntimeError as error:  # no thread can be started, now or any more
-            raise OSError(errno.EAGAIN, str(error)) from error
+            for _, answer in coming:
+                if (opened := answer.give_up()) is not None:
+                    opened.held.close()
 
     def _taken(
-        self, each: Wanted, future: Future[_Open], kept: ExitStack | None
+        self, each: Wanted, answer: Answer[_Open], kept: ExitStack | None
     ) -> Iterator[Given]:
         """Yield one piece; what it was in goes with this call, before another is opened."""
-        held, data, version = future.result()
+        held, data, version = answer.result()
         piece = Given(each.group, data, version, each.start, each.end, each.whole)
         if kept is not None:
             kept.callback(held.close)
@@ -243,8 +239,3 @@ class _Open(NamedTuple):
     held: ExitStack
     data: memoryview
     session_version: int
-
-
-def _closed(future: Future[_Open]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().held.close()
