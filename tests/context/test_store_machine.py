@@ -71,7 +71,8 @@ class Machine(RuleBasedStateMachine):
         # llama.cpp itself uses again what has left the window of a sequence; and after a restore it
         # writes the last row of some caches anew when another sequence is decoded.
         rewritten = {arch for arch, _ in DEPENDS_ON_CELLS}
-        self.moving = (
+        moves = self.model.arch in ALL_WINDOWS
+        self.moving = (kv_unified and moves) or self.model.arch in rewritten
             kv_unified and self.model.arch in ALL_WINDOWS
         ) or self.model.arch in rewritten
         self.stores = [
