@@ -73,8 +73,6 @@ class Machine(RuleBasedStateMachine):
         rewritten = {arch for arch, _ in DEPENDS_ON_CELLS}
         moves = self.model.arch in ALL_WINDOWS
         self.moving = (kv_unified and moves) or self.model.arch in rewritten
-            kv_unified and self.model.arch in ALL_WINDOWS
-        ) or self.model.arch in rewritten
         self.stores = [
             PrefixStore(self.folder.name, capacity_bytes=capacity, chunk_tokens=CHUNK)
             for _ in range(2)
