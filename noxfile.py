@@ -98,7 +98,7 @@ def builds(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Restore damaged states on a build of each state format."""
+    """Restore damaged states on a build of each state format; damage and kill some stores."""
     session.install("-e", ".[test]")
     session.run("python", MATRIX, "fetch", str(CACHE), *FUZZ_BUILDS)
     for version in FUZZ_BUILDS:
@@ -107,6 +107,17 @@ def fuzz(session: nox.Session) -> None:
             *("python", "-m", "tests.fuzz", *(session.posargs or ("--cases", "7650"))),
             env={"LLAMA_STATE_LIBRARY": str(library), "GGML_NO_BACKTRACE": "1"},
         )
+    if not session.posargs:
+        damage_stores(session, cases=650, kills=30)
+
+
+@nox.session
+def stores(session: nox.Session) -> None:
+    """Damage 20,000 objects of stores, kill 1,000 processes, let every call of the system fail."""
+    session.install("-e", ".[test]")
+    damage_stores(session, cases=20_000, kills=1000)
+    env = {"HYPOTHESIS_PROFILE": "whole", "GGML_NO_BACKTRACE": "1"}
+    session.run("python", "-m", "pytest", "-q", "tests/context/test_store_faults.py", env=env)
 
 
 @nox.session
@@ -178,6 +189,13 @@ def docs(session: nox.Session) -> None:
 
 
 # -- what they are made of
+
+
+def damage_stores(session: nox.Session, *, cases: int, kills: int) -> None:
+    """Damage objects of prefix stores, and kill processes that use one."""
+    env = {"GGML_NO_BACKTRACE": "1"}
+    session.run("python", "-m", "tests.fuzz", "--of", "objects", "--cases", str(cases), env=env)
+    session.run("python", "-m", "tests.fuzz.kills", "--kills", str(kills), env=env)
 
 
 def readme(session: nox.Session, mark: str, *arguments: str, **env: str) -> None:

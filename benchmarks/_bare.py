@@ -56,6 +56,15 @@ class Bare:
         source = ffi.from_buffer("uint8_t[]", blob)
         _check(lib.llama_state_seq_set_data(self._api, self._ptr, source, len(blob), 0))
 
+    def seq_get_range(self, out: bytearray, start: int, end: int) -> None:
+        """Copy positions of sequence 0 into *out*, through sequence 1, which is empty."""
+        memory = lib.llama_get_memory(self._api, self._ptr)
+        lib.llama_memory_seq_cp(self._api, memory, 0, 1, start, end)
+        size = lib.llama_state_seq_get_size(self._api, self._ptr, 1)
+        target = ffi.from_buffer("uint8_t[]", out)
+        _check(lib.llama_state_seq_get_data(self._api, self._ptr, target, size, 1))
+        lib.llama_memory_seq_rm(self._api, memory, 1, -1, -1)
+
     # -- files
 
     def save_file(self, path: Path) -> None:

@@ -43,6 +43,14 @@ _COLOURS = {
     _ways.ION7: "#d9822b",
     _ways.LLAMA_CPP_PYTHON: "#b5443c",
 }
+_TURNS = {
+    _ways.SAVE_FILE: "#5b6470",
+    _ways.SAVE: "#d9822b",
+    _ways.LOAD: "#b5443c",
+    _ways.RECALL: "#3a9d6e",
+    _ways.REMEMBER: "#1f6fb4",
+    _ways.SEQ_RANGE: "#a3a8ae",
+}
 _LINES = {
     _ways.MEMCPY: "#a3a8ae",
     _ways.SNAPSHOT_OUT: "#1f6fb4",
@@ -54,7 +62,7 @@ _LINES = {
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw the speeds at one size, and how the time for a byte changes with the size.
+    """Draw the speeds at one size, and how times change with the size.
 
     Args:
         report: The figures; those of one size, of several, or both.
@@ -73,8 +81,13 @@ def draw(report: Report, path: Path) -> None:
     sizes = [
         one for one in report.timings if one.section == "sizes" and one.configuration == _FLASH
     ]
+    growth = [one for one in report.timings if one.section == "growth"]
     panels: list[tuple[int, Callable[[Axes, Sequence[Timing]], None], Sequence[Timing]]]
     panels = [(6, _draw_speeds, states), (5, _draw_sizes, sizes)]
+    panels += [
+        (5, _draw_growth, [one for one in growth if one.configuration == configuration])
+        for configuration in (_FLASH, _PLAIN)
+    ]
     panels = [panel for panel in panels if panel[2]]
     widths = [width for width, _, _ in panels] or [6]
     figure = Figure(figsize=(1.25 * sum(widths), 7.5), layout="constrained")
@@ -146,8 +159,26 @@ def _name_parties(axes: Axes, parties: set[str]) -> None:
 
 def _draw_sizes(axes: Axes, timings: Sequence[Timing]) -> None:
     """Milliseconds for a GiB over the size; flat is what one wants."""
-    for way, colour in _LINES.items():
-        points = sorted((one.nbytes / MIB, 1e3 / one.speed) for one in timings if one.way == way)
+    _draw_lines(axes, timings, _LINES, lambda one: 1e3 / one.speed)
+    axes.set_ylabel("ms for a GiB")
+    axes.set_title("The time for a byte, f16, flash attention", loc="left")
+
+
+def _draw_growth(axes: Axes, timings: Sequence[Timing]) -> None:
+    """Milliseconds of a turn, and of a return, over the size of what was before."""
+    _draw_lines(axes, timings, _TURNS, lambda one: 1e3 * one.median)
+    axes.set_ylabel("ms")
+    axes.set_title(f"A turn, and all of it back, {timings[0].configuration}", loc="left")
+
+
+def _draw_lines(
+    axes: Axes,
+    timings: Sequence[Timing],
+    colours: Mapping[str, str],
+    figure: Callable[[Timing], float],
+) -> None:
+    for way, colour in colours.items():
+        points = sorted((one.nbytes / MIB, figure(one)) for one in timings if one.way == way)
         if not points:
             continue
         axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4)
@@ -161,13 +192,14 @@ def _draw_sizes(axes: Axes, timings: Sequence[Timing]) -> None:
     axes.set_xlim(ticks[0] / 1.2, ticks[-1] * 5)
     low, high = axes.get_ylim()
     round_ones = [
-        one * ten for ten in (1, 10, 100, 1000) for one in (1, 2, 5) if low <= one * ten <= high
+        one * ten
+        for ten in (0.1, 1, 10, 100, 1000)
+        for one in (1, 2, 5)
+        if low <= one * ten <= high
     ]
-    axes.set_yticks(round_ones, [str(tick) for tick in round_ones])
+    axes.set_yticks(round_ones, [f"{tick:g}" for tick in round_ones])
     axes.minorticks_off()
     axes.set_xlabel("MiB of state")
-    axes.set_ylabel("ms for a GiB")
-    axes.set_title("The time for a byte, f16, flash attention", loc="left")
     axes.grid(axis="y", color="#e3e5e8")
     _bare(axes)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
+from _chats import Chats
 from _small import TINY_ROUNDS
 from _targets import Finding
 from _targets import findings as find
@@ -25,12 +26,14 @@ class Report:
         rounds: Times that each way was measured.
         timings: The times.
         findings: What follows of them.
+        chats: Chats that shared a system prompt.
     """
 
     facts: Mapping[str, str]
     rounds: int
     timings: Sequence[Timing]
     findings: Sequence[Finding]
+    chats: Sequence[Chats] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def as_json(report: Report) -> dict[str, Any]:
             for one in report.timings
         ],
         "findings": [{**asdict(one), "met": one.met} for one in report.findings],
+        "chats": [asdict(one) for one in report.chats],
     }
 
 
@@ -68,7 +72,8 @@ def from_json(data: Mapping[str, Any]) -> Report:
         Timing(**{**{name: one[name] for name in names}, "seconds": tuple(one["seconds"])})
         for one in data["timings"]
     ]
-    return Report(data["facts"], data["rounds"], timings, find(timings))
+    chats = [Chats(**{**one, "seconds": tuple(one["seconds"])}) for one in data.get("chats", ())]
+    return Report(data["facts"], data["rounds"], timings, find(timings, chats), chats)
 
 
 def as_text(report: Report) -> str:
@@ -108,6 +113,10 @@ def _tables(report: Report) -> Iterator[Table]:
             yield _states(_of(report.timings, section))
     if "sizes" in sections:
         yield _sizes(_of(report.timings, "sizes"))
+    if "growth" in sections:
+        yield _growth(_of(report.timings, "growth"))
+    if report.chats:
+        yield _chats(report.chats)
     if "tiny" in sections:
         yield _tiny(_of(report.timings, "tiny"))
     if "real" in sections:
@@ -142,13 +151,39 @@ def _milliseconds(one: Timing) -> str:
 
 
 def _sizes(timings: Sequence[Timing]) -> Table:
+    title = "States of several sizes: ms for a GiB"
+    return _over_sizes(title, timings, lambda one: f"{1e3 / one.speed:.0f}")
+
+
+def _growth(timings: Sequence[Timing]) -> Table:
+    title = "A turn of 64 tokens after states of several sizes, and all of it back: ms"
+    return _over_sizes(title, timings, lambda one: f"{1e3 * one.median:.1f}")
+
+
+def _over_sizes(title: str, timings: Sequence[Timing], figure: Callable[[Timing], str]) -> Table:
     sizes = _unique(map(_size, timings))
-    at = {(one.way, one.configuration, _size(one)): one for one in timings}
+    at = {(one.way, one.configuration, _size(one)): figure(one) for one in timings}
     rows = [
-        [f"{way} ({name})", *(f"{1e3 / at[way, name, size].speed:.0f}" for size in sizes)]
+        [f"{way} ({name})", *(at[way, name, size] for size in sizes)]
         for way, name in _unique((one.way, one.configuration) for one in timings)
     ]
-    return Table("States of several sizes: ms for a GiB", ["way", *sizes], rows)
+    return Table(title, ["way", *sizes], rows)
+
+
+def _chats(chats: Sequence[Chats]) -> Table:
+    rows = [
+        [
+            f"{one.way} ({one.model})",
+            f"{statistics.median(one.seconds):.3f}",
+            f"{max(one.seconds):.3f}",
+            f"{sum(one.seconds):.2f}",
+            f"{one.evaluated:,}",
+            f"{one.nbytes / MIB:.1f}",
+        ]
+        for one in chats
+    ]
+    header = ("where", "first token, s", "the slowest", "all", "tokens evaluated", "MiB kept")
+    return Table(f"{len(chats[0].seconds)} chats on one system prompt", header, rows)
 
 
 def _tiny(timings: Sequence[Timing]) -> Table:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import _small
 import _ways
+from _chats import Chats
 from _states import CONFIGURATIONS
 from _timing import Timing, times_as_fast
 
@@ -95,6 +96,21 @@ CONVERSION_TARGETS = (
     Target(_ways.LOAD_VERSION, _ways.LOAD, _both(0.5)),
 )
 
+# A turn of 64 tokens after 4,096, and all of them back.
+STORE_TARGETS = (
+    Target(_ways.REMEMBER, _ways.SAVE, _both(20.0)),
+    Target(_ways.REMEMBER, _ways.SAVE_FILE, {}),
+    Target(_ways.REMEMBER, _ways.SEQ_RANGE, {}),
+    Target(_ways.RECALL, _ways.LOAD, {_FLASH: 0.85, _PLAIN: 0.75}),
+)
+# How the time of a turn grows with the tokens before it, beside that of what llama.cpp does.
+_GROWING: Mapping[str, float | None] = {
+    _ways.REMEMBER: 1.5,
+    _ways.SEQ_RANGE: None,
+    _ways.SAVE: None,
+}
+_KEPT_WITHIN = 1.05
+
 # At most 1.3 times as long.
 LARGE_TARGETS = (Target(_ways.SAVE, _ways.SAVE_UNCOPIED, {_FLASH: 0.77}),)
 
@@ -136,15 +152,16 @@ class Finding:
         return f"{'>=' if self.at_least else '<='} {self.bound:g}"
 
 
-def findings(timings: Sequence[Timing]) -> list[Finding]:
-    """All figures that *timings* allow."""
+def findings(timings: Sequence[Timing], chats: Iterable[Chats] = ()) -> list[Finding]:
+    """All figures that *timings* and *chats* allow."""
     ratios = [
         *_ratios(timings, "states", TARGETS),
         *_ratios(timings, "conversions", CONVERSION_TARGETS),
         *_ratios(timings, "large", LARGE_TARGETS),
+        *_ratios(timings, "turns", STORE_TARGETS),
     ]
-    others = (_flatness, _calls, _threads, _gains)
-    return [*ratios, *(found for of in others for found in of(timings))]
+    others = (_flatness, _growth, _calls, _threads, _gains)
+    return [*ratios, *(found for of in others for found in of(timings)), *_kept(chats)]
 
 
 def _ratios(
@@ -160,21 +177,45 @@ def _ratios(
 
 
 def _flatness(timings: Sequence[Timing]) -> Iterator[Finding]:
-    """Return the largest time for a byte over the smallest, over all sizes of states."""
-    for name, bound in _FLAT_WAYS.items():
+    """Yield the largest time for a byte over the smallest, over all sizes of states."""
+    return _spread(timings, "sizes", "time for a byte", _FLAT_WAYS, lambda one: one.nbytes)
+
+
+def _growth(timings: Sequence[Timing]) -> Iterator[Finding]:
+    """Yield the largest time over the smallest, over all lengths of what was before a turn."""
+    return _spread(timings, "growth", "time", _GROWING, lambda _: 1)
+
+
+def _spread(
+    timings: Sequence[Timing],
+    section: str,
+    what: str,
+    bounds: Bounds | Mapping[str, float | None],
+    share: Callable[[Timing], int],
+) -> Iterator[Finding]:
+    for name, bound in bounds.items():
         grown: defaultdict[str, list[Timing]] = defaultdict(list)
         for timing in timings:
-            if timing.section == "sizes" and timing.way == name:
+            if timing.section == section and timing.way == name:
                 grown[timing.configuration].append(timing)
         for configuration, sizes in grown.items():
             if len(sizes) > 1:
-                rounds = zip(*([s / one.nbytes for s in one.seconds] for one in sizes), strict=True)
+                rounds = zip(*([s / share(one) for s in one.seconds] for one in sizes), strict=True)
                 spread = [max(one) / min(one) for one in rounds]
-                speeds = [one.speed for one in sizes]
-                value = max(speeds) / min(speeds)
-                label = f"most / least time for a byte, {name}"
+                times = [one.median / share(one) for one in sizes]
+                value = max(times) / min(times)
+                label = f"most / least {what}, {name}"
                 low, high = min(spread), max(spread)
                 yield Finding(label, configuration, value, low, high, bound, at_least=False)
+
+
+def _kept(chats: Iterable[Chats]) -> Iterator[Finding]:
+    """Yield the bytes that are kept over those of the shared prompt and of what is new."""
+    for one in chats:
+        if one.least:
+            value = one.nbytes / one.least
+            label = f"bytes / one prompt and what is new, {one.way}"
+            yield _finding(label, one.model, [value], _KEPT_WITHIN, at_least=False)
 
 
 def _calls(timings: Sequence[Timing]) -> Iterator[Finding]:

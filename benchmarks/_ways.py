@@ -59,6 +59,9 @@ SEQ_VERSION = "seq_restore(another version)"
 SEQ_TURNED = "seq_restore(V turned)"
 SEQ_STREAMS = "seq_restore(other streams)"
 LOAD_VERSION = "load_state(another version)"
+REMEMBER = "remember(), 64 new"
+RECALL = "recall()"
+SEQ_RANGE = "seq_cp, seq_get_data, seq_rm, 64 new"
 CHECKPOINT = "checkpoint(out=buffer)"
 RESUME = "resume(mapped)"
 LOAD_AND_RESUME = "Checkpoint.load() and resume()"
@@ -161,15 +164,15 @@ def restore_ways(work: Work) -> Iterator[Way]:
 
 
 def _cache_hit(work: Work) -> Callable[[], object]:
-    """Find the prompt's beginning in a PromptCache and restore it."""
+    """Find the prompt's beginning in a PromptCache, which restores it."""
     from llama_state.adapters.llama_cpp import PromptCache
 
     llm, tokens = work.it.llm, work.tokens
     cache = PromptCache(llm, capacity_bytes=4 * len(work.blob))
     llm.set_cache(cache)
-    cache[tokens] = llm.save_state()
+    cache.remember()
     longer = [*tokens, 40]
-    return lambda: llm.load_state(cache[longer])
+    return lambda: cache[longer]
 
 
 def sequence_ways(work: Work) -> Iterator[Way]:

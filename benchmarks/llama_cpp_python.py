@@ -1,10 +1,10 @@
 """Ten prompts that share 2,000 tokens, with each prompt cache of llama-cpp-python, and without.
 
-    python benchmarks/llama_cpp_python.py [--flash-attn]
+    python benchmarks/llama_cpp_python.py [--flash-attn] [--model FILE]
 
 Each cache in a process of its own, with the model of 128 KiB of state for a token that
 ``llama_state.testing.models.write_benchmark_model`` makes; what one save or restore takes is in
-``state_io.py``. Needs llama-cpp-python and the extra ``testing``.
+``state_io.py``. Needs llama-cpp-python, diskcache and the extra ``testing``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,27 @@ from _states import Configuration, llama_cpp, open_llama, some_tokens, write_mod
 
 from llama_state.adapters.llama_cpp import PromptCache
 
-CACHES = ("none", "LlamaRAMCache", "PromptCache")
+CACHES = (
+    "none",
+    "LlamaRAMCache",
+    "LlamaDiskCache",
+    "LlamaDiskCache, restarted",
+    "PromptCache",
+    "PromptCache in a folder",
+    "PromptCache, restarted",
+)
 SHARED = 2000
 CAPACITY = 2 << 30
 
 
-def prompts(path: str, cache: str, between: str, *, flash_attn: bool) -> dict[str, float]:
-    """Ten prompts that share a prefix; with *between* "other" another prompt after each."""
-    llm = open_llama(path, 4096, Configuration(flash_attn=flash_attn, cache_type="f16"))
+def prompts(
+    path: str, cache: str, between: str, folder: str, *, flash_attn: bool, n_chats: int, shared: int
+) -> dict[str, Any]:
+    """Let prompts that share a prefix be completed; with *between* "other" another after each.
+
+    A cache that lies in *folder* finds there, "restarted", what the process before has left.
+    """
+    llm = open_llama(path, 2 * shared, Configuration(flash_attn=flash_attn, cache_type="f16"))
     evaluated, decoding = 0, 0.0
     decode = llm._ctx.decode
 
@@ -43,19 +57,38 @@ def prompts(path: str, cache: str, between: str, *, flash_attn: bool) -> dict[st
     llm._ctx.decode = counted
     if cache == "PromptCache":
         llm.set_cache(PromptCache(llm, capacity_bytes=CAPACITY))
+    elif cache.startswith("PromptCache"):
+        llm.set_cache(PromptCache(llm, Path(folder, "prompts"), capacity_bytes=CAPACITY))
     elif cache == "LlamaRAMCache":
         llm.set_cache(llama_cpp.LlamaRAMCache(capacity_bytes=CAPACITY))
-    prefix = some_tokens(SHARED)
+    elif cache.startswith("LlamaDiskCache"):
+        llm.set_cache(llama_cpp.LlamaDiskCache(f"{folder}/disk", capacity_bytes=CAPACITY))
+    prefix = some_tokens(shared)
+    first: list[float] = []
     start = time.perf_counter()
-    for i in range(10):
+    for i in range(n_chats):
         asked = [[*prefix, *some_tokens(20, seed=i + 1)]]
         if between == "other":
             asked.append(some_tokens(50, seed=40 + i))
         for prompt in asked:
-            llm.create_completion(prompt, max_tokens=4, temperature=0, grammar=ascii_only())
+            begin = time.perf_counter()
+            answer = llm.create_completion(
+                prompt, max_tokens=4, temperature=0, grammar=ascii_only(), stream=True
+            )
+            next(answer)
+            if prompt is asked[0]:
+                first.append(time.perf_counter() - begin)
+            for _ in answer:
+                pass
     seconds = time.perf_counter() - start
-    other = seconds - decoding
-    return {"seconds": seconds, "other": other, "peak": peak_memory(), "evaluated": evaluated}
+    return {
+        "seconds": seconds,
+        "first": first,
+        "other": seconds - decoding,
+        "peak": peak_memory(),
+        "evaluated": evaluated,
+        "kept": 0 if llm.cache is None else llm.cache.cache_size,
+    }
 
 
 def peak_memory() -> float:
@@ -69,30 +102,51 @@ def ascii_only() -> Any:
     return llama_cpp.LlamaGrammar.from_string("root ::= [ -~]*", verbose=False)
 
 
+def with_each(
+    path: str, between: str, *, flash_attn: bool, n_chats: int = 10, shared: int = SHARED
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each cache and what :func:`prompts` found with it, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        for cache in CACHES:
+            command = [sys.executable, __file__, "--child", cache, between, path, folder]
+            command += ["--chats", str(n_chats), "--shared", str(shared)]
+            command += ["--flash-attn"] if flash_attn else []
+            # A LlamaDiskCache reports every step of it.
+            done = subprocess.run(  # noqa: S603
+                command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            yield cache, json.loads(done.stdout)
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--flash-attn", action="store_true")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--model", metavar="FILE", help="a GGUF file, in place of the one made")
+    parser.add_argument("--chats", type=int, default=10, help="how many prompts (10)")
+    parser.add_argument("--shared", type=int, default=SHARED, help=f"tokens ({SHARED})")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if llama_cpp is None:
         parser.error("this needs llama-cpp-python: pip install llama-cpp-python")
+    how = {
+        "flash_attn": options.flash_attn,
+        "n_chats": options.chats,
+        "shared": options.shared,
+    }
     if options.child:
-        cache, between, path = options.child
-        print(json.dumps(prompts(path, cache, between, flash_attn=options.flash_attn)))
+        cache, between, path, at = options.child
+        print(json.dumps(prompts(path, cache, between, at, **how)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = write_model(Path(folder))
+        path = options.model or write_model(Path(folder))
         for between in ("nothing", "other"):
-            print(f"ten prompts that share {SHARED} tokens, between them: {between}")
-            for cache in CACHES:
-                command = [sys.executable, __file__, "--child", cache, between, path]
-                command += ["--flash-attn"] if options.flash_attn else []
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE)  # noqa: S603
-                found = json.loads(done.stdout)
+            print(f"{options.chats} prompts that share {options.shared} tokens, between: {between}")
+            for cache, found in with_each(path, between, **how):
                 print(
-                    f"  {cache:<14} {found['seconds']:7.1f} s, {found['other']:5.1f} not decoding"
+                    f"  {cache:<25} {found['seconds']:7.1f} s, {found['other']:5.1f} not decoding"
                     f"  {found['peak']:8.0f} MiB at the most  "
+                    f"{found['kept'] / 2**20:8.0f} MiB kept  "
                     f"{found['evaluated']:6} tokens evaluated"
                 )
 

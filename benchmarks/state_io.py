@@ -15,19 +15,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import _chart
 import _machine
+import _output
 import _small
 import _states
 import _ways
-from _report import Report, as_json, as_markdown, as_text, from_json
+from _report import Report
 from _states import CONFIGURATIONS, Configuration, Subject, subject
 from _targets import findings
 from _timing import Timing, Way, alternate
@@ -54,18 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         _check_extras(options)
-        report = _read(options.read) if options.read else _measure(options)
+        _output.report(options, _measure)
     except ls.UnsupportedError as error:
         parser.error(str(error))
-    print(as_markdown(report) if options.markdown else as_text(report))
-    if options.json:
-        options.json.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
-    if options.chart:
-        _chart.draw(report, options.chart)
-
-
-def _read(path: Path) -> Report:
-    return from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _measure(options: argparse.Namespace) -> Report:
@@ -114,16 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PART,...",
         help=f"parts to run, of {', '.join(SECTIONS)}",
     )
-    parser.add_argument("--folder", type=Path, help="where to put files (the temporary folder)")
     parser.add_argument(
         "--engine", action="store_true", help="not in llama-cpp-python, even where it is installed"
     )
-    parser.add_argument("--markdown", action="store_true", help="print the tables for a page")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all times")
-    parser.add_argument(
-        "--from", dest="read", type=Path, metavar="FILE", help="measure nothing: show that JSON"
-    )
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them, as .png or .svg")
+    _output.add_options(parser)
     return parser
 
 

@@ -102,3 +102,10 @@ PAGES_API void matrix_transpose(const uint8_t *source, uint8_t *out, size_t n_ro
     else
         matrix_transpose_4(source, out, n_rows, n_columns);
 }
+
+// Copies width bytes of each line of a matrix into those of another one.
+PAGES_API void matrix_copy_lines(const uint8_t *source, size_t source_stride, uint8_t *out, size_t out_stride, size_t n_line, size_t width)
+{
+    for (size_t line = 0; line < n_line; line++)
+        memcpy(out + line * out_stride, source + line * source_stride, width);
+}

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from .inspection import StateFile, inspect_file
     from .layout import RestorePoint
+    from .store import Media, PrefixStore, Recalled, Remembered
 
 __version__ = "0.1.0"
 """The version of this package."""
@@ -63,11 +64,15 @@ __all__ = [
     "IdentityWarning",
     "Library",
     "LibraryNotFoundError",
+    "Media",
     "MismatchError",
     "MismatchWarning",
     "Model",
     "ModelLoadError",
     "ModelNotFoundError",
+    "PrefixStore",
+    "Recalled",
+    "Remembered",
     "RestoreError",
     "RestorePoint",
     "Restored",
@@ -96,7 +101,11 @@ _HOME = {
     "DeviceSnapshot": "context.device",
     "Fingerprint": "checkpoint.fingerprint",
     "Library": "_llama.library",
+    "Media": "store",
     "Model": "context.model",
+    "PrefixStore": "store",
+    "Recalled": "store",
+    "Remembered": "store",
     "RestorePoint": "layout",
     "Restored": "context.state",
     "Span": "context.state",
@@ -107,7 +116,7 @@ _HOME = {
     "model_fields": "checkpoint.fingerprint",
     "trim_buffers": "_io.buffers",
 }
-_PUBLIC_MODULES = frozenset({"aio", "errors", "inspection", "layout", "testing"})
+_PUBLIC_MODULES = frozenset({"aio", "errors", "inspection", "layout", "store", "testing"})
 
 
 def __getattr__(name: str) -> Any:

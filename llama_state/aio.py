@@ -1,7 +1,7 @@
-"""A context for asyncio: the same names as coroutines, and an event loop that never waits.
+"""A context, and a prefix store, for asyncio: an event loop that never waits.
 
-A class, since it owns the thread that does the work: one for each context, so that calls come
-one after the other, in the order in which they were awaited.
+The same names as coroutines. :class:`AsyncContext` owns the thread that does the work: one for
+each context, so that calls come one after the other, in the order in which they were awaited.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -19,13 +19,16 @@ from ._io import Progress
 from ._io.arguments import checked
 from .context.context import Context
 from .errors import ClosedError
+from .store.prefix_store import PrefixStore
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._io import Buffer
+    from .store.prompt import Token
+    from .store.results import Match, Recalled, Remembered
 
-__all__ = ["AsyncContext"]
+__all__ = ["AsyncContext", "AsyncPrefixStore"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -198,6 +201,100 @@ class AsyncContext:
                 done.exception()  # seen: asyncio need not complain of it
             raise
         return done.result()
+
+
+@checked
+class AsyncPrefixStore:
+    """A prefix store whose methods are coroutines, run in the thread of the context given.
+
+    A task that is cancelled leaves everything whole: what has not begun does not begin; a prefill
+    stops at the next chunk, and the sequence holds what was decoded until then; any other call is
+    waited for, and its effect is there. A context manager.
+
+    Args:
+        store: The store. Contexts of several threads can use it at once.
+    """
+
+    def __init__(self, store: PrefixStore) -> None:
+        self.store = store
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """As :meth:`llama_state.store.PrefixStore.close`."""
+        await asyncio.to_thread(self.store.close)
+
+    async def flush(self, timeout: float | None = None) -> bool:
+        """As :meth:`llama_state.store.PrefixStore.flush`."""
+        return await asyncio.to_thread(self.store.flush, timeout)
+
+    async def find(self, actx: AsyncContext, tokens: Iterable[Token], seq_id: int = 0) -> Match:
+        """As :meth:`llama_state.store.PrefixStore.find`."""
+        return await _own(actx).run(self.store.find, actx.context, tokens, seq_id)
+
+    async def recall(
+        self, actx: AsyncContext, tokens: Iterable[Token], seq_id: int = 0
+    ) -> Recalled:
+        """As :meth:`llama_state.store.PrefixStore.recall`."""
+        return await _own(actx).run(self.store.recall, actx.context, tokens, seq_id)
+
+    async def remember(
+        self, actx: AsyncContext, tokens: Iterable[Token], seq_id: int = 0, *, wait: bool = True
+    ) -> Remembered:
+        """As :meth:`llama_state.store.PrefixStore.remember`."""
+        return await _own(actx).run(self.store.remember, actx.context, tokens, seq_id, wait=wait)
+
+    async def prefill(
+        self,
+        actx: AsyncContext,
+        tokens: Iterable[Token],
+        seq_id: int = 0,
+        *,
+        progress: Progress | None = None,
+    ) -> Recalled:
+        """As :meth:`llama_state.store.PrefixStore.prefill`, chunk by chunk.
+
+        *progress* is called in the context's thread.
+        """
+        stop = threading.Event()
+        work = functools.partial(
+            self.store.prefill,
+            _own(actx).context,
+            tokens,
+            seq_id,
+            progress=_until(stop, progress),
+        )
+        return await actx._finish(work, stop)
+
+    async def pin(
+        self,
+        actx: AsyncContext,
+        tokens: Iterable[Token],
+        seq_id: int = 0,
+        *,
+        ttl: float | None = None,
+    ) -> int:
+        """As :meth:`llama_state.store.PrefixStore.pin`."""
+        return await _own(actx).run(self.store.pin, actx.context, tokens, seq_id, ttl=ttl)
+
+    async def forget(self, actx: AsyncContext, tokens: Iterable[Token], seq_id: int = 0) -> int:
+        """As :meth:`llama_state.store.PrefixStore.forget`."""
+        return await _own(actx).run(self.store.forget, actx.context, tokens, seq_id)
+
+
+@checked
+def _own(actx: AsyncContext) -> AsyncContext:
+    """Return *actx*: what is none raises a TypeError."""
+    return actx
 
 
 class _Stopped(Exception):

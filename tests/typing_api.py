@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from llama_state.adapters.llama_cpp import LlamaContext, PromptCache
 from llama_state.aio import AsyncContext
 from llama_state.checkpoint.fingerprint import adapter_digest, model_fields
 from llama_state.layout import Layout, MediaChunk, SlotTokens
+from llama_state.store import PlaceStats, PrefixStore, Remembered
 from llama_state.testing import KINDS, write_benchmark_model, write_model, write_probe
 from llama_state.testing.conformance import Report, Row, check_model, round_trips
 
@@ -99,8 +100,14 @@ def attached_llama(llm: object, path: Path) -> None:
     assert_type(ctx.load_state(path, tokens=None), ls.Restored)
     assert_type(ctx.save_state(path), int)
     cache = PromptCache(llm, capacity_bytes=1 << 30)
+    assert_type(PromptCache(llm, path, capacity_bytes=1, adapters=[(path, 1.0)]), PromptCache)
+    assert_type(PromptCache(llm, PrefixStore("memory:")), PromptCache)
+    places = ["memory:?size=1GiB", "kv"]
+    assert_type(PromptCache(llm, places), PromptCache)
+    assert_type(PrefixStore([*places, path]).stats().places, Sequence[PlaceStats])
     assert_type(cache.cache_size, int)
-    assert_type(cache.prompts(), list[tuple[int, ...]])
+    assert_type(cache.store, PrefixStore)
+    assert_type(cache.remember(), Remembered)
 
 
 def attached(pointer: ctypes.c_void_p, lib: ls.Library) -> None:

@@ -38,6 +38,9 @@ RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
     "memory_limit": (0, 2**63 - 1, "it is in bytes"),
     "max_size": (0, 2**63 - 1, "it is in bytes"),
     "capacity_bytes": (0, 2**63 - 1, ""),
+    "to_bytes": (0, 2**63 - 1, ""),
+    "chunk_tokens": (1, _INT32, ""),
+    "pending_bytes": (0, 2**63 - 1, ""),
     "source": (0, _INT32, "it is a sequence id"),
     "logits_of": (0, _INT32, "it is a sequence id"),
     "version": (0, 2**32 - 1, ""),
@@ -276,6 +279,12 @@ def _each(name: str, items: Iterable[Any]) -> Iterator[int]:
         yield number
 
 
+def _paths(name: str, value: Any) -> Any:
+    for at, path in enumerate(_sequence(name, value)):
+        _path(f"{name}[{at}]", path)
+    return value
+
+
 def _callable(name: str, value: Any) -> Any:
     if not callable(value):
         raise _wrong(name, value, "callable", "Callable")
@@ -345,6 +354,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "Iterable[int]": _integers,
     "Sequence[int]": _integers,
     "Sequence[tuple[StrPath, float]]": _scaled,
+    "Sequence[StrPath]": _paths,
     "Sequence": _sequence,
     "Mapping": _mapping,
     "identity.Rope": _mapping,

@@ -77,7 +77,7 @@ def write_file(
             view = flat(part)
             for start, end in pieces(len(view)):
                 with save_errors:
-                    size += _write_all(fd, view[start:end])
+                    size += write_all(fd, view[start:end])
                 report(size, at_most)
         with save_errors:
             os.ftruncate(fd, size)
@@ -148,7 +148,7 @@ def _filled_in_memory(
         fill(buffer)
         for start, end in pieces(size):
             with save_errors:
-                _write_all(fd, buffer[start:end])
+                write_all(fd, buffer[start:end])
             report(end, size)
 
 
@@ -192,7 +192,7 @@ class SaveErrors:
 
 @contextmanager
 def replacing(
-    path: StrPath, *, durable: bool, replace: bool = True
+    path: StrPath, *, durable: bool, replace: bool = True, mode: int | None = None
 ) -> Iterator[tuple[int, SaveErrors]]:
     """Yield an empty file that becomes *path* if the block ends without an error.
 
@@ -200,6 +200,7 @@ def replacing(
         path: The file. An existing one is replaced and its mode kept, a link is followed.
         durable: Wait until file and folder entry are on the disk (fsync).
         replace: False: nothing that exists is replaced, no link followed.
+        mode: The mode of a new file; None for the default mode.
 
     Yields:
         The file's descriptor, and the context manager for all operations on it.
@@ -212,7 +213,7 @@ def replacing(
     with save_errors:
         target = _target(path, follow=replace)
         old = _replaceable(target, replace=replace)
-        part = PartFile(target, None if old is None else stat.S_IMODE(old.st_mode))
+        part = PartFile(target, mode if old is None else stat.S_IMODE(old.st_mode))
     with part:
         yield part.fd, save_errors
         with save_errors:
@@ -252,7 +253,8 @@ def reserve(fd: int, size: int) -> bool:
     return True
 
 
-def _write_all(fd: int, view: memoryview) -> int:
+def write_all(fd: int, view: memoryview) -> int:
+    """Write all of *view* to a file, and return its bytes."""
     done = 0
     while done < len(view):
         done += os.write(fd, view[done:])

@@ -114,9 +114,14 @@ class PartFile:
         if self._file is None or self._file.closed:
             return
         # A process that was forked meanwhile has a copy of this object, but the file is not its.
+        if os.getpid() != self._process:
+            self._file.close()
+            return
         try:
-            if os.getpid() == self._process:
-                _remove(self._path, self._file)
+            _remove(self._path, self._file)
+        except BaseException:
+            _remove(self._path, self._file)  # it was interrupted
+            raise
         finally:
             self._file.close()
 
@@ -160,7 +165,8 @@ def _remove_leftover(path: Path) -> bool:
     """Remove the part file at *path* if a dead process of this user left it; return whether."""
     with suppress(OSError):
         # The type first: to open a device can have effects, and a FIFO waits.
-        if _is_ours(os.lstat(path)):
+        info = os.lstat(path)
+        if _is_ours(info) and (info.st_nlink == 1 or _has_its_target(path, info)):
             with FileIO(path) as file:
                 return bool(_lock(file.fileno())) and _remove(path, file)
     return False
@@ -168,7 +174,17 @@ def _remove_leftover(path: Path) -> bool:
 
 def _is_ours(info: os.stat_result) -> bool:
     user = getattr(os, "geteuid", lambda: info.st_uid)()
-    return stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid == user
+    return stat.S_ISREG(info.st_mode) and info.st_uid == user
+
+
+def _has_its_target(path: Path, info: os.stat_result) -> bool:
+    """Tell whether the other name of a part file is that of its target, which it has taken."""
+    name = path.name[1:].removesuffix(".part")
+    stem, _, number = name.rpartition(".")
+    targets = [name, stem] if number.isdecimal() else [name]
+    others = (path.with_name(target) for target in targets if target)
+    found = (os.lstat(other) for other in others if os.path.lexists(other))
+    return info.st_nlink == 2 and any(os.path.samestat(info, other) for other in found)
 
 
 def _lock(fd: int) -> bool | None:
@@ -198,3 +214,11 @@ def _is_at(path: Path, fd: int) -> bool:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:
         return False
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove all part files that dead processes left in a folder."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name.startswith(".") and path.name.endswith(".part"):
+                _remove_leftover(path)

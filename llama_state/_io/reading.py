@@ -112,8 +112,11 @@ def _regular(path: StrPath) -> tuple[FileIO, os.stat_result]:
     # Without O_NONBLOCK, opening a FIFO would wait for a writer.
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
     file = FileIO(os.open(path, flags))  # at once: what is lost of it is closed
-    info = os.fstat(file.fileno())
-    if not stat.S_ISREG(info.st_mode):
+    try:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    except BaseException:
         file.close()
-        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        raise
     return file, info

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hmac
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from .._io.buffers import anonymous, flat
+from .._io.threads import Threads
 from ..errors import ChecksumError, FormatError, TruncatedError, VersionError
 from ..layout.recognition import CHECKPOINT_MAGIC as MAGIC
 from . import compression, digests
@@ -214,8 +215,10 @@ class Container:
             yield from ((part, self._is_intact(part)) for part in self.parts)
             return
         # Threads help, since the digests release the GIL.
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            yield from zip(self.parts, pool.map(self._is_intact, self.parts), strict=True)
+        with Threads(min(4, os.cpu_count() or 1)) as threads:
+            asked = [(part, threads.ask(partial(self._is_intact, part))) for part in self.parts]
+            for part, answer in asked:
+                yield part, answer.result()
 
     def _is_intact(self, part: Part) -> bool:
         return hmac.compare_digest(self._digest(self.data[part.offset : part.end]), part.digest)

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 
 from .. import __version__
 from ..errors import StateError
-from . import checks, engines, states
+from . import checks, engines, states, stores
 from .parsers import Run, exit_statuses, wrapped
 from .problems import sentence
 from .status import Status
 
 DESCRIPTION = (
-    "Look into saved states of llama.cpp, check that states of a model come back, and show which"
-    " libllama is used. The commands for state files need no libllama."
+    "Look into saved states of llama.cpp, look after prefix stores, check that states of a model"
+    " come back, and show which libllama is used. The commands for state files need no libllama."
 )
 EXITS: Mapping[int, str] = {
     Status.OK: "done, or yes",
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         title="commands", dest="command", required=True, metavar="COMMAND"
     )
     states.add_commands(commands)
+    stores.add_commands(commands)
     checks.add_commands(commands)
     engines.add_commands(commands)
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeAlias
 
 from .status import Status
@@ -47,6 +48,20 @@ def add_command(
     return parser
 
 
+def add_key_file(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add the argument that names a file with a key; see :func:`read_key`."""
+    parser.add_argument(
+        "--key-file", metavar="KEY", help=f"a file whose bytes are the key {purpose}"
+    )
+
+
+def read_key(options: argparse.Namespace) -> bytes | None:
+    """Return the key in the file that was named, if one was."""
+    if options.key_file is None:
+        return None
+    return Path(options.key_file).read_bytes()
+
+
 def wrapped(text: str) -> str:
     """Return *text* in lines that fit 80 columns."""
     return textwrap.fill(text, _WIDTH, break_on_hyphens=False)
@@ -56,6 +71,16 @@ def exit_statuses(meanings: Mapping[int, str]) -> str:
     """Return the part of a help text that lists exit statuses."""
     lines = (f"  {int(status)}  {meaning}" for status, meaning in meanings.items())
     return "\n".join(["exit status:", *lines])
+
+
+def byte_size(text: str) -> int:
+    """Parse a size such as 50GiB."""
+    from ..store.places import size_of
+
+    try:
+        return size_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .output import print_json, write_file
-from .parsers import Commands, add_command
+from .parsers import Commands, add_command, add_key_file, read_key
 from .problems import CommandError, naming
 from .progress import shown
 from .status import Status
@@ -140,11 +140,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--key-file",
-        metavar="KEY",
-        help="a file whose bytes are the key that authenticates the checkpoint",
-    )
+    add_key_file(parser, "that authenticates the checkpoint")
     parser.add_argument(
         "--max-size",
         type=int,
@@ -162,7 +158,7 @@ def run_inspect(options: argparse.Namespace) -> Status:
         found = inspect_file(
             options.file,
             model=options.model,
-            key=_key(options),
+            key=read_key(options),
             max_size=options.max_size,
             progress=progress,
         )
@@ -190,7 +186,7 @@ def run_verify(options: argparse.Namespace) -> Status:
     """Check files."""
     from ..inspection import verification
 
-    key, verdicts = _key(options), []
+    key, verdicts = read_key(options), []
     for path in options.files:
         with shown(f"verification {path}") as progress:
             verdicts.append(
@@ -224,7 +220,7 @@ def _sound(path: str, options: argparse.Namespace) -> StateFile:
 
     with naming(path):
         found = inspect_file(
-            path, model=options.model, key=_key(options), max_size=options.max_size
+            path, model=options.model, key=read_key(options), max_size=options.max_size
         )
         if found.problem:
             raise raised(found.problem)
@@ -244,7 +240,7 @@ def run_convert(options: argparse.Namespace) -> Status:
                 options.target,
                 to=options.to,
                 model=options.model,
-                key=_key(options),
+                key=read_key(options),
                 compress=options.compress,
                 session_version=options.session_version,
                 blob_version=options.blob_version,
@@ -257,9 +253,3 @@ def run_convert(options: argparse.Namespace) -> Status:
         raise CommandError(f"{options.target}: exists; --force replaces it") from None
     print(f"{done.path}: {done.kind}, {done.nbytes:,} bytes")
     return Status.OK
-
-
-def _key(options: argparse.Namespace) -> bytes | None:
-    if options.key_file is None:
-        return None
-    return Path(options.key_file).read_bytes()

@@ -17,10 +17,11 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.fingerprint import Fingerprint
 from ..layout import RestorePoint
 from . import engine, identity
-from .changes import Keeper
+from .changes import HeldTokens, Keeper
 from .device import DeviceMemory, DeviceSnapshot
 from .fit import Fit
 from .form import StateForm
+from .prefixes import Prefixes
 from .restore import Restorer
 from .resumption import Check, Checkpoints
 from .sequence_files import SequenceFiles
@@ -62,7 +63,7 @@ class Context(SequenceFiles):
     ) -> None:
         with handle.use() as call:
             facts = context_facts(call, options)
-        keeper = keeper or Keeper()
+        keeper = keeper or (HeldTokens() if handle.pointer.owned else Keeper())
         form = StateForm(handle.library, facts)
         fit = Fit(facts, form)
         restorer = Restorer(handle, facts, form, fit)
@@ -73,6 +74,9 @@ class Context(SequenceFiles):
         self._sequences = Sequences(handle, facts, fit, restorer, keeper)
         self._checkpoints = Checkpoints(handle, facts, self._state, self._identity, keeper)
         self._device = DeviceMemory(handle, facts, fit, restorer, keeper)
+        self._prefixes = Prefixes(
+            handle, facts, form, fit, restorer, keeper, self._sequences, self._identity
+        )
         self.library: Library = handle.library
         self.arch = facts.arch
         self.n_vocab = facts.n_vocab
@@ -87,6 +91,7 @@ class Context(SequenceFiles):
     @property
     def pointer(self) -> int:
         """The address of the ``llama_context``."""
+        self._prefixes.shared()
         return int(ffi.cast("uintptr_t", self._handle.address))
 
     # -- what its states belong to

@@ -39,6 +39,7 @@ from .headers import (
     unpack_tokens,
 )
 from .parse import has_sequence_head, parse_sequence, parse_state, parse_whole
+from .pieces import Group, groups_of, take
 from .recognition import Recognized, recognize
 from .restore_points import RestorePoint
 from .salvage import leading_cells
@@ -64,6 +65,7 @@ __all__ = [
     "FileLayout",
     "Form",
     "Geometry",
+    "Group",
     "KVCache",
     "Kind",
     "Layout",
@@ -82,6 +84,7 @@ __all__ = [
     "convert",
     "differences",
     "form_of",
+    "groups_of",
     "has_partial",
     "has_sequence_head",
     "is_known",
@@ -99,6 +102,7 @@ __all__ = [
     "recognize",
     "sequence_from_whole",
     "sequence_head",
+    "take",
     "token_array",
     "unpack_tokens",
 ]

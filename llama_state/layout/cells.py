@@ -22,22 +22,29 @@ class Ownership:
     Attributes:
         whole: Whether any can: the payload is that of a whole context.
         source: The only one that can, in the payload of a sequence; None if not known (yet).
+        ownerless: Whether cells can have no owner: llama.cpp names none at or above n_seq_max.
     """
 
     whole: bool
     source: int | None = None
+    ownerless: bool = False
 
 
-def read_cells(cursor: Cursor, n_cell: int, ext_words: int, owner: int | None) -> Cells:
+def read_cells(
+    cursor: Cursor, n_cell: int, ext_words: int, owner: int | None, *, ownerless: bool = False
+) -> Cells:
     """Read the *n_cell* cells of a KV stream, which is not empty.
 
     Args:
         ext_words: See :class:`Cells`.
         owner: The only sequence id that may occur; None allows any, and shared cells.
+        ownerless: Whether the cells may be those of no sequence.
 
     Raises:
         FormatError: A position, a sequence count or a sequence id that no cache can have.
     """
+    if ownerless and _starts_ownerless(cursor):
+        return _ownerless_cells(cursor, n_cell, ext_words)
     start, stride = cursor.at, 3 + ext_words
     cursor.require(4 * stride * n_cell, f"{n_cell} cells")
     words = array("i")
@@ -51,6 +58,24 @@ def read_cells(cursor: Cursor, n_cell: int, ext_words: int, owner: int | None) -
     cells = Cells(*decoded, ext_words)
     check_positions(cells)
     _check_owners(cells, owner)
+    return cells
+
+
+def _starts_ownerless(cursor: Cursor) -> bool:
+    cursor.require(8, "a cell")
+    return not any(cursor.view[cursor.at + 4 : cursor.at + 8])
+
+
+def _ownerless_cells(cursor: Cursor, n_cell: int, ext_words: int) -> Cells:
+    start, stride = cursor.at, 2 + ext_words
+    cursor.require(4 * stride * n_cell, f"{n_cell} cells")
+    words = array("i")
+    words.frombytes(cursor.view[start : start + 4 * stride * n_cell])
+    if words[1::stride] != array("i", [0]) * n_cell:
+        raise FormatError("some cells have an owner, some have none", offset=start)
+    cursor.at += 4 * stride * n_cell
+    cells = Cells(words[0::stride], {}, range(start, cursor.at, 4 * stride), ext_words)
+    check_positions(cells)
     return cells
 
 

@@ -10,13 +10,14 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from .._io.arguments import checked
 from .._io.matrix import transpose
+from .._io.threads import Threads
 from ..errors import FormatError, UnsupportedError
 from .blocks import Block, Cells, KVCache, Stream
 from .cursor import U32, open_view
@@ -143,8 +144,8 @@ class Conversion:
             return
         # V is turned in threads, without the interpreter's lock, while K is copied in this one.
         n_thread = min(4, os.cpu_count() or 1)
-        with ThreadPoolExecutor(n_thread) as pool:
-            waiting = [pool.submit(_turn, turned[i::n_thread]) for i in range(n_thread)]
+        with Threads(n_thread) as threads:
+            waiting = [threads.ask(partial(_turn, turned[i::n_thread])) for i in range(n_thread)]
             _copy(copied)
             for each in waiting:
                 each.result()

@@ -70,7 +70,8 @@ def _pieces(view: memoryview, layout: Layout, seq_id: int, n_stream: int | None)
             yield from _recurrent(view, cache, seq_id)
         elif isinstance(cache, Compressed):
             n_past = layout.base_spans.get(seq_id, NO_SPAN).last + 1
-            yield from _compressed(view, cache, seq_id, n_past // _ratio(layout.caches, cache))
+            ratio = ratio_of(layout.caches, cache) or 1
+            yield from _compressed(view, cache, seq_id, n_past // ratio)
         else:
             yield from _compressor(view, cache, seq_id)
 
@@ -89,23 +90,27 @@ def _stream(view: memoryview, stream: Stream, seq_id: int) -> Pieces:
         yield U32.pack(1)
         yield view[start + 8 : start + 8 + 4 * cells.ext_words]
         yield U32.pack(seq_id)
-    runs = _runs(indices)
-    rows = partial(_rows, view, runs)
-    columns = partial(_columns, view, runs, len(cells))
+    kept = runs(indices)
+    by_rows = partial(rows, view, kept)
+    by_columns = partial(_columns, view, kept, len(cells))
     middle = stream.k[-1].end if stream.v else end
-    yield from _blocks(view, stream.tail, middle, stream.k, rows)
-    yield from _blocks(view, middle, end, stream.v, columns if stream.v_trans else rows)
+    yield from _blocks(view, stream.tail, middle, stream.k, by_rows)
+    yield from _blocks(view, middle, end, stream.v, by_columns if stream.v_trans else by_rows)
 
 
 def _recurrent(view: memoryview, cache: RecurrentCache, seq_id: int) -> Pieces:
-    indices = cache.rows.owners.get(seq_id, ())
+    yield from recurrent_states(view, cache, cache.rows.owners.get(seq_id, ()))
+
+
+def recurrent_states(view: memoryview, cache: RecurrentCache, indices: Sequence[int]) -> Pieces:
+    """Yield a recurrent cache with only the cells *indices*, as a sequence save writes it."""
     yield U32.pack(len(indices))
     for start in map(cache.rows.starts.__getitem__, indices):
         yield view[start : start + 4]
         yield U32.pack(0)
     blocks = sorted((*cache.r, *cache.p, *cache.s), key=attrgetter("offset"))
     end = cache.offset + cache.nbytes
-    yield from _blocks(view, cache.tail, end, blocks, partial(_rows, view, _runs(indices)))
+    yield from _blocks(view, cache.tail, end, blocks, partial(rows, view, runs(indices)))
 
 
 def _blocks(
@@ -119,16 +124,17 @@ def _blocks(
     yield view[start:end]
 
 
-def _rows(view: memoryview, runs: Runs, block: Block) -> Pieces:
-    for first, end in runs:
+def rows(view: memoryview, kept: Runs, block: Block) -> Pieces:
+    """Yield the rows *kept* of a block."""
+    for first, end in kept:
         yield view[block.offset + first * block.row : block.offset + end * block.row]
 
 
-def _columns(view: memoryview, runs: Runs, n_cell: int, block: Block) -> Pieces:
-    """Yield the cells of *runs* from a transposed block."""
+def _columns(view: memoryview, kept: Runs, n_cell: int, block: Block) -> Pieces:
+    """Yield the cells *kept* from a transposed block."""
     size = TYPES[block.type_id].nbytes
     for start in range(block.offset, block.end, n_cell * size):
-        for first, end in runs:
+        for first, end in kept:
             yield view[start + first * size : start + end * size]
 
 
@@ -164,19 +170,21 @@ def _check_stream(seq_id: int, n_stream: int) -> None:
         raise SequenceIdError(seq_id, limit=n_stream)
 
 
-def _ratio(caches: Sequence[Cache], compressed: Compressed) -> int:
-    """Return how many positions become one row of *compressed*, as its compressor records."""
+def ratio_of(caches: Sequence[Cache], compressed: Compressed) -> int | None:
+    """Return how many positions become one row of *compressed*; its compressor records it."""
     name = f"{compressed.name} state"
     compressors = (cache for cache in caches if isinstance(cache, Compressor))
-    return next(cache.ratio for cache in compressors if cache.name == name)
+    return next((cache.ratio for cache in compressors if cache.name == name), None)
 
 
-def _runs(indices: Sequence[int]) -> Runs:
-    """Return *indices*, which increase, as ranges: (first, end) each."""
-    runs: list[tuple[int, int]] = []
+def runs(indices: Sequence[int]) -> Runs:
+    """Return *indices* as ranges: (first, end) each."""
+    if isinstance(indices, range):
+        return [(indices.start, indices.stop)] if indices else []
+    found: list[tuple[int, int]] = []
     for index in indices:
-        if runs and runs[-1][1] == index:
-            runs[-1] = (runs[-1][0], index + 1)
+        if found and found[-1][1] == index:
+            found[-1] = (found[-1][0], index + 1)
         else:
-            runs.append((index, index + 1))
-    return runs
+            found.append((index, index + 1))
+    return found

@@ -71,7 +71,8 @@ def _read_stream_cells(
 ) -> Cells:
     """Read the cells of a stream; *stream* is its index, None if it is the only one."""
     if n_cell := cursor.u32("cell count"):
-        return read_cells(cursor, n_cell, ext_words, _owner(cursor, ownership, stream, ext_words))
+        owner = _owner(cursor, ownership, stream, ext_words)
+        return read_cells(cursor, n_cell, ext_words, owner, ownerless=ownership.ownerless)
     return Cells()
 
 

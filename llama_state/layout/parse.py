@@ -85,6 +85,7 @@ def parse_sequence(
     traits: Traits | Sequence[Traits] | None = None,
     partial: bool = False,
     others: bool = False,
+    piece: bool = False,
 ) -> Layout:
     """Parse the state of one sequence.
 
@@ -98,6 +99,8 @@ def parse_sequence(
             architecture that is given it can be a head alone: newer builds leave out all that can
             be cut back. Then the layout has no caches.
         others: See :func:`parse_whole`.
+        piece: Whether it can be a piece of a state: the window without the cache that has all
+            positions, no compressors at the end, cells that name no sequence.
 
     Raises:
         FormatError: Not the state of one sequence, or damaged, or of another version.
@@ -108,7 +111,8 @@ def parse_sequence(
     require_version(version)
     cursor = Cursor(open_view(data))
     source = read_source(cursor) if headed else None
-    reader = _Reader(cursor.view, cursor.at, version, Ownership(False, source), partial)
+    ownership = Ownership(False, source, ownerless=piece)
+    reader = _Reader(cursor.view, cursor.at, version, ownership, partial, piece)
     candidates = _as_list(traits) or model_traits()
     try:
         return reader.layout(candidates, others=others)
@@ -207,6 +211,7 @@ class _Reader:
     version: int
     ownership: Ownership
     partial: bool
+    piece: bool = False
 
     def layout(
         self, candidates: Sequence[Traits], *, others: bool, arch: str | None = None
@@ -271,7 +276,7 @@ class _Reader:
     ) -> tuple[Cache, ...]:
         """Read the sub-caches *wanted*, which follow those *done*, to the end of the payload."""
         offset = cursor.at
-        if offset == cursor.end and all(sub_cache.optional for sub_cache in wanted):
+        if offset == cursor.end and all(map(self._can_be_missing, wanted)):
             return done
         if not wanted:
             raise FormatError(f"{cursor.end - offset} bytes after the last cache", offset=offset)
@@ -279,12 +284,16 @@ class _Reader:
         for cache in self._readings(cursor, traits, wanted[0], done, last=len(wanted) == 1):
             cursor.at = cache.offset + cache.nbytes
             try:
-                _check_cells(cache, wanted[0], done)
+                if not self.piece:
+                    _check_cells(cache, wanted[0], done)
                 return self._read(cursor, traits, wanted[1:], (*done, cache))
             except FormatError as error:
                 errors.append(error.with_traceback(None))
         reason = "no number of layers fills the payload: it is cut off or damaged"
         raise _furthest(errors) or FormatError(reason, offset=offset)
+
+    def _can_be_missing(self, sub_cache: SubCache) -> bool:
+        return sub_cache.optional or (self.piece and sub_cache.kind == "compressor")
 
     def _readings(
         self,
@@ -321,7 +330,8 @@ class _Reader:
         """Return the ownership, with the source that the cells of the caches read so far name."""
         if self.ownership.whole or self.ownership.source is not None:
             return self.ownership
-        return Ownership(False, next((i for i in owners(done) if i != UNKNOWN_ID), None))
+        source = next((i for i in owners(done) if i != UNKNOWN_ID), None)
+        return Ownership(False, source, self.ownership.ownerless)
 
     def _refusal(
         self, candidates: Sequence[Traits], errors: dict[Traits, FormatError]

@@ -1,4 +1,4 @@
-"""The scripts of examples/ run, each in a process of its own."""
+"""The scripts of examples/ for llama-cpp-python run, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def run(name: str, *arguments: object) -> list[str]:
 
 
 def test_all_of_them_are_tested() -> None:
-    names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"park_and_resume", "branch_a_prompt", "survive_a_restart"}
+    """Those with llama-cpp-python here, the others in ``context``."""
+    names = {path.stem for path in EXAMPLES.glob("*.py") if "import llama_cpp" in path.read_text()}
+    assert names == {"park_and_resume", "branch_a_prompt", "survive_a_restart", "keep_prompts"}
 
 
 def test_park_and_resume(make: Make) -> None:
@@ -49,3 +50,12 @@ def test_survive_a_restart(make: Make, tmp_path: Path) -> None:
     assert first[0].startswith("saved")
     assert second[0].startswith("loaded")
     assert first[1] == second[1]
+
+
+def test_keep_prompts(make: Make, tmp_path: Path) -> None:
+    """The second process finds the chat of the first, and goes on with it."""
+    arguments = ("keep_prompts", make.path("gemma3-dense"), tmp_path)
+    first, second = run(*arguments), run(*arguments)
+    assert first[0] == "0 tokens were there"
+    assert int(second[0].split()[0]) > 30
+    assert first[1:] == second[1:]

@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
 from llama_state import cli
 from tests.cli.commands import Run
 
-COMMANDS = ("inspect", "verify", "diff", "convert", "check", "demo", "doctor")
+COMMANDS = ("inspect", "verify", "diff", "convert", "store", "check", "demo", "doctor")
+OF_STORE = ("ls", "show", "find", "warm", "verify", "evict", "rm", "copy", "stats")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"store {name}" for name in OF_STORE)])
 def test_help(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sentence on each argument, an example that parses, the exit statuses; 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0
     assert max(map(len, text.splitlines())) <= 80
     example = text.partition("example:\n")[2].splitlines()[0].split()
-    assert example[:2] == ["llama-state", command]
-    assert cli._parser().parse_args(example[1:]).command == command
+    group = command.split()
+    assert example[: len(group) + 1] == ["llama-state", *group]
+    assert cli._parser().parse_args(example[1:]).command == group[0]
     assert "exit status:\n  0  " in text
     with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    assert f"\n    {command} " in capsys.readouterr().out
+        cli.main([*group[:-1], "--help"])
+    assert f"\n    {group[-1]} " in capsys.readouterr().out
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands of a parser."""
+    found = (each.choices for each in parser._actions if isinstance(each.choices, dict))
+    return next(found, {})
 
 
 def test_every_argument_has_a_help_text() -> None:
     """None is left without one."""
-    (commands,) = (
-        action.choices for action in cli._parser()._actions if isinstance(action.choices, dict)
-    )
+    commands = commands_of(cli._parser())
+    of_store = commands_of(commands["store"])
     assert sorted(commands) == sorted(COMMANDS)
-    for parser in commands.values():
-        assert all(action.help for action in parser._actions)
+    assert sorted(of_store) == sorted(OF_STORE)
+    for parser in [*commands.values(), *of_store.values()]:
+        assert all(action.help for action in parser._actions if action.metavar != "COMMAND")
 
 
 def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

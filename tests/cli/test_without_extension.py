@@ -84,6 +84,25 @@ def test_commands_for_state_files(copy: Copy, name: str) -> None:
     assert "Traceback" not in other.stderr
 
 
+def test_prefix_stores(copy: Copy) -> None:
+    """What is in one is listed and verified."""
+    pytest.importorskip("xxhash")
+    code = """
+from llama_state.store import PrefixStore
+PrefixStore("kv", capacity_bytes=1 << 20).close()
+"""
+    assert copy.python("-c", code).returncode == 0
+    for arguments, expected in (
+        (["ls", "kv"], "nothing is stored"),
+        (["stats", "kv"], "0, 0 of them pinned"),
+        (["verify", "kv"], "all sound"),
+        (["copy", "kv", "other", "--size", "1MiB"], "0 objects copied"),
+    ):
+        done = copy.command("store", *arguments)
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+        assert expected in done.stdout
+
+
 def test_the_package(copy: Copy) -> None:
     """Formats, files and checkpoints are read and written from Python too."""
     pytest.importorskip("xxhash")

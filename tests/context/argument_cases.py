@@ -17,12 +17,14 @@ from typing import Any
 
 import llama_state as ls
 from llama_state import aio, inspection, layout, testing
+from llama_state.store import PrefixStore
 from llama_state.testing import write_model
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 NAN, PATH = float("nan"), Path("some/file")
 
 INTEGER = [1.5, NAN, "1", b"1", True, PATH, [], {}]
+SECONDS = ["1", b"1", True, PATH, [], {}, NAN]
 COUNT = [*INTEGER, -1, 2**64]
 SOME = [*COUNT, 0]
 POSITION = [*INTEGER, -1, -3, 2**31, 2**64]
@@ -44,21 +46,38 @@ NAMES: dict[str, list[Any]] = {
     **dict.fromkeys(("seq_id", "dest_seq_id", "src", "dest", "seq_ids", "source"), POSITION),
     **dict.fromkeys(("start", "end", "logits_of", "first", "last"), POSITION),
     **dict.fromkeys(("memory_limit", "max_size", "n_swa", "size"), COUNT),
+    **dict.fromkeys(("capacity_bytes", "pending_bytes", "to_bytes"), COUNT),
+    **dict.fromkeys(("chunk_tokens", "n_positions"), SOME),
     **dict.fromkeys(("n_tokens", "n_layer", "n_head_kv", "head_dim", "n_embd"), SOME),
     **dict.fromkeys(
-        ("validate", "durable", "partial", "others", "compress", "mapped", "logits", "replace"),
+        (
+            "validate",
+            "durable",
+            "wait",
+            "partial",
+            "others",
+            "compress",
+            "mapped",
+            "logits",
+            "replace",
+        ),
         FLAG,
     ),
     **dict.fromkeys(("add_special", "parse_special", "unparse_special", "text", "plain"), FLAG),
+    **dict.fromkeys(("readonly", "repair", "piece"), FLAG),
     **dict.fromkeys(("force", "any_version", "headed", "kv_unified", "swa_full", "full"), FLAG),
     **dict.fromkeys(("recurrent", "hybrid"), FLAG[:-1]),
     **dict.fromkeys(("path", "model", "model_path", "target"), FILE),
     **dict.fromkeys(("blob", "data", "payload", "out", "expected", "got"), BUFFER),
     **dict.fromkeys(("library", "fingerprint", "checkpoint", "context", "handle"), OBJECT),
+    **dict.fromkeys(("actx", "ctx", "store"), OBJECT),
+    "where": [*FILE, [5], [PATH, b"path"], {}, {"memory:"}, "nowhere:", ["memory:?size=1MiB"] * 2],
+    "digest": [*KEY, b"", bytes(15), bytes(65)],
+    **dict.fromkeys(("timeout", "ttl"), SECONDS),
     **dict.fromkeys(("current", "saved", "a", "b", "header", "layout", "form", "file"), OBJECT),
     **dict.fromkeys(("meta", "rope", "options", "configurations", "overrides"), MAPPING),
-    **dict.fromkeys(("check", "kind", "to", "module"), CHOICE),
-    **dict.fromkeys(("arch", "type_k", "type_v", "suffix", "name"), TEXT),
+    **dict.fromkeys(("check", "kind", "to", "module", "group"), CHOICE),
+    **dict.fromkeys(("arch", "type_k", "type_v", "suffix", "name", "namespace"), TEXT),
     **dict.fromkeys(("session_version", "blob_version", "version", "seed", "rope_type"), INTEGER),
     **dict.fromkeys(("progress", "metadata"), FUNCTION),
     "key": KEY,
@@ -98,7 +117,10 @@ SPECIAL: dict[str, list[Any]] = {
     "write_model.seed": INTEGER,
 }
 # What a caller is given and does not make, and what hands its arguments on unseen.
-NOT_MADE = {"Difference", "DeviceSnapshot", "Library", "Context", "Restored", "Span", "StateFile"}
+NOT_MADE = {
+    *("Difference", "DeviceSnapshot", "Library", "Context", "Restored", "Span", "StateFile"),
+    *("Recalled", "Remembered"),
+}
 UNSEEN = {"AsyncContext.run", "Fingerprint.from_json"}
 # What may kill the process where it is not refused: tried in a process of its own.
 DANGEROUS = ("Model", "Model.context", "attach")
@@ -128,6 +150,11 @@ class World:
         """Return all that a refused call may not change."""
         files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
         return self.ctx.snapshot(), self.ctx.n_past(0), self.ctx.n_past(1), files
+
+    def _of_one(self, version: int) -> layout.Layout:
+        return layout.parse_sequence(
+            self.seq_blob, version=version, headed=layout.has_sequence_head(self.seq_blob)
+        )
 
     def close(self) -> None:
         self.ctx.close()
@@ -167,7 +194,30 @@ class World:
             for name, given in context.items()
             if name != "declare"
         }
+        actx, store = aio.AsyncContext(ctx), PrefixStore("memory:", capacity_bytes=1 << 20)
+        on_context = ("find", "recall", "remember", "prefill", "pin", "forget")
+        looking: dict[str, dict[str, Any]] = {
+            **{name: {} for name in ("stats", "entries", "verify", "flush")},
+            "evict": {"to_bytes": 1 << 20},
+        }
+        about = {"tokens": [1, 2]}
         return {
+            "Media": (ls.Media, {"digest": bytes(16), "n_positions": 1}),
+            "PrefixStore": (PrefixStore, {"where": ["memory:?size=1MiB"]}),
+            **{
+                f"PrefixStore.{name}": (getattr(store, name), {"ctx": ctx, **about})
+                for name in on_context
+            },
+            **{f"PrefixStore.{name}": (getattr(store, name), looking[name]) for name in looking},
+            "AsyncPrefixStore": (aio.AsyncPrefixStore, {"store": store}),
+            "AsyncPrefixStore.flush": (_awaited(aio.AsyncPrefixStore(store), "flush"), {}),
+            **{
+                f"AsyncPrefixStore.{name}": (
+                    _awaited(aio.AsyncPrefixStore(store), name),
+                    {"actx": actx, **about},
+                )
+                for name in on_context
+            },
             **{f"Context.{name}": (getattr(ctx, name), given) for name, given in context.items()},
             **in_thread,
             "Context.savepoint": (lambda seq_ids: _enter(ctx.savepoint(seq_ids)), {"seq_ids": 0}),
@@ -247,6 +297,11 @@ class World:
             "is_packed": (layout.is_packed, {"tokens": [1]}),
             "parse_slot_tokens": (layout.parse_slot_tokens, {"data": b""}),
             "has_partial": (layout.has_partial, {"module": "kv"}),
+            "groups_of": (layout.groups_of, {"module": "kv"}),
+            "take": (
+                layout.take,
+                {"data": self.seq_blob, "layout": self._of_one(version), "group": "R"},
+            ),
             "recognize": (layout.recognize, {"data": native}),
         }
 
@@ -266,6 +321,16 @@ def _undo(ctx: ls.Context, seq_id: int) -> None:
             pass
 
     asyncio.run(run())
+
+
+def _awaited(store: aio.AsyncPrefixStore, name: str) -> Callable[..., Any]:
+    def call(**given: Any) -> Any:
+        async def run() -> Any:
+            return await getattr(store, name)(**given)
+
+        return asyncio.run(run())
+
+    return call
 
 
 def _in_thread(ctx: ls.Context, name: str) -> Callable[..., Any]:

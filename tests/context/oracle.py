@@ -83,32 +83,38 @@ def check(
     """Assert that a sequence of *context* is what *oracle*, a new one like it, makes of *text*."""
     replay(oracle, seq_id, text)
     if text:
-        problems = [*_differences(_compare(oracle, context, seq_id, model, folder), text, model)]
+        problems = differences(oracle, context, seq_id, model, folder, ROW_LIMIT)
         assert not problems, problems
     for ctx in (oracle, context):
         ctx.decode([NEXT_TOKEN], seq_id)
     assert nmse(oracle.logits(), context.logits()) < LIMIT
 
 
-def _compare(
-    oracle: ls.Context, context: ls.Context, seq_id: int, model: ls.Model, folder: Path
-) -> Comparison:
+def differences(
+    expected: ls.Context,
+    actual: ls.Context,
+    seq_id: int,
+    model: ls.Model,
+    folder: Path,
+    row_limit: float = 0.0,
+) -> list[str]:
+    """Return how what two contexts hold of a sequence differs, as far as its next token sees it."""
     files = []
-    for name, ctx in (("expected", oracle), ("actual", context)):
+    for name, ctx in (("expected", expected), ("actual", actual)):
         ctx.seq_save_state(folder / name, seq_id, durable=False)
         files.append(inspect_file(folder / name, model=model.path))
-    return compare(*files)
+    outside = expected.n_past(seq_id) - ALL_WINDOWS.get(model.arch, MAX_WINDOW)
+    return [*_differences(compare(*files), outside, model.arch, row_limit)]
 
 
-def _differences(found: Comparison, text: Text, model: ls.Model) -> Iterator[str]:
+def _differences(found: Comparison, outside: int, arch: str, row_limit: float) -> Iterator[str]:
     assert found.computed
     yield from map(str, found.fields)
     # The next token sees the positions behind this one.
-    outside = length(text) - ALL_WINDOWS.get(model.arch, MAX_WINDOW)
     for one in found.positions:
         if any(last > outside for runs in (one.only_a, one.only_b) for _, last in runs):
             yield str(one)
     for row in found.rows:
-        rounded = row.relative is None or row.relative < ROW_LIMIT
-        if not rounded and (model.arch, row.cache) not in DEPENDS_ON_CELLS:
+        rounded = row.relative is None or row.relative <= row_limit
+        if not rounded and (arch, row.cache) not in DEPENDS_ON_CELLS:
             yield str(row)

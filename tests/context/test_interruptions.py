@@ -40,6 +40,7 @@ pytestmark = [pytest.mark.libllama, needs_places]
 
 LONG = list(range(1, 20))  # three pieces
 BLOCK = [2, 2]
+PROMPT_B = [9, 8, 7, 6, 5]
 KEY = bytes(range(32))
 Content = tuple[bytes, ...]
 
@@ -63,6 +64,9 @@ class Bench:
         ctx.decode([9, 8, 7, 6, 5], 0)
         ctx.decode([3, 2, 1], 1)
         self.b, self.seq_b = ctx.snapshot(), ctx.seq_snapshot(0)
+        self.stored = ls.PrefixStore(folder / "stored", capacity_bytes=1 << 24, chunk_tokens=4)
+        self.stored.remember(ctx, PROMPT_B, 0)
+        self.empty = ls.PrefixStore(folder / "empty", capacity_bytes=1 << 24, chunk_tokens=4)
         self.checkpoint_b = ctx.checkpoint(0, tokens=[9, 8, 7, 6, 5], logits=False)
         ctx.save_state(folder / "b")
         ctx.seq_save_state(folder / "seq_b", 0)
@@ -81,6 +85,7 @@ class Bench:
         """Bring state A back, and what the calls need."""
         self.ctx.restore(self.a)
         (self.folder / "saved").unlink(missing_ok=True)
+        self.empty.evict(0)
         self.on_device = _or_none(lambda: self.ctx.seq_device_snapshot(1))
 
     def content(self) -> Content:
@@ -154,6 +159,11 @@ CALLS: dict[str, Callable[[Bench], object]] = {
     "Checkpoint.load with a key": lambda b: ls.Checkpoint.load(b.folder / "key.llst", key=KEY),
     "Checkpoint.from_native": lambda b: ls.Checkpoint.from_native(b.folder / "seq_b"),
     "Checkpoint.to_native": lambda b: b.checkpoint_b.to_native(b.folder / "saved"),
+    "PrefixStore.recall": lambda b: b.stored.recall(b.ctx, [*PROMPT_B, 1], 0),
+    "PrefixStore.recall into an empty one": lambda b: b.stored.recall(b.ctx, [*PROMPT_B, 1], 2),
+    "PrefixStore.recall of nothing": lambda b: b.empty.recall(b.ctx, PROMPT_B, 1),
+    "PrefixStore.remember": lambda b: b.empty.remember(b.ctx, range(1, 7), 0),
+    "PrefixStore.find": lambda b: b.stored.find(b.ctx, PROMPT_B),
     "convert_file": lambda b: convert_file(b.folder / "b.llst", b.folder / "saved", force=True),
     "inspect_file": lambda b: ls.inspect_file(b.folder / "b"),
     "verify_file": lambda b: verify_file(b.folder / "b.llst"),
@@ -161,7 +171,13 @@ CALLS: dict[str, Callable[[Bench], object]] = {
 # An attribute, and the end of all.
 NOT_HERE = {"close", "pointer"}
 # What these replace is not at hand any more. All others leave what was there, or what came in.
-MAY_EMPTY = {"seq_cp", "seq_cp into an empty one", "DeviceSnapshot.restore"}
+MAY_EMPTY = {
+    "seq_cp",
+    "seq_cp into an empty one",
+    "DeviceSnapshot.restore",
+    "PrefixStore.recall",
+    "PrefixStore.recall into an empty one",
+}
 # Those that are settled where they are interrupted.
 SETTLED = [
     "decode",
@@ -311,7 +327,8 @@ def _is_sound(
     bench: Bench, name: str, place: Place, before: Content, after: Content, said: str
 ) -> None:
     assert is_free(bench.ctx), place
-    assert not [path for path in bench.folder.iterdir() if ".part" in path.name], place
+    assert not [path for path in bench.folder.rglob("*") if ".part" in path.name], place
+    assert bench.empty.verify().ok, place
     held = bench.content()
     if held not in (before, after):
         for seq_id, content in enumerate(held):

@@ -1,4 +1,4 @@
-"""A few damaged states on every build; thousands with ``python -m tests.fuzz``."""
+"""A few damaged states and objects on every build; thousands with ``python -m tests.fuzz``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from tests.libllama import LIBRARY
 pytestmark = pytest.mark.libllama
 
 
-def test_damaged_states() -> None:
+@pytest.mark.parametrize(
+    ("what", "cases", "expected"), [("states", 400, "refused"), ("objects", 40, "shorter")]
+)
+def test_damage(what: str, cases: int, expected: str) -> None:
     """Each is refused with nothing changed, or is what llama.cpp then holds; none kills."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "--cases", "400"],
+        [sys.executable, "-m", "tests.fuzz", "--of", what, "--cases", str(cases)],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "LLAMA_STATE_LIBRARY": str(LIBRARY.path)},
         capture_output=True,
@@ -26,4 +29,4 @@ def test_damaged_states() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "refused" in done.stdout
+    assert expected in done.stdout

@@ -1,4 +1,4 @@
-"""Failures, one at a time: of every call of the system and at every line of a save or a load."""
+"""Failures of every call of the system, one at a time or from one on, and at every line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
 import llama_state
+from llama_state._io import lease, part, reading
+from llama_state.store import folder
 
 PACKAGE = str(Path(llama_state.__file__).parent)
 CALLS: tuple[tuple[ModuleType | type, str], ...] = (
@@ -23,6 +26,12 @@ CALLS: tuple[tuple[ModuleType | type, str], ...] = (
     (fcntl, "flock"),
     (mmap, "mmap"),
 )
+FILES: tuple[tuple[ModuleType | type, str], ...] = (
+    *CALLS,
+    *((os, name) for name in ("listdir", "mkdir", "pread", "pwrite", "scandir", "utime")),
+    *((module, "FileIO") for module in (folder, lease, part, reading)),
+)
+"""With these all that a store in a folder does."""
 
 
 class Injected(BaseException):
@@ -30,11 +39,20 @@ class Injected(BaseException):
 
 
 class Countdown:
-    """Raises at the event of number *turn*; counts them all."""
+    """Raises at the event of number *turn*, or at every one from there on; counts them all.
 
-    def __init__(self, turn: int, error: BaseException) -> None:
+    Args:
+        turn: The number.
+        error: Makes what is raised.
+        lasting: Whether it goes on.
+    """
+
+    def __init__(
+        self, turn: int, error: Callable[[], BaseException], *, lasting: bool = False
+    ) -> None:
         self.turn = turn
-        self.error: BaseException | None = error
+        self.error = error
+        self.lasting = lasting
         self.place = ""
         self.count = 0
 
@@ -45,19 +63,29 @@ class Countdown:
 
     def tick(self, place: str) -> None:
         self.count += 1
-        if self.count == self.turn + 1:
+        if self.count == self.turn + 1 or (self.lasting and self.raised):
             self.place = place
-            # Kept, it would keep the frames that it passes.
-            error, self.error = self.error, None
-            assert error is not None
-            raise error
+            raise self.error()
 
 
 @contextmanager
-def failing_calls(turn: int, error: Callable[[], BaseException]) -> Iterator[Countdown]:
-    """Let the call of the system of number *turn* fail before it does anything."""
-    countdown = Countdown(turn, error())
-    originals = [(owner, name, getattr(owner, name)) for owner, name in CALLS]
+def failing_calls(
+    turn: int,
+    error: Callable[[], BaseException],
+    calls: tuple[tuple[ModuleType | type, str], ...] = CALLS,
+    *,
+    lasting: bool = False,
+) -> Iterator[Countdown]:
+    """Let the call of the system of number *turn* fail before it does anything.
+
+    Args:
+        turn: The number.
+        error: Makes the error.
+        calls: Which calls count.
+        lasting: Whether all calls after it fail too.
+    """
+    countdown = Countdown(turn, error, lasting=lasting)
+    originals = [(owner, name, getattr(owner, name)) for owner, name in calls]
 
     def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -68,7 +96,8 @@ def failing_calls(turn: int, error: Callable[[], BaseException]) -> Iterator[Cou
         return call
 
     for owner, name, original in originals:
-        setattr(owner, name, counted(name, original))
+        replaced = _counted_file(countdown) if name == "FileIO" else counted(name, original)
+        setattr(owner, name, replaced)
     try:
         yield countdown
     finally:
@@ -76,10 +105,30 @@ def failing_calls(turn: int, error: Callable[[], BaseException]) -> Iterator[Cou
             setattr(owner, name, original)
 
 
+def _counted_file(countdown: Countdown) -> type[FileIO]:
+    """A FileIO whose opening by name and whose reads count."""
+
+    class Counted(FileIO):
+        def __init__(self, file: Any, *arguments: Any, **options: Any) -> None:
+            if not isinstance(file, int) and "opener" not in options:
+                countdown.tick("FileIO")
+            super().__init__(file, *arguments, **options)
+
+        def read(self, *arguments: Any) -> Any:
+            countdown.tick("read")
+            return super().read(*arguments)
+
+        def readinto(self, *arguments: Any) -> Any:
+            countdown.tick("readinto")
+            return super().readinto(*arguments)
+
+    return Counted
+
+
 @contextmanager
 def failing_lines(turn: int, within: str = PACKAGE) -> Iterator[Countdown]:
     """Raise :class:`Injected` at the line of number *turn* that runs inside *within*."""
-    countdown = Countdown(turn, Injected())
+    countdown = Countdown(turn, Injected)
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         if not frame.f_code.co_filename.startswith(within) or _in_destructor(frame):

@@ -66,11 +66,11 @@ def test_what_is_undone_needs_no_memory_either(make: Make, tmp_path: Path) -> No
         assert ctx.snapshot() == before
 
 
-LIMITED = """
+STATE = """
 import resource, struct, sys
 import llama_state as ls
 from llama_state import layout
-model_path, library_path, path, n_cell, scope = sys.argv[1:]
+model_path, library_path, path, n_cell, what = sys.argv[1:]
 n_cell = int(n_cell)
 
 def data_size():
@@ -97,6 +97,9 @@ with model.context(n_ctx=n_cell, flash_attn=True) as ctx:
         version = model.library.sequence_version
         file.write(layout.pack_file_header("sequence", version))
         write_state(file, ctx.seq_snapshot(), model.library.session_version)
+"""
+
+LIMITED = """
 ls.trim_buffers()
 idle = data_size()
 ctx = model.context(n_ctx=n_cell, flash_attn=True)
@@ -112,13 +115,57 @@ except MemoryError:
     pass
 save, load = (
     (ctx.save_state, ctx.load_state)
-    if scope == "whole"
+    if what == "whole"
     else (ctx.seq_save_state, ctx.seq_load_state)
 )
 for _ in range(2):
     assert save(path, durable=False) >= size
     assert load(path).sequences[0].n_past == n_cell
 print(size, idle, limit)
+"""
+
+STORE = """
+import gc
+MIB = 1 << 20
+CHUNK = 256
+ctx = model.context(n_ctx=n_cell + 512, n_seq_max=2, kv_unified=True, flash_attn=True)
+size = ctx.seq_load_state(path).nbytes
+chunk = size // n_cell * CHUNK
+tokens = [i % 50 for i in range(n_cell)]
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(l.split()[1]) << 10 for l in lines if l.startswith(name + ":"))
+
+def peak(act):
+    # What is resident at the most, memory and mapped pages of files, above what was before.
+    gc.collect()
+    ls.trim_buffers()
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS")
+    act()
+    return status("VmHWM") - before
+
+def remember(n_new):
+    found = store.remember(ctx, tokens)
+    assert (found.n_tokens, found.new_tokens) == (len(tokens), n_new), store.stats()
+
+def recall():
+    assert store.recall(ctx, [*tokens, 1]).n_past == len(tokens), store.stats()
+
+assert peak(ctx.snapshot) > size * 0.9
+with ls.PrefixStore(path + ".store", capacity_bytes=4 << 30, chunk_tokens=CHUNK) as store:
+    all_new = peak(lambda: remember(n_cell))
+    ctx.decode([7] * 64)
+    tokens += [7] * 64
+    few_new = peak(lambda: remember(64))
+    ctx.clear()
+    back = peak(recall)
+print([each // MIB for each in (size, chunk, all_new, few_new, back)])
+slack = 6 * MIB  # for Python, and huge pages
+assert chunk * 0.9 < all_new < chunk + slack
+assert chunk // 4 * 0.9 < few_new < chunk // 4 + slack
+assert chunk * 0.9 < back < 2 * chunk + slack
 """
 
 
@@ -129,16 +176,29 @@ def test_half_a_gibibyte_without_room_for_a_second(tmp_path: Path, scope: str) -
     What is limited is the private memory of the process (RLIMIT_DATA), the context included;
     pages of files are not counted, since the system can write them out.
     """
-    model = write_benchmark_model(tmp_path / "m.gguf", n_layer=4, n_head_kv=64, n_ctx=4096)
-    arguments = [str(model), str(LIBRARY.path), str(tmp_path / "state"), "4096", scope]
+    run(LIMITED, tmp_path, scope)
+
+
+def test_a_store_holds_one_chunk_or_two(tmp_path: Path) -> None:
+    """What is kept of 4,096 tokens goes through memory chunk by chunk; a recall maps two of them.
+
+    64 tokens take no more than they have.
+    """
+    run(STORE, tmp_path, "store")
+
+
+def run(program: str, folder: Path, what: str) -> None:
+    """Run a program on a model, and a file with the state of 4,096 tokens: 512 MiB."""
+    model = write_benchmark_model(folder / "m.gguf", n_layer=4, n_head_kv=64, n_ctx=8192)
+    arguments = [str(model), str(LIBRARY.path), str(folder / "state"), "4096", what]
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *arguments],
+        [sys.executable, "-c", STATE + program, *arguments],
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
 
 
 def test_a_state_that_the_pool_would_not_keep(

@@ -15,7 +15,7 @@ import pytest
 
 from llama_state._io import part
 from llama_state._io.atomic import replacing, write_file
-from llama_state._io.part import PartFile
+from llama_state._io.part import PartFile, remove_leftovers
 from llama_state.errors import SaveError
 
 CONTENT = b"the content of another file"
@@ -114,6 +114,16 @@ def test_a_leftover_is_a_new_file_then(path: Path) -> None:
         open_before.write(b"more")
     assert path.read_bytes() == b"new"
     assert names(path.parent) == ["state"]
+
+
+@pytest.mark.parametrize("name", [".state.part", ".state.7.part"])
+def test_a_leftover_that_has_its_target(path: Path, name: str) -> None:
+    """Killed between the link and the removal of the other name, it is a leftover all the same."""
+    path.write_bytes(CONTENT)
+    os.link(path, path.with_name(name))
+    remove_leftovers(path.parent)
+    assert names(path.parent) == ["state"]
+    assert path.read_bytes() == CONTENT
 
 
 def test_saves_do_not_wait_for_each_other(path: Path) -> None:

@@ -21,6 +21,14 @@ def run_state_io(folder: Path, *arguments: str, **environment: str) -> tuple[str
     return run("state_io.py", *options, **environment), json.loads(out.read_text())
 
 
+def run_store(folder: Path, *arguments: str, **environment: str) -> tuple[str, Any]:
+    """The output and the JSON of one run with turns after 4 and 8 tokens, and two chats."""
+    out = folder / "out.json"
+    options = ("--tokens", "4,8", "--chats", "2", "--shared", "40", "--folder", str(folder))
+    output = run("store.py", *arguments, *options, "--json", str(out), **environment)
+    return output, json.loads(out.read_text())
+
+
 def run(name: str, *arguments: str, **environment: str) -> str:
     """The output of one run of a benchmark."""
     command = [sys.executable, "-W", "error", str(ROOT / "benchmarks" / name), *arguments]
@@ -35,6 +43,27 @@ def run(name: str, *arguments: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def check_store(output: str, found: Any) -> None:
+    """Every way has its times at each length; chats that share a prompt evaluate it once."""
+    timings = found["timings"]
+    places = Counter((one["section"], one["nbytes"], one["configuration"]) for one in timings)
+    assert {section for section, *_ in places} == {"turns", "growth"}
+    assert len(places) == 2 + 2 * 2
+    assert set(places.values()) == {6}
+    assert all(len(one["seconds"]) == ROUNDS and one["way"] in output for one in timings)
+    judged = [one for one in found["findings"] if one["bound"] is not None]
+    assert len([one for one in judged if one["configuration"].startswith("f16")]) == 6
+    evaluated = {(one["model"], one["way"]): one["evaluated"] for one in found["chats"]}
+    for model in {model for model, _ in evaluated}:
+        assert evaluated[model, "no store"] == 2 * (40 + 64)
+        assert evaluated[model, "PrefixStore"] == 2 * 64
+        assert evaluated[model, "PrefixStore, restarted"] == 2
+    for one in found["chats"]:
+        assert f"{one['way']} ({one['model']})" in output
+        assert len(one["seconds"]) == 2
+        assert (one["nbytes"] > 0) == (one["way"] not in ("no store", "Llama, none"))
 
 
 def check(output: str, found: Any) -> None:

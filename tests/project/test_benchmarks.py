@@ -9,7 +9,7 @@ import pytest
 
 from llama_state.testing import write_model
 from tests.libllama import LIBRARY
-from tests.project.benchmarks import check, run, run_state_io
+from tests.project.benchmarks import check, check_store, run, run_state_io, run_store
 
 pytestmark = pytest.mark.libllama
 
@@ -57,3 +57,19 @@ def test_real_models(tmp_path: Path) -> None:
     assert len(bounded) == len(found["findings"]) == 2 * 2
     assert all(one["configuration"] in output for one in bounded)
     assert {path.name for path in tmp_path.iterdir()} == {"out.json", "tiny.gguf"}
+
+
+def test_store(tmp_path: Path) -> None:
+    """Turns, their growth, and chats: all have their figures, and the same ones from the JSON."""
+    path = str(write_model(tmp_path / "tiny.gguf", text=True))
+    chart = tmp_path / "chart.svg"
+    output, found = run_store(
+        tmp_path, path, "--chart", str(chart), LLAMA_STATE_LIBRARY=str(LIBRARY.path)
+    )
+    check_store(output, found)
+    ways = {one["way"] for one in found["chats"]}
+    assert ways == {"no store", "PrefixStore", "PrefixStore, restarted"}
+    assert chart.read_text().count("<path") > 30
+    assert {path.name for path in tmp_path.iterdir()} == {"out.json", "chart.svg", "tiny.gguf"}
+    again, same = run_store(tmp_path, "--from", str(tmp_path / "out.json"))
+    assert (again, same) == (output, found)

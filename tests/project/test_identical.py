@@ -5,6 +5,7 @@ The files in ``golden`` were made once and must not be made anew: what they are 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 
 import llama_state as ls
 from llama_state.testing import write_model, write_probe
+from llama_state.testing.conformance import NMSE_LIMIT, nmse
 from tests.layout.statefiles import GOLDEN
 
+STORES = {"v11-lfm2": None, "v11-keyed": b"golden" * 3}
 KEYS = {"v10": None, "v11-keyed": b"golden" * 3}
 
 
@@ -77,6 +80,35 @@ def test_a_sequence_file_is_saved_as_it_was(
     tokens = ctx.seq_load_state(GOLDEN / f"{name}.sequence").tokens
     ctx.seq_save_state(tmp_path / "again", 0, tokens)
     assert (tmp_path / "again").read_bytes() == (GOLDEN / f"{name}.sequence").read_bytes()
+
+
+@pytest.mark.libllama
+@pytest.mark.parametrize("name", STORES)
+def test_a_prefix_store_is_read_as_it_was(name: str, library: ls.Library, tmp_path: Path) -> None:
+    """A prompt is found, with its logits; on a build of its version it is remembered as it was."""
+    tokens, key = [1, 2, 3], STORES[name]
+    path = write_model(tmp_path / "model.gguf", "lfm2-dense")
+    shutil.copytree(GOLDEN / f"{name}.store", tmp_path / "old")
+    with (
+        ls.Model(path, library) as model,
+        _context(model) as ctx,
+        _context(model) as fresh,
+        ls.PrefixStore(tmp_path / "old", capacity_bytes=1 << 20, key=key) as old,
+        ls.PrefixStore(tmp_path / "new", capacity_bytes=1 << 20, key=key) as new,
+    ):
+        assert old.prefill(ctx, tokens).n_past == len(tokens)
+        fresh.decode(tokens)
+        assert nmse(ctx.logits(), fresh.logits()) < NMSE_LIMIT
+        new.remember(ctx, tokens)
+        files, again = (
+            {path.name: path.read_bytes() for path in (tmp_path / place).glob("??/*")}
+            for place in ("old", "new")
+        )
+        assert files.keys() == again.keys()
+        assert files == again or library.session_version != 11
+        for each in (ctx, fresh):
+            each.decode([4])
+        assert nmse(ctx.logits(), fresh.logits()) < NMSE_LIMIT
 
 
 @pytest.mark.libllama

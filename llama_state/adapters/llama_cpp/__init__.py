@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .context import LlamaContext
-from .prompt_cache import BlobStore, PromptCache
+from .prompt_cache import PromptCache
 
-__all__ = ["BlobStore", "LlamaContext", "PromptCache"]
+__all__ = ["LlamaContext", "PromptCache"]

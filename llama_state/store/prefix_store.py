@@ -1,0 +1,466 @@
+"""The prefix store: state of token prefixes in pieces, written once and found by their tokens."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from .._io import Progress
+from .._io.arguments import checked
+from ..errors import ClosedError, UnsupportedError
+from . import identity
+from .behind import Target, WriteBehind
+from .lookup import Found, Lookup, Needs
+from .objects import NO_PARENT, sealer
+from .pieces import Context
+from .places import open_places
+from .prompt import Keys, Media, Prompt, Token
+from .reading import Reader
+from .recall import Asked, Recaller
+from .results import Entry, Match, PlaceStats, Recalled, Remembered, Stats, Verified, Why
+from .tiers import Tier, Tiers
+from .troubles import Troubles
+from .upkeep import Tree
+from .writing import Chunk, Writer, kept_points
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .._io import StrPath
+
+_FOR_EVER: Final = float(1 << 33)  # seconds since 1970
+
+
+@checked
+class PrefixStore:
+    """State of token prefixes, which survives the process and costs only what is new.
+
+    A sequence's state is kept in chunks of tokens. Each is written once and found by the tokens
+    from the beginning up to its end, so that prompts share what they have in common. What is found
+    is verified before llama.cpp sees it. A context manager.
+
+    After construction, trouble of the store itself (a full disk, no permission, damage) is no
+    exception: less is found or written, :meth:`stats` counts it, and the log
+    ``llama_state.store`` has one warning of each kind. Errors of the caller are raised.
+
+    It can lie in several places, nearest first: what is remembered is written to all of them, and
+    what is found further away is kept nearer too, by a thread, after the sequence has it. A place
+    that is full, damaged or fails does not keep the others from it. A place lets go of what it
+    used least recently, whatever the others have; the furthest should be the largest.
+
+    Args:
+        where: A folder, which is made if it is not there; ``"file:///dir?size=50GiB"``;
+            ``"memory:?size=2GiB"``; or a list of these.
+        capacity_bytes: The most that all files may take together; needed unless *where* has a
+            size. Several places have their own, as ``size=``.
+        chunk_tokens: Tokens of a chunk; at most as many as the sliding window of the model has.
+        key: 16 bytes or more: names and digests are made with it, so that nobody without it can
+            find a prompt or forge an object.
+        namespace: Keeps prompts apart from those of other namespaces: a tenant, a prompt version.
+        durable: Whether what was written is on the disk (fsync) when a method returns.
+        readonly: Nothing is written, but what memory keeps nearer that was found in a folder.
+        pending_bytes: The most that waits in memory to be written behind; see :meth:`remember`.
+
+    Raises:
+        ValueError: *where* is no known place, has no capacity, or has its own and
+            *capacity_bytes* is given for several; or the key is too short.
+        OSError: The folder cannot be made or used.
+        UnsupportedError: xxhash is not installed, which a store without a key needs.
+    """
+
+    def __init__(
+        self,
+        where: StrPath | Sequence[StrPath],
+        *,
+        capacity_bytes: int | None = None,
+        chunk_tokens: int = 256,
+        key: bytes | None = None,
+        namespace: str = "",
+        durable: bool = False,
+        readonly: bool = False,
+        pending_bytes: int = 256 << 20,
+    ) -> None:
+        self._keys = Keys(key)
+        seal, keyed = sealer(key), key is not None
+        listed = [where] if isinstance(where, (str, os.PathLike)) else where
+        places = open_places(listed, capacity_bytes, durable=durable, readonly=readonly)
+        self._troubles = Troubles(", ".join(place.location for place in places))
+        nearest = Lookup(places[0], self._keys, seal, keyed=keyed)
+        self._backend = Tiers(
+            places, self._troubles, Reader(places[0], nearest, seal), readonly=readonly
+        )
+        self._lookup = nearest.at(self._backend)
+        self._reader = Reader(self._backend, self._lookup, seal)
+        self._behind = WriteBehind(self._backend, self._troubles, pending_bytes)
+        self._recaller = Recaller(
+            self._backend, self._lookup, self._reader, self._troubles, self._behind.afterwards
+        )
+        self._writer = Writer(
+            self._backend, self._lookup, self._keys, seal, chunk_tokens, keyed=keyed
+        )
+        self._chunk_tokens = chunk_tokens
+        self._namespace = namespace
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<PrefixStore at {self._backend.location}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what waits to be written, and use the store no more. Safe to call again."""
+        self._closed = True
+        self._behind.settle()
+
+    # -- what a generation uses
+
+    def find(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Match:
+        """Return what :meth:`recall` would find; no state is read.
+
+        Args:
+            ctx: The context.
+            tokens: The prompt.
+            seq_id: A sequence that can be used where a context without any state does not show
+                how its caches are laid out: a token is decoded into it and removed, once.
+
+        Raises:
+            TypeError, ValueError: *tokens* are no tokens.
+            UnsupportedError: It is not known what the context computes with; the error says what
+                to declare.
+            ClosedError: Context or store was closed.
+        """
+        with self._asked(ctx, tokens, seq_id) as asked:
+            match = Match(0, 0, Why("failed", detail="it could not be read"))
+            with self._troubles.tolerated("find"):
+                match = self._recaller.match(asked)
+        return match
+
+    def recall(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> Recalled:
+        """Put the longest stored prefix of a prompt into a sequence, in place of what it holds.
+
+        The last token is left to be decoded, for its logits. Decode what is behind
+        ``Recalled.tokens``: that gives the same as decoding all of them. What the sequence holds
+        already of the prompt, as far as that is known, is not read again.
+
+        Args:
+            ctx: The context.
+            tokens: The prompt.
+            seq_id: The sequence.
+
+        Returns:
+            What the sequence holds now; nothing at all where nothing helps.
+
+        Raises:
+            TypeError, ValueError: *tokens* are no tokens.
+            SequenceIdError: The context has no such sequence.
+            UnsupportedError: It is not known what the context computes with; the error says what
+                to declare.
+            ClosedError: Context or store was closed.
+        """
+        with self._asked(ctx, tokens, seq_id) as asked:
+            return self._recaller.recall(asked, logits=False)[0]
+
+    def remember(
+        self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0, *, wait: bool = True
+    ) -> Remembered:
+        """Write what is not there yet of a sequence.
+
+        Args:
+            ctx: The context.
+            tokens: What the sequence begins with. Memory that cannot be cut is found again only
+                where they are all that it holds.
+            seq_id: The sequence.
+            wait: False takes a copy, which a thread writes while the context goes on. It can be
+                found once it is written. More than may wait (*pending_bytes* of the store) is
+                dropped, and counted.
+
+        Returns:
+            What is stored of the prompt, or waits to be written.
+
+        Raises:
+            TypeError, ValueError: *tokens* are no tokens, or more than the sequence holds, or
+                others, as far as it is known which these are.
+            SequenceIdError: The context has no such sequence.
+            UnsupportedError: It is not known what the context computes with.
+            ClosedError: Context or store was closed.
+        """
+        with self._asked(ctx, tokens, seq_id) as asked:
+            n_past = asked.memory.n_past(seq_id)
+            if asked.prompt.n_positions > n_past:
+                raise ValueError(
+                    f"{asked.prompt.n_positions} positions to remember, and sequence {seq_id} "
+                    f"holds {n_past}"
+                )
+            held = asked.memory.tokens(seq_id)
+            if held is not None and len(held) == n_past and not asked.prompt.has_media:
+                _check_held(held, asked.prompt.ids, seq_id)
+            return self._remember(asked, wait=wait)
+
+    def prefill(
+        self,
+        ctx: Context,
+        tokens: Iterable[Token],
+        seq_id: int = 0,
+        *,
+        progress: Progress | None = None,
+    ) -> Recalled:
+        """Recall a prompt, decode the rest of it, and remember it.
+
+        The logits of the last token are there then. Memory that cannot be cut gets restore points
+        on the way.
+
+        Args:
+            ctx: The context.
+            tokens: The prompt, of one token or more. Media must be in what is recalled.
+            seq_id: The sequence.
+            progress: Called with the tokens that are there, and all of them, after each chunk
+                that was decoded. What it raises stops the call: the sequence holds what was
+                decoded until then.
+
+        Returns:
+            What :meth:`recall` returned.
+
+        Raises:
+            TypeError, ValueError: *tokens* are no tokens, or none.
+            SequenceIdError: The context has no such sequence.
+            UnsupportedError: It is not known what the context computes with, or media would have
+                to be decoded.
+            CapacityError, DecodeError: What decoding raises.
+            ClosedError: Context or store was closed.
+        """
+        with self._asked(ctx, tokens, seq_id) as asked:
+            prompt = asked.prompt
+            if not len(prompt):
+                raise ValueError("no tokens: there is nothing to prefill")
+            recalled, found = self._recaller.recall(asked, logits=True)
+            done = len(recalled.tokens)
+            rest = prompt.tokens[done:]
+            if any(isinstance(token, Media) for token in rest):
+                raise UnsupportedError(
+                    "media have to be evaluated by their binding: recall, evaluate, remember"
+                )
+            for end in self._stops(asked, found, done):
+                self._decode(asked, done, end, progress)
+                done = end
+                self._remember(asked.shortened(end))
+            return recalled
+
+    def _decode(self, asked: Asked, start: int, end: int, progress: Progress | None) -> None:
+        """Decode tokens of a prompt: all at once, or chunk by chunk where that is reported."""
+        tokens = asked.prompt.tokens
+        step = self._chunk_tokens if progress else max(end - start, 1)
+        for first in range(start, end, step):
+            last = min(first + step, end)
+            asked.memory.decode(asked.seq_id, Prompt(tokens[first:last]).ids)
+            if progress:
+                progress(last, len(tokens))
+
+    # -- looking after it
+
+    def stats(self) -> Stats:
+        """Return what the store holds, in each place and in all, and what this object has done."""
+        places = [*map(self._place_stats, self._backend.tiers)]
+        counted = {
+            name: self._troubles.counts[name]
+            for name in (
+                "recalls",
+                "hits",
+                "tokens_recalled",
+                "bytes_read",
+                "tokens_remembered",
+                "bytes_written",
+                "damaged",
+            )
+        }
+        return Stats(
+            self._backend.location,
+            sum(place.used_bytes for place in places),
+            self._backend.capacity_bytes,
+            places=tuple(places),
+            refused=self._writer.refused + self._behind.refused,
+            dropped=self._behind.dropped,
+            pending_bytes=self._behind.pending_bytes,
+            failures=dict(self._troubles.failures),
+            **counted,
+        )
+
+    def _place_stats(self, tier: Tier) -> PlaceStats:
+        place, used = tier.backend, 0
+        with self._troubles.tolerated("stats"):
+            used = place.used_bytes()
+        return PlaceStats(place.location, used, place.capacity_bytes, tier.refused, tier.kept)
+
+    def evict(self, to_bytes: int) -> int:
+        """Let go of what was used least recently until *to_bytes* are left, in each place.
+
+        Returns:
+            The bytes that are free now, in all places together.
+        """
+        freed = 0
+        with self._troubles.tolerated("evict"):
+            freed = self._backend.evict(to_bytes)
+        return freed
+
+    def entries(self) -> list[Entry]:
+        """Return the stored prompts, the last used first; of a chain only the whole.
+
+        What lies in several places is counted once.
+        """
+        entries: list[Entry] = []
+        with self._troubles.tolerated("entries"):
+            entries = list(self._tree().entries())
+        return entries
+
+    def verify(self, *, repair: bool = False) -> Verified:
+        """Read everything that is stored, every copy in every place.
+
+        Prompts of which nothing can be read, not even what they were stored with, count as those
+        of another key: they are left alone.
+
+        Args:
+            repair: Set aside what is damaged, and remove what nothing in any place leads to.
+
+        Raises:
+            OSError: A place cannot be read.
+        """
+        return self._tree().verify(repair=repair)
+
+    def pin(
+        self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0, *, ttl: float | None = None
+    ) -> int:
+        """Keep a stored prompt from being evicted, in each place that has it.
+
+        Args:
+            ctx: The context that it was stored from, or one like it.
+            tokens: The prompt.
+            seq_id: As for :meth:`find`.
+            ttl: Seconds that the pin holds; None: until it is set anew; 0: no longer.
+
+        Returns:
+            The tokens that are pinned: the longest whole chunks that are stored of the prompt.
+        """
+        until = _FOR_EVER if ttl is None else time.time() + ttl
+        with self._asked(ctx, tokens, seq_id) as asked:
+            n_tokens = 0
+            self._behind.settle()
+            with self._troubles.tolerated("pin"):
+                links = self._lookup.walk(asked.root, asked.prompt).links
+                if links:
+                    last = links[-1].header
+                    pin = replace(last.name, kind="P")
+                    self._backend.put(pin, [b"pin"])
+                    self._backend.touch([pin], until)
+                    n_tokens = asked.prompt.index(last.end)
+        return n_tokens
+
+    def forget(self, ctx: Context, tokens: Iterable[Token], seq_id: int = 0) -> int:
+        """Remove a stored prompt, and what goes on from it; what others begin with stays.
+
+        It is removed from all places.
+
+        Args:
+            ctx: The context that it was stored from, or one like it.
+            tokens: The prompt.
+            seq_id: As for :meth:`find`.
+
+        Returns:
+            The bytes that are free now, in all places together.
+        """
+        freed = 0
+        with self._asked(ctx, tokens, seq_id) as asked, self._troubles.tolerated("forget"):
+            self._behind.settle()
+            links = self._lookup.walk(asked.root, asked.prompt).links
+            if links:
+                freed = self._tree().remove(links[-1].key)
+        return freed
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all is written that :meth:`remember` left to be written behind.
+
+        What :meth:`recall` found further away is kept nearer by then, too.
+
+        Args:
+            timeout: Seconds to wait; None for as long as it takes.
+
+        Returns:
+            Whether all is written that came since the last call: False where the time was not
+            enough, or something was dropped or could not be written.
+        """
+        return self._behind.flush(timeout)
+
+    def _tree(self) -> Tree:
+        return Tree(self._backend, self._lookup, self._reader)
+
+    # -- shared by the above
+
+    @contextmanager
+    def _asked(self, ctx: Context, tokens: Iterable[Token], seq_id: int) -> Iterator[Asked]:
+        if self._closed:
+            raise ClosedError("the store was closed")
+        prompt = Prompt.of(tokens)
+        memory = ctx._prefixes
+        with memory.use():  # the only lock: contexts that share a store do not wait for each other
+            memory.check_sequence(seq_id)
+            geometry = memory.geometry(seq_id)
+            fields = identity.identity_fields(memory.fingerprint(), geometry, self._namespace)
+            root = self._keys.root(identity.to_json(fields))
+            yield Asked(memory, seq_id, prompt, root, fields, Needs.of(memory.traits()))
+
+    # -- remembering
+
+    def _remember(self, asked: Asked, *, wait: bool = True) -> Remembered:
+        written = Remembered(0, 0, 0)
+        if not len(asked.prompt) or self._backend.readonly:
+            return written
+        if wait:
+            self._behind.settle()  # nothing is written before what it goes on from
+        root, prompt, needs = asked.root, asked.prompt, asked.needs
+        target: Target = self._backend if wait else self._behind
+        with self._troubles.tolerated("remember"):
+            self._writer.describe(target, root, identity.to_json(asked.fields), NO_PARENT)
+            written, chunks = self._writer.write(
+                target, asked.memory, asked.seq_id, root, prompt, needs
+            )
+            self._troubles.count(tokens_remembered=written.new_tokens, bytes_written=written.nbytes)
+            tidy = partial(self._writer.tidy, root, prompt, needs, chunks)
+            if written.new_tokens:
+                tidy() if wait else self._behind.afterwards(tidy)
+        return written
+
+    def _stops(self, asked: Asked, found: Found, done: int) -> list[int]:
+        """Return where a prefill stops to remember: indices of tokens, the last one is the end."""
+        prompt = asked.prompt
+        if not asked.needs.state and (not asked.needs.window or asked.memory.keeps_window()):
+            return [len(prompt)]
+        chunks: list[Chunk] = []
+        with self._troubles.tolerated("look into"):
+            chunks += self._writer.chunks(self._backend, asked.root, prompt, asked.needs)
+        positions = [chunk.end for chunk in chunks]
+        kept = kept_points(positions, self._chunk_tokens)
+        # Where other prompts go on otherwise: the next one will want to go on there too.
+        junction = found.links[-1].header.end if found.links else 0
+        stops = {chunk.last for chunk in chunks if chunk.end in kept or chunk.end == junction}
+        return sorted(end for end in {*stops, len(prompt)} if end > done)
+
+
+def _check_held(held: tuple[int, ...], tokens: tuple[int, ...], seq_id: int) -> None:
+    """Raise ValueError where *tokens* are not those that a sequence begins with."""
+    if held[: len(tokens)] != tokens:
+        pairs = enumerate(zip(held, tokens, strict=False))
+        n, (there, asked) = next(each for each in pairs if each[1][0] != each[1][1])
+        raise ValueError(f"token {n} to remember is {asked}, and sequence {seq_id} has {there}")

@@ -1,0 +1,1 @@
+"""Tests of the prefix store that use no llama.cpp."""
