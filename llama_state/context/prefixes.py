@@ -13,7 +13,7 @@ from functools import partial as bound
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .. import layout
-from .._io.buffers import POOL
+from .._io.buffers import POOL, write_parts
 from .._llama import calls
 from .._llama.facts import Facts
 from .._llama.handles import Call, Handle, LastLogits
@@ -366,10 +366,7 @@ class Prefixes:
         if self._handle.library.sequence_head:
             found.insert(0, layout.sequence_head(seq_id))
         with POOL.lend(sum(map(len, found)), spill=True) as blob:
-            at = 0
-            for part in found:
-                blob[at : at + len(part)] = part
-                at += len(part)
+            write_parts(blob, found)
             if calls.write(call, seq_id, blob) != len(blob):
                 raise RestoreError(
                     "llama.cpp refused the pieces", log=call.log(), rolled_back=False

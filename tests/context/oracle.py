@@ -32,7 +32,8 @@ less than 7e-6, and a soak found 7e-5 (Jamba, seven pieces behind a copy). What 
 the rows first."""
 
 DEPENDS_ON_CELLS = frozenset({("qwen4exp", "idx")})
-"""Caches that have other values where a sequence lies in other cells, with no state function."""
+"""Caches that have other values where a sequence lies in other cells, with no state function. After
+a restore, llama_state_seq_set_data's too, the newest row is zeros until the next decode."""
 
 
 @dataclass(frozen=True)
