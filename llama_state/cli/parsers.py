@@ -75,7 +75,7 @@ def exit_statuses(meanings: Mapping[int, str]) -> str:
 
 def byte_size(text: str) -> int:
     """Parse a size such as 50GiB."""
-    from ..store.places import size_of
+    from ..store.places.urls import size_of
 
     try:
         return size_of(text)

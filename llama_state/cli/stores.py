@@ -29,7 +29,7 @@ from .status import Status
 
 if TYPE_CHECKING:
     from ..context.context import Context
-    from ..store.backend import Backend
+    from ..store.places.backend import Backend
     from ..store.upkeep import Tree
 
 _EXITS: Mapping[int, str] = {
@@ -383,7 +383,7 @@ def run_verify(options: argparse.Namespace) -> Status:
 def run_evict(options: argparse.Namespace) -> Status:
     """Remove what was used least recently."""
     from ..inspection.words import size
-    from ..store.places import open_existing
+    from ..store.places.urls import open_existing
 
     backend = open_existing(options.place, readonly=False)
     freed = backend.evict(options.to)
@@ -408,7 +408,7 @@ def run_rm(options: argparse.Namespace) -> Status:
 def run_copy(options: argparse.Namespace) -> Status:
     """Copy what is missing."""
     from ..store.contents import copy
-    from ..store.places import open_place
+    from ..store.places.urls import open_place
     from . import store_text
 
     _, tree = _opened(options)
@@ -423,7 +423,7 @@ def run_copy(options: argparse.Namespace) -> Status:
 
 
 def _opened(options: argparse.Namespace, *, readonly: bool = True) -> tuple[Backend, Tree]:
-    from ..store.places import open_existing
+    from ..store.places.urls import open_existing
     from ..store.upkeep import Tree
 
     backend = open_existing(options.place, readonly=readonly)

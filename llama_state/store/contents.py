@@ -7,9 +7,9 @@ from collections import Counter
 from typing import Literal, TypeAlias
 
 from .._io import Progress
-from .backend import Backend, Stored
 from .lookup import DamagedError
 from .objects import Name
+from .places.backend import Backend, Stored
 from .results import Contents, Copied
 from .upkeep import Tree, object_text
 

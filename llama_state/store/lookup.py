@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from .. import layout
 from ..errors import FormatError, StateError, TruncatedError
-from .backend import Backend
 from .objects import MAX_WORDS, Header, Kind, Name, Seal, header_size, parse
+from .places.backend import Backend
 from .prompt import Keys, Prompt, common
 
 if TYPE_CHECKING:

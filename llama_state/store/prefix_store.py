@@ -19,7 +19,7 @@ from .behind import Target, WriteBehind
 from .lookup import Found, Lookup, Needs
 from .objects import NO_PARENT, sealer
 from .pieces import Context
-from .places import open_places
+from .places.urls import open_places
 from .prompt import Keys, Media, Prompt, Token
 from .reading import Reader
 from .recall import Asked, Recaller

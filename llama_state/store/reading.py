@@ -18,7 +18,7 @@ from .objects import Header, Name, Seal, payload
 from .pieces import Given, SequenceMemory
 
 if TYPE_CHECKING:
-    from .backend import Backend
+    from .places.backend import Backend
 
 _AHEAD: Final = 2  # pieces that are in memory at once: the one that llama.cpp copies and the next
 

@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from .._io.buffers import flat
-from .backend import Backend, Stored
 from .lookup import DamagedError
 from .objects import Name
+from .places.backend import Backend, Stored
 from .reading import Reader
 from .troubles import Troubles
 

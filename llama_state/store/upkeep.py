@@ -10,9 +10,9 @@ from .._io import Progress
 from .._io.progress import no_progress
 from ..errors import StateError
 from . import identity
-from .backend import Backend, Stored
 from .lookup import Lookup
 from .objects import KINDS, NO_PARENT, Header, Name, sealer
+from .places.backend import Backend, Stored
 from .prompt import Keys, ids_of
 from .reading import Reader
 from .results import Entry, StoredChunk, Verified

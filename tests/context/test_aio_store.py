@@ -14,7 +14,7 @@ import pytest
 import llama_state as ls
 from llama_state.aio import AsyncContext, AsyncPrefixStore
 from llama_state.store import PrefixStore
-from llama_state.store.folder import FolderBackend
+from llama_state.store.places.folder import FolderBackend
 from tests.context.test_aio import Make, busy
 
 pytestmark = pytest.mark.libllama

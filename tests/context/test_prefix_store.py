@@ -13,7 +13,7 @@ import pytest
 import llama_state as ls
 from llama_state.context.prefixes import Prefixes
 from llama_state.store import PrefixStore
-from llama_state.store.folder import FolderBackend
+from llama_state.store.places.folder import FolderBackend
 from llama_state.testing.conformance import nmse
 from tests.context.oracle import LIMIT, differences
 from tests.kinds import ALL_WINDOWS

@@ -11,7 +11,7 @@ import pytest
 
 import llama_state as ls
 from llama_state.store import PrefixStore
-from llama_state.store.folder import FolderBackend
+from llama_state.store.places.folder import FolderBackend
 from llama_state.testing.conformance import nmse
 from tests.context.oracle import differences
 from tests.io.faults import FILES, failing_calls

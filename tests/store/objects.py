@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llama_state.store import identity
-from llama_state.store.backend import Backend
 from llama_state.store.lookup import Lookup
 from llama_state.store.objects import NO_PARENT, Kind, Name, pack, sealer
+from llama_state.store.places.backend import Backend
 from llama_state.store.prompt import Keys, Prompt
 from llama_state.store.reading import Reader
 from llama_state.store.tiers import Tiers

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from llama_state.store.backend import Backend
 from llama_state.store.behind import WriteBehind
-from llama_state.store.folder import FolderBackend
-from llama_state.store.memory import MemoryBackend
 from llama_state.store.objects import Name
+from llama_state.store.places.backend import Backend
+from llama_state.store.places.folder import FolderBackend
+from llama_state.store.places.memory import MemoryBackend
 from llama_state.store.prompt import Prompt
 from llama_state.store.troubles import Troubles
 from tests.interruptions import STRIDE, interrupted, needs_places, places
@@ -219,7 +219,7 @@ def test_forked() -> None:
 ENDING = """
 import sys
 from pathlib import Path
-from llama_state.store.folder import FolderBackend
+from llama_state.store.places.folder import FolderBackend
 from tests.store.test_behind import OBJECTS, behind
 to = behind(FolderBackend(Path(sys.argv[1]), 1 << 24), 1 << 24)
 for each in OBJECTS:

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_state.errors import StateError
-from llama_state.store.eviction import in_order
-from llama_state.store.folder import FolderBackend
 from llama_state.store.lookup import DamagedError, Lookup, Needs
-from llama_state.store.memory import MemoryBackend
 from llama_state.store.objects import NO_PARENT, Name, parse, payload
+from llama_state.store.places.eviction import in_order
+from llama_state.store.places.folder import FolderBackend
+from llama_state.store.places.memory import MemoryBackend
 from llama_state.store.prompt import Media, Prompt
 from llama_state.store.reading import Reader
 
@@ -152,7 +152,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
-from llama_state.store.folder import FolderBackend
+from llama_state.store.places.folder import FolderBackend
 from llama_state.store.prompt import Media, Prompt
 from tests.store.objects import chain, packed
 folder, seed, rounds, capacity = Path(sys.argv[1]), *map(int, sys.argv[2:])

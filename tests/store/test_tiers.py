@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_state.store import tiers
-from llama_state.store.backend import Backend, Stored
-from llama_state.store.folder import FolderBackend
 from llama_state.store.lookup import DamagedError, Lookup
-from llama_state.store.memory import MemoryBackend
 from llama_state.store.objects import Name, parse
-from llama_state.store.places import open_places
+from llama_state.store.places.backend import Backend, Stored
+from llama_state.store.places.folder import FolderBackend
+from llama_state.store.places.memory import MemoryBackend
+from llama_state.store.places.urls import open_places
 from llama_state.store.prompt import Prompt
 from llama_state.store.reading import Reader, Wanted
 from llama_state.store.tiers import Tiers

@@ -6,8 +6,8 @@ import time
 
 from llama_state.store.contents import contents, copy
 from llama_state.store.lookup import Lookup
-from llama_state.store.memory import MemoryBackend
 from llama_state.store.objects import Name
+from llama_state.store.places.memory import MemoryBackend
 from llama_state.store.prompt import Prompt
 from llama_state.store.reading import Reader
 from llama_state.store.upkeep import Tree

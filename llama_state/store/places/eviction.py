@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from ..objects import Name
 from .backend import Stored
-from .objects import Name
 
 
 @dataclass(slots=True)

@@ -20,18 +20,17 @@ from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from .._io import atomic, lease
-from .._io.buffers import flat
-from .._io.part import remove_leftovers
-from .._io.reading import open_regular
-from ..errors import TruncatedError
-from .backend import Stored
+from ..._io import atomic, lease
+from ..._io.buffers import flat
+from ..._io.part import remove_leftovers
+from ..._io.reading import open_regular
+from ...errors import TruncatedError
+from ..objects import Name
+from .backend import Stored, name_of, text_of
 from .eviction import in_order
-from .objects import KINDS, Name
-from .prompt import KEY_SIZE
 
 if TYPE_CHECKING:
-    from .._io import Buffer
+    from ..._io import Buffer
 
 T = TypeVar("T")
 
@@ -61,6 +60,8 @@ class FolderBackend:
         OSError: The folder cannot be made, or not be used.
     """
 
+    remote = False
+
     def __init__(
         self, folder: Path, capacity_bytes: int, *, durable: bool = False, readonly: bool = False
     ) -> None:
@@ -78,10 +79,13 @@ class FolderBackend:
 
     # -- reading
 
+    def expect(self, parents: Sequence[bytes]) -> None:
+        """See :class:`Backend`: it is near."""
+
     def children(self, parent: bytes) -> Sequence[Name]:
         """See :class:`Backend`."""
         begin = parent.hex()
-        found = (_name(entry.name) for entry in self._listed(begin[:2]) if entry.name[:64] == begin)
+        found = (name_of(entry.name) for entry in self._listed(begin[:2]) if entry.name[:64] == begin)
         return [name for name in found if name is not None]
 
     def has(self, name: Name) -> bool:
@@ -108,7 +112,7 @@ class FolderBackend:
         for fan in self._listed(""):
             if len(fan.name) == 2:
                 for entry in self._listed(fan.name):
-                    name = _name(entry.name)
+                    name = name_of(entry.name)
                     if name is not None and entry.name.startswith(fan.name):
                         with suppress(*_GONE):
                             info = entry.stat(follow_symlinks=False)
@@ -274,7 +278,7 @@ class FolderBackend:
 
     def _file(self, name: Name) -> str:
         """Return where an object is: as text, of which a path takes longer than to look there."""
-        file = _file(name)
+        file = text_of(name)
         return f"{self.location}/{file[:2]}/{file}"
 
     def _path(self, name: Name) -> Path:
@@ -304,26 +308,6 @@ class _Used:
         """Write how many there are now."""
         self.nbytes = nbytes
         os.pwrite(self._file.fileno(), _USED.pack(nbytes), 0)
-
-
-def _file(name: Name) -> str:
-    return f"{name.parent.hex()}-{name.key.hex()}-{name.n_positions}.{name.kind}"
-
-
-def _name(file: str) -> Name | None:
-    """Return what the object in a file is found by; None for what is no object."""
-    stem, _, kind = file.rpartition(".")
-    parts = stem.split("-")
-    if kind not in KINDS or len(parts) != 3 or not parts[2].isdecimal():
-        return None
-    try:
-        parent, key = map(bytes.fromhex, parts[:2])
-    except ValueError:
-        return None
-    if len(parent) != KEY_SIZE or len(key) != KEY_SIZE:
-        return None
-    name = Name(parent, key, int(parts[2]), kind)
-    return name if _file(name) == file else None  # other digits name the same
 
 
 def _size(entry: os.DirEntry[str]) -> int:

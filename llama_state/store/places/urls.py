@@ -15,7 +15,7 @@ from .folder import FolderBackend, is_store
 from .memory import MemoryBackend
 
 if TYPE_CHECKING:
-    from .._io import StrPath
+    from ..._io import StrPath
 
 _NO_LIMIT: Final = (1 << 63) - 1
 _UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}

@@ -8,20 +8,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .._io.buffers import flat
-from ..errors import TruncatedError
+from ..._io.buffers import flat
+from ...errors import TruncatedError
+from ..objects import Name
 from .backend import Stored
 from .eviction import in_order
-from .objects import Name
 
 if TYPE_CHECKING:
-    from .._io import Buffer
+    from ..._io import Buffer
 
 
 class MemoryBackend:
     """Objects in a dictionary, with a capacity. Several stores of a process can share one."""
 
     readonly = False
+    remote = False
 
     def __init__(self, capacity_bytes: int, location: str = "memory:") -> None:
         self.capacity_bytes = capacity_bytes
@@ -30,6 +31,9 @@ class MemoryBackend:
         self._used: dict[Name, float] = {}
         self._children: dict[bytes, dict[Name, None]] = {}
         self._lock = threading.RLock()
+
+    def expect(self, parents: Sequence[bytes]) -> None:
+        """See :class:`Backend`: it is near."""
 
     def children(self, parent: bytes) -> Sequence[Name]:
         """See :class:`Backend`."""
