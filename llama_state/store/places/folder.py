@@ -85,7 +85,9 @@ class FolderBackend:
     def children(self, parent: bytes) -> Sequence[Name]:
         """See :class:`Backend`."""
         begin = parent.hex()
-        found = (name_of(entry.name) for entry in self._listed(begin[:2]) if entry.name[:64] == begin)
+        found = (
+            name_of(entry.name) for entry in self._listed(begin[:2]) if entry.name[:64] == begin
+        )
         return [name for name in found if name is not None]
 
     def has(self, name: Name) -> bool:

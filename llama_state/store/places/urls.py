@@ -6,13 +6,15 @@ import errno
 import os
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from .backend import Backend
 from .folder import FolderBackend, is_store
 from .memory import MemoryBackend
+from .remote import Engine, RemoteBackend
 
 if TYPE_CHECKING:
     from ..._io import StrPath
@@ -21,6 +23,11 @@ _NO_LIMIT: Final = (1 << 63) - 1
 _UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY: Final = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
+# Scheme -> the module that speaks with such servers; its package is imported when it is needed.
+_SERVERS: Final = {
+    **dict.fromkeys(("redis", "rediss", "valkey", "valkeys", "unix"), "redis"),
+    **dict.fromkeys(("s3", "gs", "az"), "buckets"),
+}
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
@@ -30,30 +37,54 @@ def open_place(
     """Open a place.
 
     Args:
-        where: A folder, ``"file:///dir?size=50GiB"`` or ``"memory:?size=2GiB"``.
-        capacity_bytes: The most that it may take; None where *where* says it.
+        where: A folder, ``"file:///dir?size=50GiB"``, ``"memory:?size=2GiB"``, or the URL of a
+            server: ``"redis://host"``, ``"s3://bucket/prefix"``.
+        capacity_bytes: The most that it may take; None where *where* says it. A server has a
+            limit of its own.
 
     Raises:
         ValueError: *where* is no place that is known, or has no capacity.
+        UnsupportedError: The package that speaks with such a server is not installed.
         OSError: The folder cannot be made, or not be used.
     """
     text = os.fspath(where)
     if isinstance(text, bytes):
         text = os.fsdecode(text)
     if len(text) < 3 or not _URL.match(text):
-        folder, options = Path(text), {}
-    else:
-        parts = urlsplit(text)
-        options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        if unknown := set(options) - {"size"}:
-            raise ValueError(f"{text}: option {min(unknown)!r} is not known: size= is")
-        if parts.scheme == "memory":
-            return MemoryBackend(_capacity(text, options, capacity_bytes))
-        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-            raise ValueError(f"{text} is no place for a store: a folder, file:///dir or memory:")
-        folder = Path(unquote(parts.path))
+        capacity = 0 if readonly else _capacity(text, {}, capacity_bytes)
+        return FolderBackend(Path(text), capacity, durable=durable, readonly=readonly)
+    parts = urlsplit(text)
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    if parts.scheme in _SERVERS:
+        return _open_server(parts, options, capacity_bytes, readonly=readonly)
+    if unknown := set(options) - {"size"}:
+        raise ValueError(f"{text}: option {min(unknown)!r} is not known: size= is")
+    if parts.scheme == "memory":
+        return MemoryBackend(_capacity(text, options, capacity_bytes))
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        known = "a folder, file:///dir, memory:, " + ", ".join(f"{each}://" for each in _SERVERS)
+        raise ValueError(f"{text} is no place for a store: {known}")
     capacity = 0 if readonly else _capacity(text, options, capacity_bytes)
+    folder = Path(unquote(parts.path))
     return FolderBackend(folder, capacity, durable=durable, readonly=readonly)
+
+
+def _open_server(
+    parts: SplitResult, options: dict[str, str], capacity_bytes: int | None, *, readonly: bool
+) -> Backend:
+    """Open a place on a server, with the module that knows its kind.
+
+    Raises:
+        ValueError: An option is not known, or a capacity is given.
+    """
+    if capacity_bytes is not None or "size" in options:
+        raise ValueError(
+            f"{parts.scheme}: takes no capacity: the server has its own limit, and"
+            " 'llama-state store evict' takes away from it"
+        )
+    module = import_module(f".{_SERVERS[parts.scheme]}", __package__)
+    engine: Engine = module.open_engine(parts, options)
+    return RemoteBackend(engine, _NO_LIMIT, readonly=readonly)
 
 
 def open_places(
