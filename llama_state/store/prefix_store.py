@@ -19,8 +19,9 @@ from .lookup import Found, Lookup, Needs
 from .metrics import Stats
 from .objects import KINDS, NO_PARENT, Name, sealer
 from .pieces import Context
+from .places.backend import Backend, Place
 from .places.guard import one_call
-from .places.urls import Where, open_places
+from .places.urls import open_places
 from .prompt import Keys, Media, Prompt, Token
 from .reading import Reader
 from .recall import Asked, Recaller
@@ -32,6 +33,8 @@ from .writing import Chunk, Writer, kept_points
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from .._io import StrPath
 
 
 _FOR_EVER: Final = float(1 << 33)  # seconds since 1970
@@ -79,7 +82,7 @@ class PrefixStore:
 
     def __init__(
         self,
-        where: Where | Sequence[Where],
+        where: StrPath | Backend | Place | Sequence[StrPath | Backend | Place],
         *,
         capacity_bytes: int | None = None,
         chunk_tokens: int = 256,
