@@ -71,7 +71,8 @@ def limit(arch: str) -> float:
 
 def is_sampled(arch: str, *, slowest: bool = False) -> bool:
     """Whether the slow tests try few examples of this architecture; the slowest of any."""
-    return (slowest or arch in SAMPLED) and os.environ.get("HYPOTHESIS_PROFILE", "quick") in ("quick", "ci")
+    profile = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+    return (slowest or arch in SAMPLED) and profile in ("quick", "ci")
 
 
 def examples(arch: str, *, slowest: bool = False) -> settings:
