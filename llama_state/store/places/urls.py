@@ -28,6 +28,8 @@ _SERVERS: Final = {
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys", "unix"), "redis"),
     **dict.fromkeys(("s3", "gs", "az"), "buckets"),
 }
+_SECONDS: Final = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhd])?", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
@@ -147,3 +149,15 @@ def size_of(text: str) -> int:
         raise ValueError(f"{text!r} is no size: say 50GiB, 1.5GB or a number of bytes")
     unit = (match[2] or "").lower()
     return int(float(match[1]) * (_BINARY | _UNITS)[unit])
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds that a duration like "7d", "12h", "1.5s", "200ms" or "30" means.
+
+    Raises:
+        ValueError: It is no duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no duration: say 7d, 12h, 30m, 1.5s, 200ms or seconds")
+    return float(match[1]) * _SECONDS[(match[2] or "").lower()]
