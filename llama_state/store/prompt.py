@@ -197,6 +197,15 @@ class Keys:
         """Return the key of a prefix, given that of its beginning and the tokens that follow."""
         return self._hash(parent + _LINK.pack(n_positions) + words)
 
+    def along(self, root: bytes, prompt: Prompt, size: int) -> list[bytes]:
+        """Return the keys of a prompt's prefixes, where all chunks have *size* positions."""
+        found, at = [], root
+        for first, last in prompt.chunks(0, size):
+            n_positions = prompt.position(last) - prompt.position(first)
+            at = self.next(at, n_positions, prompt.words(first, last))
+            found.append(at)
+        return found
+
     def _hash(self, data: bytes) -> bytes:
         if self._secret is None:
             return hashlib.sha256(data).digest()

@@ -105,7 +105,7 @@ class Reader:
             # Closed at once: what it holds open would wait for whoever holds an error.
             with closing(self._ahead(threads, objects, None if in_turn else kept)) as pieces:
                 memory.put(seq_id, pieces, end=hit.end, keep=keep, tokens=tokens, logits=logits)
-        return sum(self._nbytes(each.name) for each in objects)
+        return sum(self.nbytes(each.name) for each in objects)
 
     def read(self, name: Name) -> bytes:
         """Return the payload of an object.
@@ -149,7 +149,8 @@ class Reader:
         """Return what reads another place, and knows nothing of it yet."""
         return Reader(backend, self._lookup.at(backend), self._seal)
 
-    def _nbytes(self, name: Name) -> int:
+    def nbytes(self, name: Name) -> int:
+        """Return the bytes of the payload of an object; 0 where it cannot be had."""
         header = self._lookup.header(name)
         return header.nbytes if header else 0
 

