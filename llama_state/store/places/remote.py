@@ -6,7 +6,8 @@ import errno
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from ..._io.buffers import POOL, flat
 from ...errors import TruncatedError
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 _TRUE_SECONDS: Final = 1.0
 # So many first bytes are asked for beforehand: the header of a chunk of 900 tokens.
 _HEAD: Final = PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What there is to say of a server.
+
+    Attributes:
+        level: "ok": as it should be. "warning": it works, and can be better. "error": objects
+            cannot be written, or not be found.
+        text: A sentence; of what is not ok also what to do.
+    """
+
+    level: Literal["ok", "warning", "error"]
+    text: str
 
 
 class Engine(Protocol):
@@ -62,6 +77,9 @@ class Engine(Protocol):
 
     def entries(self) -> Iterator[Stored]:
         """Yield all objects."""
+
+    def advise(self) -> list[Advice]:
+        """Look at the server's settings, and say what of them matters to a store."""
 
 
 class RemoteBackend:
@@ -113,6 +131,7 @@ class RemoteBackend:
             return data[:nbytes]
         found = self.engine.heads([name], nbytes)[0]
         if found is None:
+            self._forget(name)
             raise gone(name)
         return found
 
@@ -120,7 +139,11 @@ class RemoteBackend:
     def open(self, name: Name, nbytes: int) -> Iterator[memoryview]:
         """See :class:`Backend`."""
         with POOL.lend(nbytes) as buffer:
-            self.engine.read(name, buffer)
+            try:
+                self.engine.read(name, buffer)
+            except FileNotFoundError:
+                self._forget(name)
+                raise
             yield buffer
 
     def entries(self) -> Iterator[Stored]:
@@ -155,8 +178,7 @@ class RemoteBackend:
         """See :class:`Backend`."""
         if self.readonly:
             return 0
-        self._listed.pop(name.parent, None)
-        self._heads.pop(name, None)
+        self._forget(name)
         nbytes = self.engine.size(name) or 0
         self.engine.delete([name])
         return nbytes
@@ -182,6 +204,11 @@ class RemoteBackend:
     def _children(self, parent: bytes) -> Mapping[Name, int]:
         known = self._known(parent)
         return self.engine.listed([parent])[0] if known is None else known
+
+    def _forget(self, name: Name) -> None:
+        """Ask again for what was listed, or it could not be written anew for a while."""
+        self._listed.pop(name.parent, None)
+        self._heads.pop(name, None)
 
     def _known(self, parent: bytes) -> Mapping[Name, int] | None:
         at, found = self._listed.get(parent, (0.0, None))
