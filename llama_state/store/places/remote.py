@@ -6,7 +6,8 @@ import errno
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from ..._io.buffers import POOL, flat
 from ...errors import TruncatedError
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 _TRUE_SECONDS: Final = 1.0
 # So many first bytes are asked for beforehand: the header of a chunk of 900 tokens.
 _HEAD: Final = PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What can be told of a place: that something is well, or what to do about it."""
+
+    level: Literal["ok", "warning", "error"]
+    text: str
 
 
 class Engine(Protocol):
@@ -62,6 +71,9 @@ class Engine(Protocol):
 
     def entries(self) -> Iterator[Stored]:
         """Yield all objects."""
+
+    def advise(self) -> list[Advice]:
+        """Try the server, and return what can be told of it. It raises nothing."""
 
 
 class RemoteBackend:
