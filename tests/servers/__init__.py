@@ -1,0 +1,1 @@
+"""Stores on servers: real ones, which the tests start and stop."""
