@@ -116,6 +116,8 @@ class S3Server:
     def request(self, method: str, path: str, data: bytes = b"", of: str = "s3") -> bytes:
         """Send a request of somebody whose signature is wrong, which is seldom checked."""
         url, headers = f"{self.endpoint}{path}", {"Authorization": _SIGNED.format(of)}
+        if of == "s3":
+            headers["Content-Type"] = "application/octet-stream"  # not a form, the default
         with urlopen(Request(url, data, headers, method=method), timeout=30) as answer:  # noqa: S310
             body = answer.read()
         assert isinstance(body, bytes)
