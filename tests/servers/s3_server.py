@@ -99,6 +99,11 @@ class S3Server:
             self._process.wait()
             self._process = None
 
+    @property
+    def killed(self) -> bool:
+        """Whether it does not run."""
+        return self._process is None
+
     def pause(self) -> None:
         """Let it answer nothing until :meth:`resume`."""
         assert self._process is not None
@@ -124,7 +129,7 @@ class S3Server:
         return body
 
     def credentials(self) -> tuple[str, str]:
-        """Make the only user, and return its key and its secret; then make one bucket."""
+        """Make the only user, and return its key and its secret; make one bucket after that."""
         self._iam(Action="CreateUser", UserName="user")
         text = self._iam(Action="CreateAccessKey", UserName="user")
         named = {"UserName": "user", "PolicyName": "all", "PolicyDocument": _POLICY}

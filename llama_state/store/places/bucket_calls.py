@@ -30,8 +30,9 @@ _MESSAGE = re.compile(r"<Message>\s*([^<]{1,300})")
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _QUERY = re.compile(r"\?[^\s\"')]*")  # where Azure has its signature
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist")
-_NO_CREDENTIALS = re.compile(
-    r"169\.254\.1\d\d\.\d+|metadata\.google|token request|MissingCredentials|oauth2/v2|/msi/"
+_NO_CREDENTIALS = re.compile(  # where the machines of a cloud ask, when the environment has none
+    r"169\.254\.1\d\d\.\d+|/latest/(api/token|meta-data)|computeMetadata|token request"
+    r"|/metadata/identity|MissingCredentials"
 )
 _TIMEOUT = re.compile(r"kind: Timeout|TimedOut|operation timed out")
 _REFUSED: Final = frozenset({"401", "403"})

@@ -79,8 +79,10 @@ def open_engine(parts: SplitResult, options: dict[str, str]) -> BucketEngine:
         )
     deadline = _deadline(options.get("deadline"))
     endpoint = _endpoint(options["endpoint"]) if "endpoint" in options else ""
-    shown = f"?endpoint={endpoint}" if endpoint else ""
-    location = f"{scheme}://{bucket}/{prefix}".rstrip("/") + shown
+    where = [
+        f"{name}={options[name].rstrip('/')}" for name in ("endpoint", "account") if name in options
+    ]
+    location = f"{scheme}://{bucket}/{prefix}".rstrip("/") + "?" * bool(where) + "&".join(where)
     obstore = load_obstore()
     config = {settings[name]: value for name, value in options.items() if name in settings}
     client: dict[str, Any] = {"timeout": deadline, "connect_timeout": deadline}
