@@ -1,4 +1,4 @@
-"""Redis and Valkey servers for tests, on 127.0.0.1 in a folder of their own, stopped by their id."""
+"""Redis and Valkey servers for tests, on 127.0.0.1 in a folder of their own."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class Guard:
             raise RestingError(errno.EHOSTDOWN, message, self.location)
 
     def _trip(self) -> None:
-        self.trips += 1
+        self.trips += not self.resting  # of several calls at once the first one counts
         self._rests_until = time.monotonic() + self._rest
 
 
