@@ -1,4 +1,4 @@
-"""Redis and Valkey servers for tests, on 127.0.0.1 in a folder of their own, stopped by their id."""
+"""Redis and Valkey servers for tests, on 127.0.0.1 in a folder of their own, stopped by id."""
 
 from __future__ import annotations
 
@@ -91,10 +91,14 @@ class RedisServer:
         """Remove all that is in it."""
         self.client.flushall()
 
-    def evict(self, part: str) -> int:
-        """Let go of the keys that have *part* in their names, as the server itself does."""
-        keys = [key for key in self.client.keys("*") if part in key.decode()]
-        return self.client.delete(*keys) if keys else 0
+    def names(self) -> list[bytes]:
+        """All keys."""
+        return list(self.client.keys())
+
+    def evict(self, end: str) -> int:
+        """Let go of the keys that end so, as the server itself does."""
+        keys = [key for key in self.names() if key.decode().endswith(end)]
+        return int(self.client.delete(*keys)) if keys else 0
 
 
 @contextmanager
