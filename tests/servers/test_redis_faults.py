@@ -19,7 +19,8 @@ from llama_state.store.objects import NO_PARENT
 from llama_state.store.places.redis import RedisEngine, open_engine
 from llama_state.store.places.remote import RemoteBackend
 from llama_state.testing.stores import key, name, payload
-from tests.servers.redis_server import Proxy, RedisServer, cluster, program, running
+from tests.servers.proxy import Proxy, proxy
+from tests.servers.redis_server import RedisServer, cluster, program, running
 
 MIB = 1 << 20
 LARGE = 9 * MIB + 5
@@ -41,10 +42,9 @@ def server(shared: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-def proxy(server: RedisServer) -> Iterator[Proxy]:
-    proxy = Proxy(server.port)
-    yield proxy
-    proxy.close()
+def between(server: RedisServer) -> Iterator[Proxy]:
+    with proxy(server.port) as between:
+        yield between
 
 
 def engine(port: int, **options: object) -> RedisEngine:
@@ -105,31 +105,30 @@ def test_killed_in_the_middle(tmp_path: Path, doing: str) -> None:
         assert read(backend, "0", LARGE) == payload("0", LARGE)
 
 
-def test_cut_in_the_middle(server: RedisServer, proxy: Proxy) -> None:
+def test_cut_in_the_middle(server: RedisServer, between: Proxy) -> None:
     """A connection that is cut in the middle of a value: an error, then the right bytes again."""
-    backend = place(proxy.port)
+    backend = place(between.port)
     for n in range(3):
         backend.put(name(str(n)), [payload(str(n), LARGE)])
     for cut in (1000, MIB, 2 * MIB + 50, 5 * MIB):
-        proxy.cut_after = cut
-        assert isinstance(error_of(lambda: read(place(proxy.port), "1", LARGE)), ConnectionError)
-        proxy.cut_after = None
+        between.limit = cut
+        assert isinstance(error_of(lambda: read(place(between.port), "1", LARGE)), ConnectionError)
+        between.limit = None
         for n in range(3):
             assert read(backend, str(n), LARGE) == payload(str(n), LARGE)
-    assert proxy.cuts >= 4
 
 
-def test_late_answers(server: RedisServer, proxy: Proxy) -> None:
+def test_late_answers(server: RedisServer, between: Proxy) -> None:
     """An answer that comes after its time is not taken for that to the next question."""
-    backend = place(proxy.port, deadline="100ms")
+    backend = place(between.port, deadline="100ms")
     for n in range(3):
         backend.put(name(str(n)), [payload(str(n), LARGE)])
     for turn in range(6):
-        proxy.delay = 0.25
+        between.delay = 0.25
         late = error_of(lambda turn=turn: read(backend, str(turn % 3), LARGE))  # type: ignore[misc]
         assert isinstance(late, TimeoutError)
         assert isinstance(error_of(lambda: backend.has(name("0"))), TimeoutError)
-        proxy.delay = 0.0
+        between.delay = 0.0
         for n in range(3):
             assert read(backend, str(n), LARGE) == payload(str(n), LARGE)
 
