@@ -1,4 +1,4 @@
-"""Redis and Valkey servers for tests, on 127.0.0.1 in a folder of their own."""
+"""Redis and Valkey servers for tests, on 127.0.0.1 in a folder of their own, stopped by id."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,14 @@ class RedisServer:
         """Remove all that is in it."""
         self.client.flushall()
 
-    def evict(self, part: str) -> int:
-        """Let go of the keys that have *part* in their names, as the server itself does."""
-        keys = [key for key in self.client.keys("*") if part in key.decode()]
-        return self.client.delete(*keys) if keys else 0
+    def names(self) -> list[bytes]:
+        """All keys."""
+        return list(self.client.keys())
+
+    def evict(self, end: str) -> int:
+        """Let go of the keys that end so, as the server itself does."""
+        keys = [key for key in self.names() if key.decode().endswith(end)]
+        return int(self.client.delete(*keys)) if keys else 0
 
 
 @contextmanager
@@ -176,62 +180,3 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-class Proxy:
-    """Passes on what a client and a server say, and cuts the line where a test wants.
-
-    Attributes:
-        cut_after: Bytes from the server after which a connection is cut; None: never.
-        delay: Seconds that each piece of the server's replies waits.
-    """
-
-    def __init__(self, to_port: int) -> None:
-        self._to = to_port
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listening.getsockname()[1])
-        self.cut_after: int | None = None
-        self.delay = 0.0
-        self.cuts = 0
-        self._open: list[socket.socket] = []
-        _thread(self._accept)
-
-    def close(self) -> None:
-        """Cut all lines, and take no more."""
-        for one in (self._listening, *self._open):
-            _shut(one)
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listening.accept()
-                far = socket.create_connection(("127.0.0.1", self._to))
-                self._open += [near, far]
-                _thread(self._pass_on, near, far, False)
-                _thread(self._pass_on, far, near, True)
-
-    def _pass_on(self, source: socket.socket, to: socket.socket, replies: bool) -> None:
-        passed = 0
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                if replies:
-                    time.sleep(self.delay)
-                    passed += len(data)
-                    if self.cut_after is not None and passed > self.cut_after:
-                        self.cuts += 1
-                        break
-                to.sendall(data)
-        for one in (source, to):
-            _shut(one)
-
-
-def _thread(act: Any, *arguments: Any) -> None:
-    import threading
-
-    threading.Thread(target=act, args=arguments, daemon=True).start()
-
-
-def _shut(one: socket.socket) -> None:
-    with suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)
-    one.close()

@@ -105,6 +105,7 @@ class RedisEngine:
     """
 
     best_bytes = 8 << 20
+    readonly = False
 
     def __init__(self, server: Server, *, prefix: str, piece: int, ttl: int) -> None:
         self._server = server
@@ -134,7 +135,7 @@ class RedisEngine:
         stale = [name for name in before if found[name] is None]
         if stale:
             now = self._looked_up(stale, fresh=True)
-            self._remove({n: v for n, v in now.items() if v == before[n]})
+            self._clean({n: v for n, v in now.items() if v == before[n]})
             found.update(
                 self._heads(stale, {n: v for n, v in now.items() if v != before[n]}, nbytes)
             )
@@ -146,7 +147,7 @@ class RedisEngine:
         if value is None:
             return None
         if self._server.ask([("EXISTS", *self._pieces(name, value))])[0] != value.n_pieces:
-            self._remove({name: value})
+            self._clean({name: value})
             return None
         return value.nbytes
 
@@ -160,7 +161,7 @@ class RedisEngine:
             raise gone(name)
         check_size(buffer, now.nbytes)
         if now == value or not self._read(name, now, buffer):
-            self._remove({name: now})  # a hole: a piece of it was evicted
+            self._clean({name: now})  # a hole: a piece of it was evicted
             raise gone(name)
 
     def entries(self) -> Iterator[Stored]:
@@ -298,6 +299,11 @@ class RedisEngine:
     def delete(self, names: Sequence[Name]) -> None:
         """See :class:`~.remote.Engine`."""
         self._remove(self._looked_up(names, fresh=True))
+
+    def _clean(self, holes: Mapping[Name, _Value]) -> None:
+        """Take away what is left of objects, so that they can be written anew."""
+        if not self.readonly:
+            self._remove(holes)
 
     def _remove(self, values: Mapping[Name, _Value]) -> None:
         """Remove objects, or what is left of them: what names them first."""

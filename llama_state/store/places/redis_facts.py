@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from statistics import median
 from typing import Any, Final
 
@@ -32,8 +33,12 @@ def advice(server: Server, *, ttl: int) -> list[Advice]:
         with server.told():
             facts = client.info()
             seconds = _round_trip(client)
+            saves = facts.get("aof_enabled") or _snapshots(client)
         node = f"{facts.get('tcp_port', '')}: " if len(nodes) > 1 else ""
         said = [*_of_node(facts, seconds, ttl), *_of_place(facts, server)]
+        if saves:
+            text = "it also writes all to its disk, which a cache does not need: appendonly no"
+            said.append(Advice("warning", text + ', and save ""'))
         found += [Advice(each.level, node + each.text) for each in said]
     if server.is_far and not server.encrypts:
         found.append(
@@ -54,8 +59,6 @@ def _of_node(facts: Mapping[str, Any], seconds: float, ttl: int) -> Iterator[Adv
         f"{name} {version}, {used / _MIB:,.0f} MiB used {room}, round trip {seconds * 1e3:.2f} ms",
     )
     yield _of_policy(str(facts.get("maxmemory_policy", "?")), used, most, ttl)
-    if facts.get("aof_enabled") or facts.get("rdb_changes_since_last_save") is None:
-        yield Advice("warning", "it writes all to its disk too (appendonly): a cache needs it not")
     if seconds > _SLOW_SECONDS:
         text = f"a round trip takes {seconds * 1e3:.1f} ms: short prompts are not worth it"
         yield Advice("warning", text)
@@ -97,3 +100,12 @@ def _round_trip(client: Any) -> float:
         client.ping()
         took.append(time.perf_counter() - start)
     return median(took)
+
+
+def _snapshots(client: Any) -> bool:
+    """Return whether it writes snapshots; False where it does not tell."""
+    from redis.exceptions import ResponseError
+
+    with suppress(ResponseError):  # CONFIG is not for everybody
+        return bool(client.config_get("save").get("save"))
+    return False

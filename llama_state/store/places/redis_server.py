@@ -138,7 +138,7 @@ class Server:
             told = self._as_os_error(error)
         else:
             return
-        raise told  # without what the client raised: its frames hold the password
+        raise told from None  # the frames of what the client raised hold the password
 
     # -- nodes
 

@@ -44,10 +44,13 @@ class Engine(Protocol):
     Attributes:
         location: Where the server is, without any password.
         best_bytes: Objects of about that size are read fastest.
+        readonly: Nothing may be written, also not to take away what is left of an object. It is
+            set by what uses the engine.
     """
 
     location: str
     best_bytes: int
+    readonly: bool
 
     def listed(self, parents: Sequence[bytes]) -> list[Mapping[Name, int]]:
         """Return, for each of *parents*, the objects that go on from it, with their bytes."""
@@ -98,7 +101,7 @@ class RemoteBackend:
         self.engine = engine
         self.location = engine.location
         self.capacity_bytes = capacity_bytes
-        self.readonly = readonly
+        self.readonly = engine.readonly = readonly
         self._listed: dict[bytes, tuple[float, Mapping[Name, int]]] = {}
         self._heads: dict[Name, tuple[float, bytes]] = {}
 
