@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from .. import layout
-from ..errors import FormatError, StateError, TruncatedError
-from .objects import MAX_WORDS, Header, Kind, Name, Seal, header_size, parse
+from ..errors import ChecksumError, FormatError, StateError, TruncatedError
+from .objects import MAX_WORDS, Header, Kind, Name, end_of, head_size, parse
 from .places.backend import Backend
-from .prompt import Keys, Prompt, common
+from .prompt import Prompt, common, n_positions_of
+from .trust import Trust
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 _MOST_HEADERS: Final = 1 << 16
 # What says that something is wrong with one file. All else may pass: too many files are open, say.
 _DAMAGE: Final = frozenset({errno.EIO, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENXIO})
+
+
+class _OtherShareError(FormatError):
+    """An object under the shared key that ends where others have keys of their own.
+
+    It is sound, and of a store that has another length of the shared part.
+    """
 
 
 class DamagedError(StateError):
@@ -54,7 +62,7 @@ class DamagedError(StateError):
     @classmethod
     def of(cls, name: Name, position: int, error: OSError | FormatError) -> DamagedError:
         """Return what an error at reading an object says of it."""
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, (FileNotFoundError, _OtherShareError)):
             return cls(name, position, gone=True)
         if isinstance(error, OSError) and error.errno not in _DAMAGE:
             return cls(name, position, gone=True, cause=error)
@@ -173,16 +181,12 @@ class Lookup:
 
     Args:
         backend: The place.
-        keys: Computes keys.
-        seal: Digests headers.
-        keyed: Whether the store has a key.
+        trust: The keys.
     """
 
-    def __init__(self, backend: Backend, keys: Keys, seal: Seal, *, keyed: bool) -> None:
+    def __init__(self, backend: Backend, trust: Trust) -> None:
         self._backend = backend
-        self._keys = keys
-        self._seal = seal
-        self._keyed = keyed
+        self.trust = trust
         self._headers: dict[Name, Header] = {}
 
     def walk(self, root: bytes, prompt: Prompt, without: Container[Name] = ()) -> Found:
@@ -195,6 +199,7 @@ class Lookup:
             if start > found.end:
                 found.links = list(links)
             index = prompt.index(start)
+            at = self.trust.onward(at, start, prompt)
             for link in self.children(at, start, found.damaged, without):
                 words = link.header.words
                 shared = common(words, prompt.words(index, index + len(words) // 4))
@@ -247,7 +252,7 @@ class Lookup:
         return header
 
     def _at_head(self, name: Name, place: Backend | Target) -> Header:
-        likely = header_size(4 * min(name.n_positions, MAX_WORDS))
+        likely = head_size(4 * min(name.n_positions, MAX_WORDS))
         try:
             return self.parsed(name, place.head(name, likely))
         except TruncatedError as error:
@@ -262,14 +267,21 @@ class Lookup:
         Raises:
             FormatError: It is damaged, of another object, or of another key.
         """
-        header = parse(data, self._seal, keyed=self._keyed)
+        end = end_of(data) or 0
+        try:
+            header = parse(data, self.trust.seal(end), keyed=self.trust.keyed)
+        except ChecksumError:
+            if self.trust.is_split and not self.trust.is_shared(end):
+                parse(data, self.trust.shared_seal, keyed=True)
+                raise _OtherShareError("another store shares more", offset=24) from None
+            raise
         if header.name != name or not self._is_of_key(header):
             raise FormatError("an object of another name", offset=32)
         return header
 
     def at(self, backend: Backend) -> Lookup:
         """Return what walks along the chains of another place, and knows nothing of it yet."""
-        return Lookup(backend, self._keys, self._seal, keyed=self._keyed)
+        return Lookup(backend, self.trust)
 
     def forget(self, name: Name) -> None:
         """Forget the header of an object that may be another one now."""
@@ -279,7 +291,11 @@ class Lookup:
         name = header.name
         if name.kind == "N":
             return True
-        return self._keys.next(name.parent, name.n_positions, header.words) == name.key
+        # Words that take more positions would reach behind the end that decides of the key.
+        if not 0 < name.n_positions == n_positions_of(header.words):
+            return False
+        key = self.trust.next(name.parent, name.n_positions, header.words, header.end)
+        return key == name.key
 
     def children(
         self,
@@ -319,7 +335,8 @@ class Lookup:
         try:
             return self.read(name, position, at)
         except DamagedError as error:
-            met[name] = error
+            if not isinstance(error.__cause__, _OtherShareError):
+                met[name] = error
             return None
 
     def _points(self, found: Found) -> Iterator[Hit]:

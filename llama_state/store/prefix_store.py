@@ -16,18 +16,20 @@ from .._io.arguments import checked
 from ..errors import ClosedError, UnsupportedError
 from . import identity
 from .behind import Target, WriteBehind
-from .lookup import Found, Lookup, Needs
-from .objects import NO_PARENT, sealer
+from .lookup import Lookup, Needs
+from .objects import NO_PARENT
 from .pieces import Context
+from .places.encrypted import EncryptedBackend
 from .places.urls import open_places
-from .prompt import Keys, Media, Prompt, Token
+from .prompt import Media, Prompt, Token
 from .reading import Reader
 from .recall import Asked, Recaller
 from .results import Entry, Match, PlaceStats, Recalled, Remembered, Stats, Verified, Why
 from .tiers import Tier, Tiers
 from .troubles import Troubles
+from .trust import Trust
 from .upkeep import Tree
-from .writing import Chunk, Writer, kept_points
+from .writing import Writer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -62,6 +64,12 @@ class PrefixStore:
         chunk_tokens: Tokens of a chunk; at most as many as the sliding window of the model has.
         key: 16 bytes or more: names and digests are made with it, so that nobody without it can
             find a prompt or forge an object.
+        shared_key: The same for the first *shared_tokens*, which others have too.
+        shared_tokens: Tokens that every prompt of this store begins with, and that are for
+            everybody, say a system prompt: they are kept under *shared_key*, all else under *key*.
+            A prompt that begins otherwise is kept under *shared_key* as far as that, too.
+        encrypt: Whether objects are encrypted, with keys that are derived from *key*, which is
+            needed, and *shared_key*.
         namespace: Keeps prompts apart from those of other namespaces: a tenant, a prompt version.
         durable: Whether what was written is on the disk (fsync) when a method returns.
         readonly: Nothing is written, but what memory keeps nearer that was found in a folder.
@@ -69,9 +77,11 @@ class PrefixStore:
 
     Raises:
         ValueError: *where* is no known place, has no capacity, or has its own and
-            *capacity_bytes* is given for several; or the key is too short.
+            *capacity_bytes* is given for several; or a key is too short, or of no use without
+            another one.
         OSError: The folder cannot be made or used.
-        UnsupportedError: xxhash is not installed, which a store without a key needs.
+        UnsupportedError: xxhash is not installed, which a store without a key needs; or
+            cryptography, which *encrypt* does.
     """
 
     def __init__(
@@ -81,29 +91,29 @@ class PrefixStore:
         capacity_bytes: int | None = None,
         chunk_tokens: int = 256,
         key: bytes | None = None,
+        shared_key: bytes | None = None,
+        shared_tokens: int = 0,
+        encrypt: bool = False,
         namespace: str = "",
         durable: bool = False,
         readonly: bool = False,
         pending_bytes: int = 256 << 20,
     ) -> None:
-        self._keys = Keys(key)
-        seal, keyed = sealer(key), key is not None
+        self._trust = Trust(key, shared_key, shared_tokens, encrypted=encrypt)
         listed = [where] if isinstance(where, (str, os.PathLike)) else where
         places = open_places(listed, capacity_bytes, durable=durable, readonly=readonly)
+        if encrypt:
+            places = [EncryptedBackend(place, self._trust) for place in places]
         self._troubles = Troubles(", ".join(place.location for place in places))
-        nearest = Lookup(places[0], self._keys, seal, keyed=keyed)
-        self._backend = Tiers(
-            places, self._troubles, Reader(places[0], nearest, seal), readonly=readonly
-        )
+        nearest = Lookup(places[0], self._trust)
+        self._backend = Tiers(places, self._troubles, Reader(places[0], nearest), readonly=readonly)
         self._lookup = nearest.at(self._backend)
-        self._reader = Reader(self._backend, self._lookup, seal)
+        self._reader = Reader(self._backend, self._lookup)
         self._behind = WriteBehind(self._backend, self._troubles, pending_bytes)
         self._recaller = Recaller(
             self._backend, self._lookup, self._reader, self._troubles, self._behind.afterwards
         )
-        self._writer = Writer(
-            self._backend, self._lookup, self._keys, seal, chunk_tokens, keyed=keyed
-        )
+        self._writer = Writer(self._backend, self._lookup, chunk_tokens)
         self._chunk_tokens = chunk_tokens
         self._namespace = namespace
         self._closed = False
@@ -254,7 +264,10 @@ class PrefixStore:
                 raise UnsupportedError(
                     "media have to be evaluated by their binding: recall, evaluate, remember"
                 )
-            for end in self._stops(asked, found, done):
+            stops = [len(prompt)]
+            with self._troubles.tolerated("look into"):
+                stops = self._writer.stops(asked, found)
+            for end in filter(done.__lt__, stops):
                 self._decode(asked, done, end, progress)
                 done = end
                 self._remember(asked.shortened(end))
@@ -418,7 +431,7 @@ class PrefixStore:
             memory.check_sequence(seq_id)
             geometry = memory.geometry(seq_id)
             fields = identity.identity_fields(memory.fingerprint(), geometry, self._namespace)
-            root = self._keys.root(identity.to_json(fields))
+            root = self._trust.root(identity.to_json(fields))
             yield Asked(memory, seq_id, prompt, root, fields, Needs.of(memory.traits()))
 
     # -- remembering
@@ -441,21 +454,6 @@ class PrefixStore:
             if written.new_tokens:
                 tidy() if wait else self._behind.afterwards(tidy)
         return written
-
-    def _stops(self, asked: Asked, found: Found, done: int) -> list[int]:
-        """Return where a prefill stops to remember: indices of tokens, the last one is the end."""
-        prompt = asked.prompt
-        if not asked.needs.state and (not asked.needs.window or asked.memory.keeps_window()):
-            return [len(prompt)]
-        chunks: list[Chunk] = []
-        with self._troubles.tolerated("look into"):
-            chunks += self._writer.chunks(self._backend, asked.root, prompt, asked.needs)
-        positions = [chunk.end for chunk in chunks]
-        kept = kept_points(positions, self._chunk_tokens)
-        # Where other prompts go on otherwise: the next one will want to go on there too.
-        junction = found.links[-1].header.end if found.links else 0
-        stops = {chunk.last for chunk in chunks if chunk.end in kept or chunk.end == junction}
-        return sorted(end for end in {*stops, len(prompt)} if end > done)
 
 
 def _check_held(held: tuple[int, ...], tokens: tuple[int, ...], seq_id: int) -> None:

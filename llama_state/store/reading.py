@@ -14,7 +14,7 @@ from .. import layout
 from .._io.threads import Answer, Threads
 from ..errors import FormatError
 from .lookup import DamagedError, Hit, Lookup, Needs
-from .objects import Header, Name, Seal, payload
+from .objects import Header, Name, payload
 from .pieces import Given, SequenceMemory
 
 if TYPE_CHECKING:
@@ -75,13 +75,11 @@ class Reader:
     Args:
         backend: The place.
         lookup: Knows the headers.
-        seal: Digests objects.
     """
 
-    def __init__(self, backend: Backend, lookup: Lookup, seal: Seal) -> None:
+    def __init__(self, backend: Backend, lookup: Lookup) -> None:
         self._backend = backend
         self._lookup = lookup
-        self._seal = seal
 
     def load(
         self,
@@ -147,7 +145,7 @@ class Reader:
 
     def at(self, backend: Backend) -> Reader:
         """Return what reads another place, and knows nothing of it yet."""
-        return Reader(backend, self._lookup.at(backend), self._seal)
+        return Reader(backend, self._lookup.at(backend))
 
     def _nbytes(self, name: Name) -> int:
         header = self._lookup.header(name)
@@ -219,7 +217,7 @@ class Reader:
             try:
                 view = stack.enter_context(self._backend.open(name, header.whole))
                 found = self._lookup.parsed(name, view)
-                data = payload(view, found, self._seal)
+                data = payload(view, found, self._lookup.trust.seal(found.end))
             except (FormatError, OSError) as error:
                 self._lookup.forget(name)
                 now = self._lookup.read(name, position)
