@@ -47,7 +47,10 @@ class Aes:
     def decrypt(
         self, key: bytes, nonce: bytes, about: bytes, data: memoryview, out: memoryview
     ) -> bool:
-        """Decrypt what ends with its tag to *out*; False where it is not what was encrypted."""
+        """Decrypt what ends with its tag to *out*; False where it is not what was encrypted.
+
+        *out* is as long as *data*, or longer: cryptography 42 asks for some room behind.
+        """
         if len(data) < TAG:
             return False
         decryptor = self._cipher(key, nonce, bytes(data[-TAG:])).decryptor()

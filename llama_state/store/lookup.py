@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from .. import layout
-from ..errors import ChecksumError, FormatError, StateError, TruncatedError
+from ..errors import FormatError, StateError, TruncatedError
 from .objects import MAX_WORDS, Header, Kind, Name, end_of, head_size, parse
 from .places.backend import Backend
-from .prompt import Prompt, common, n_positions_of
-from .trust import Trust
+from .prompt import Prompt, common
+from .trust import Domain, Trust
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -26,9 +26,9 @@ _DAMAGE: Final = frozenset({errno.EIO, errno.EISDIR, errno.EINVAL, errno.ELOOP, 
 
 
 class _OtherShareError(FormatError):
-    """An object under the shared key that ends where others have keys of their own.
+    """An object that is sound, and of a store with another length of the shared part.
 
-    It is sound, and of a store that has another length of the shared part.
+    It is not used, and not in the way: its name is not that of any object of this store.
     """
 
 
@@ -269,13 +269,17 @@ class Lookup:
         """
         end = end_of(data) or 0
         try:
-            header = parse(data, self.trust.seal(end), keyed=self.trust.keyed)
-        except ChecksumError:
-            if self.trust.is_split and not self.trust.is_shared(end):
-                parse(data, self.trust.shared_seal, keyed=True)
-                raise _OtherShareError("another store shares more", offset=24) from None
-            raise
-        if header.name != name or not self._is_of_key(header):
+            return self._of_domain(name, data, self.trust.at(end))
+        except FormatError:
+            other = self.trust.other(end)
+            if other is None:
+                raise
+            self._of_domain(name, data, other)
+            raise _OtherShareError("another store shares more, or less", offset=24) from None
+
+    def _of_domain(self, name: Name, data: Buffer, domain: Domain) -> Header:
+        header = parse(data, domain.seal, keyed=self.trust.keyed)
+        if header.name != name or not domain.names(header):
             raise FormatError("an object of another name", offset=32)
         return header
 
@@ -286,16 +290,6 @@ class Lookup:
     def forget(self, name: Name) -> None:
         """Forget the header of an object that may be another one now."""
         self._headers.pop(name, None)
-
-    def _is_of_key(self, header: Header) -> bool:
-        name = header.name
-        if name.kind == "N":
-            return True
-        # Words that take more positions would reach behind the end that decides of the key.
-        if not 0 < name.n_positions == n_positions_of(header.words):
-            return False
-        key = self.trust.next(name.parent, name.n_positions, header.words, header.end)
-        return key == name.key
 
     def children(
         self,

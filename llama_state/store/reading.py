@@ -217,7 +217,7 @@ class Reader:
             try:
                 view = stack.enter_context(self._backend.open(name, header.whole))
                 found = self._lookup.parsed(name, view)
-                data = payload(view, found, self._lookup.trust.seal(found.end))
+                data = payload(view, found, self._lookup.trust.at(found.end).seal)
             except (FormatError, OSError) as error:
                 self._lookup.forget(name)
                 now = self._lookup.read(name, position)

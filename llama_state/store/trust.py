@@ -9,14 +9,38 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from .ciphers import Aes, hkdf
-from .objects import Seal, sealer
-from .prompt import Keys, Prompt
+from .objects import Header, Seal, sealer
+from .prompt import Keys, Prompt, n_positions_of
 
 _NAMES: Final = b"llama_state names"
 _OBJECTS: Final = b"llama_state objects"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """What is made with one key.
+
+    Attributes:
+        keys: Computes keys of prefixes.
+        seal: Digests objects.
+    """
+
+    keys: Keys
+    seal: Seal
+
+    def names(self, header: Header) -> bool:
+        """Return whether the key in the name of an object is made of its parent and tokens."""
+        name = header.name
+        if name.kind == "N":
+            return True
+        # Words that take more positions would reach behind the end that decides of the domain.
+        if not 0 < name.n_positions == n_positions_of(header.words):
+            return False
+        return self.keys.next(name.parent, name.n_positions, header.words) == name.key
 
 
 class Trust:
@@ -57,8 +81,8 @@ class Trust:
         self.aes = Aes() if encrypted else None
         self.ciphers = tuple(hkdf(each, b"", _OBJECTS) for each in secrets) if encrypted else ()
         own, shared = (_named(each, encrypted) for each in (key, shared_key or key))
-        self._own, self._shared = Keys(own), Keys(shared)
-        self._own_seal, self._shared_seal = sealer(own), sealer(shared)
+        self._own = Domain(Keys(own), sealer(own))
+        self._shared = Domain(Keys(shared), sealer(shared))
 
     @property
     def is_split(self) -> bool:
@@ -71,21 +95,17 @@ class Trust:
 
     def root(self, identity: bytes) -> bytes:
         """Return the key of the empty prefix, of what a namespace is described by."""
-        return self._shared.root(identity)
+        return self._shared.keys.root(identity)
 
-    def next(self, parent: bytes, n_positions: int, words: bytes, end: int) -> bytes:
-        """Return the key of a prefix that ends at *end*; see :meth:`Keys.next`."""
-        keys = self._shared if self.is_shared(end) else self._own
-        return keys.next(parent, n_positions, words)
+    def at(self, end: int) -> Domain:
+        """Return what an object that ends at a position is under."""
+        return self._shared if self.is_shared(end) else self._own
 
-    def seal(self, end: int) -> Seal:
-        """Return what digests an object that ends at *end*."""
-        return self._shared_seal if self.is_shared(end) else self._own_seal
-
-    @property
-    def shared_seal(self) -> Seal:
-        """What digests the objects of the shared key."""
-        return self._shared_seal
+    def other(self, end: int) -> Domain | None:
+        """Return the domain that an object that ends at a position is not under."""
+        if not self.is_split:
+            return None
+        return self._own if self.is_shared(end) else self._shared
 
     def shared_part(self, prompt: Prompt) -> int:
         """Return how many tokens of a prompt are under the shared key."""
@@ -100,15 +120,15 @@ class Trust:
             prompt: The prompt.
         """
         leaves = self.is_shared(end) and end >= prompt.position(self.shared_part(prompt))
-        return self._own.onward(key) if leaves else key
+        return self._own.keys.onward(key) if leaves else key
 
     def onwards(self, key: bytes, end: int) -> tuple[bytes, ...]:
         """Return the keys that anything that goes on from a prefix can name as its parent."""
-        return (key, self._own.onward(key)) if self.is_shared(end) else (key,)
+        return (key, self._own.keys.onward(key)) if self.is_shared(end) else (key,)
 
     def left(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return what stands for prefixes where the shared part ends -> their keys."""
-        return {self._own.onward(key): key for key in keys} if self.is_split else {}
+        return {self._own.keys.onward(key): key for key in keys} if self.is_split else {}
 
 
 def _named(secret: bytes | None, encrypted: bool) -> bytes | None:

@@ -202,7 +202,7 @@ class Writer:
     ) -> Chunk:
         words = prompt.words(first, last)
         start, end = prompt.position(first), prompt.position(last)
-        key = self._trust.next(parent, end - start, words, end)
+        key = self._trust.at(end).keys.next(parent, end - start, words)
         stored = look and not target.lacks(Name(parent, key, end - start, "R"))
         return Chunk(parent, key, words, first, last, start, end, stored)
 
@@ -326,7 +326,7 @@ class Writer:
             root,
             words,
             parts,
-            self._trust.seal(end),
+            self._trust.at(end).seal,
             first=first,
             end=end,
             session_version=session_version,

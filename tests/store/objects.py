@@ -15,7 +15,7 @@ from llama_state.store.troubles import Troubles
 from llama_state.store.trust import Trust
 
 TRUST = Trust(None)
-SEAL = TRUST.seal(0)
+SEAL = TRUST.at(0).seal
 FIELDS = identity.to_json({"architecture": "llama", "namespace": "tests"})
 ROOT = TRUST.root(FIELDS)
 
@@ -26,7 +26,7 @@ def chain(prompt: Prompt, size: int = 4) -> list[tuple[Name, bytes, int]]:
     for first, last in prompt.chunks(0, size):
         words = prompt.words(first, last)
         n = prompt.position(last) - prompt.position(first)
-        key = TRUST.next(at, n, words, 0)
+        key = TRUST.at(0).keys.next(at, n, words)
         found.append((Name(at, key, n, "R"), words, prompt.position(last)))
         at = key
     return found

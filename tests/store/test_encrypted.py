@@ -199,7 +199,7 @@ def test_shared_part() -> None:
     """What ends in the shared part is encrypted for all who have the shared key."""
     for end, expected in ((8, True), (9, False)):
         each = Name(NO_PARENT, bytes(32), 4, "R")
-        seal = TRUST.seal(end)
+        seal = TRUST.at(end).seal
         options = {"first": end, "end": end, "session_version": 11, "keyed": True}
         parts = pack(each, bytes(32), bytes(16), [b"payload"], seal, **options)  # type: ignore[arg-type]
         data = b"".join(map(bytes, parts))

@@ -93,11 +93,11 @@ class EncryptedBackend:
             ChecksumError: It is damaged, not encrypted, or with another key.
         """
         with (
-            POOL.lend(nbytes) as buffer,
+            POOL.lend(nbytes + TAG) as buffer,
             self._backend.open(name, sealed_size(nbytes)) as data,
         ):
             self._opened(name, data, buffer, whole=True)
-            yield buffer
+            yield buffer[:nbytes]
 
     def entries(self) -> Iterator[Stored]:
         """See :class:`Backend`."""
