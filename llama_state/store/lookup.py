@@ -329,8 +329,7 @@ class Lookup:
         try:
             return self.read(name, position, at)
         except DamagedError as error:
-            if not isinstance(error.__cause__, _OtherShareError):
-                met[name] = error
+            met[name] = error
             return None
 
     def _points(self, found: Found) -> Iterator[Hit]:

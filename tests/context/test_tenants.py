@@ -102,19 +102,19 @@ def test_exactly_the_shared_part(
     from tests.libllama import MODELS
 
     model, own = MODELS[kind], {ALICE: set[Name](), BOB: set[Name]()}
-    public, private = some(1, N, model.n_vocab), some(2, 60, model.n_vocab)
+    public, private = some(1, N, model.n_vocab), some(2, 260, model.n_vocab)
     with model.context(n_ctx=320, swa_full=swa_full) as ctx:
         for tenant in (ALICE, BOB):
             before = names(tmp_path)
             with opened(tmp_path, tenant, N, encrypt=encrypt) as store:
                 first = evaluated(store, ctx, [*public, *private])
-                assert first == (100 if tenant == ALICE else 60)
+                assert first == (N + 260 if tenant == ALICE else 260)
                 logits = memoryview(bytes(ctx.logits())).cast("f")
                 assert evaluated(store, ctx, [*public, *private]) <= 1
                 assert nmse(ctx.logits(), logits) <= max(LIMIT, limit(ctx.arch))
                 assert evaluated(store, ctx, [*public, *some(3, 9, ctx.n_vocab)]) == 9
                 n_tokens = sorted(entry.n_tokens for entry in store.entries())
-                assert n_tokens == [N + 9, N + 60]
+                assert n_tokens == [N + 9, N + 260]
                 assert store.verify().ok
             own[tenant] = names(tmp_path) - before
         assert not keys(own[BOB]) & keys(own[ALICE])
@@ -150,6 +150,23 @@ def test_short_prompts(llama: ls.Model, tmp_path: Path) -> None:
                 evaluated(store, ctx, public[:end])
             with opened(tmp_path, BOB, N) as store:
                 assert store.find(ctx, [*public[:end], 0]).n_tokens == end
+
+
+def test_media_across_the_end(llama: ls.Model, tmp_path: Path) -> None:
+    """An image that begins in the shared part and ends behind it is the tenant's."""
+    with llama.context(n_ctx=320) as ctx:
+        text = some(1, 100, ctx.n_vocab)
+        prompt = [*text[:20], ls.Media(bytes(16), 30), *text[50:]]
+        ctx.decode(text)  # as if a binding had evaluated the image
+        with opened(tmp_path, ALICE, N) as store:
+            assert store.remember(ctx, prompt).n_tokens == len(prompt)
+            assert store.remember(ctx, text).n_tokens == 100  # goes on from there otherwise
+            ctx.clear()
+            assert store.recall(ctx, prompt).n_past == 99
+            assert store.verify().ok
+        with opened(tmp_path, BOB, N) as store:
+            assert store.find(ctx, prompt).n_tokens == 20
+            assert store.find(ctx, text).n_tokens == N
 
 
 def test_who_writes_the_shared_part(llama: ls.Model, tmp_path: Path, encrypt: bool) -> None:
