@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._io.progress import no_progress
+from . import store_servers
 from .output import print_json
 from .parsers import (
     Commands,
@@ -58,6 +59,7 @@ def add_commands(commands: Commands) -> None:
     _add_looking(group)
     _add_prompts(group)
     _add_changing(group)
+    store_servers.add_commands(group)
 
 
 def _add(
@@ -79,7 +81,9 @@ def _add(
         exits=exits,
     )
     parser.add_argument(
-        "place", metavar="PLACE", help="the folder of the store, or its URL: file:///dir"
+        "place",
+        metavar="PLACE",
+        help="the folder of the store, or its URL: file:///dir, redis://host, s3://bucket/prefix",
     )
     add_keys(parser)
     return parser
@@ -119,6 +123,9 @@ def _add_looking(commands: Commands) -> None:
     )
     for parser in (listed, show, stats):
         _add_json(parser)
+    stats.add_argument(
+        "--prometheus", action="store_true", help="print the same figures for Prometheus"
+    )
 
 
 def _add_prompts(commands: Commands) -> None:
@@ -300,10 +307,13 @@ def run_show(options: argparse.Namespace) -> Status:
 def run_stats(options: argparse.Namespace) -> Status:
     """Show how much is stored."""
     from ..store.contents import contents
+    from ..store.metrics import of_contents
     from . import store_text
 
     found = contents(*_opened(options))
-    if options.json:
+    if options.prometheus:
+        print(of_contents(found), end="")
+    elif options.json:
         print_json(asdict(found))
     else:
         print("\n".join(store_text.figures(found)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from .ciphers import Aes, hkdf
@@ -121,6 +122,21 @@ class Trust:
         """
         leaves = self.is_shared(end) and end >= prompt.position(self.shared_part(prompt))
         return self._own.keys.onward(key) if leaves else key
+
+    def along(self, root: bytes, prompt: Prompt, size: int) -> list[bytes]:
+        """Return what goes on from a prompt's prefixes names as its parent.
+
+        As far as that can be foreseen: where all chunks have *size* positions.
+        """
+        found, at, shared = [], root, self.shared_part(prompt)
+        ends = [0, *(last for _, last in Prompt(prompt.tokens[:shared]).chunks(0, size))]
+        ends += [last for _, last in prompt.chunks(shared, size)]
+        for first, last in pairwise(ends):
+            at = self.onward(at, prompt.position(first), prompt)
+            found.append(at)
+            start, end = prompt.position(first), prompt.position(last)
+            at = self.at(end).keys.next(at, end - start, prompt.words(first, last))
+        return [*found, self.onward(at, prompt.n_positions, prompt)]
 
     def onwards(self, key: bytes, end: int) -> tuple[bytes, ...]:
         """Return the keys that anything that goes on from a prefix can name as its parent."""

@@ -71,6 +71,7 @@ NAMES: dict[str, list[Any]] = {
     **dict.fromkeys(("blob", "data", "payload", "out", "expected", "got"), BUFFER),
     **dict.fromkeys(("library", "fingerprint", "checkpoint", "context", "handle"), OBJECT),
     **dict.fromkeys(("actx", "ctx", "store"), OBJECT),
+    "min_gain": ["text", NAN, True],
     "where": [*FILE, [5], [PATH, b"path"], {}, {"memory:"}, "nowhere:", ["memory:?size=1MiB"] * 2],
     "digest": [*KEY, b"", bytes(15), bytes(65)],
     **dict.fromkeys(("timeout", "ttl"), SECONDS),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llama_state.store import identity
 from llama_state.store.lookup import Lookup
 from llama_state.store.objects import NO_PARENT, Kind, Name, pack
-from llama_state.store.places.backend import Backend
+from llama_state.store.places.backend import Backend, Place
 from llama_state.store.prompt import Prompt
 from llama_state.store.reading import Reader
 from llama_state.store.tiers import Tiers
@@ -65,4 +65,4 @@ def as_one(
 ) -> Tiers:
     """Places as one, nearest first, as a store has them."""
     reader = Reader(places[0], Lookup(places[0], TRUST))
-    return Tiers(places, troubles or Troubles("tests"), reader, readonly=readonly)
+    return Tiers([*map(Place, places)], troubles or Troubles("tests"), reader, readonly=readonly)

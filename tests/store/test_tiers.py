@@ -106,9 +106,14 @@ class Failing:
     location = "failing:"
     capacity_bytes = 1
     readonly = False
+    remote = False
 
     def _fail(self, *_: object) -> Any:
         raise OSError(errno.EIO, "broken")
+
+    def expect(self, parents: Sequence[bytes]) -> None:
+        """Fail."""
+        self._fail(parents)
 
     def children(self, parent: bytes) -> Sequence[Name]:
         """Fail."""
@@ -465,9 +470,9 @@ def test_named_places(tmp_path: Path) -> None:
         durable=False,
         readonly=False,
     )
-    assert [place.capacity_bytes for place in opened] == [1 << 20, 2 << 20]
+    assert [place.backend.capacity_bytes for place in opened] == [1 << 20, 2 << 20]
     one = open_places([tmp_path / "b"], 1 << 20, durable=False, readonly=False)
-    assert [place.capacity_bytes for place in one] == [1 << 20]
+    assert [place.backend.capacity_bytes for place in one] == [1 << 20]
     for where, capacity, words in (
         ([], None, "empty list"),
         (["memory:?size=1MiB", tmp_path], 1 << 20, "capacity_bytes is for one place"),

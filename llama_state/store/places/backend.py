@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 from ..objects import KINDS, Name
 from ..prompt import KEY_SIZE
@@ -30,6 +30,11 @@ class Stored:
     used: float
 
 
+Writing: TypeAlias = Literal["through", "behind", "never"]
+Admission: TypeAlias = Literal["always", "second"]
+
+
+@runtime_checkable
 class Backend(Protocol):
     """A place for objects, which all its users read, write and evict at once.
 
@@ -107,6 +112,22 @@ class Backend(Protocol):
 
     def used_bytes(self) -> int:
         """Return the bytes that everything takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place of a store, and when it is written to.
+
+    Attributes:
+        backend: The place.
+        write: "through": while the caller waits. "behind": afterwards, by a thread, from a nearer
+            place. "never": it is only read.
+        admit: "always", or "second": what a store is asked to remember a second time.
+    """
+
+    backend: Backend
+    write: Writing = "through"
+    admit: Admission = "always"
 
 
 def text_of(name: Name) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,8 @@ from ...errors import ChecksumError, FormatError, TruncatedError, VersionError
 from ..ciphers import TAG, hkdf
 from ..objects import Name, end_of
 from ..trust import Trust
-from .backend import Backend, Stored, text_of
+from .backend import Backend, Place, Stored, text_of
+from .guard import Guard
 
 if TYPE_CHECKING:
     from ..._io import Buffer
@@ -31,6 +33,14 @@ _NONCE = Struct(">7xIB")
 # behind it that shows that it is not the last, it is in the first 4096, which are read at once.
 FIRST: Final = 4096 - PROLOGUE.size - TAG - 1
 SEGMENT: Final = 1 << 20
+
+
+def encrypted(place: Place, trust: Trust) -> Place:
+    """Return a place whose objects are encrypted, within its deadline if it has one."""
+    backend = place.backend
+    if isinstance(backend, Guard):
+        return replace(place, backend=backend.over(EncryptedBackend(backend.backend, trust)))
+    return replace(place, backend=EncryptedBackend(backend, trust))
 
 
 class EncryptedBackend:

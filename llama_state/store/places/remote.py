@@ -6,7 +6,8 @@ import errno
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from ..._io.buffers import POOL, flat
 from ...errors import TruncatedError
@@ -23,16 +24,36 @@ _TRUE_SECONDS: Final = 1.0
 _HEAD: Final = PAGE
 
 
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What there is to say of a server.
+
+    Attributes:
+        level: "ok": as it should be. "warning": it works, and can be better. "error": objects
+            cannot be written, or not be found.
+        text: A sentence; of what is not ok also what to do.
+    """
+
+    level: Literal["ok", "warning", "error"]
+    text: str
+
+
 class Engine(Protocol):
     """Speaks with one kind of server. Any method can raise OSError, for whatever goes wrong.
+
+    An error of the server or of the way to it has none of the numbers of
+    :data:`~llama_state.store.lookup.DAMAGE`: those have an object removed.
 
     Attributes:
         location: Where the server is, without any password.
         best_bytes: Objects of about that size are read fastest.
+        readonly: Nothing may be written, also not to take away what is left of an object. It is
+            set by what uses the engine.
     """
 
     location: str
     best_bytes: int
+    readonly: bool
 
     def listed(self, parents: Sequence[bytes]) -> list[Mapping[Name, int]]:
         """Return, for each of *parents*, the objects that go on from it, with their bytes."""
@@ -63,6 +84,9 @@ class Engine(Protocol):
     def entries(self) -> Iterator[Stored]:
         """Yield all objects."""
 
+    def advise(self) -> list[Advice]:
+        """Look at the server's settings, and say what of them matters to a store."""
+
 
 class RemoteBackend:
     """A :class:`~.backend.Backend` on a server.
@@ -80,7 +104,7 @@ class RemoteBackend:
         self.engine = engine
         self.location = engine.location
         self.capacity_bytes = capacity_bytes
-        self.readonly = readonly
+        self.readonly = engine.readonly = readonly
         self._listed: dict[bytes, tuple[float, Mapping[Name, int]]] = {}
         self._heads: dict[Name, tuple[float, bytes]] = {}
 
@@ -113,6 +137,7 @@ class RemoteBackend:
             return data[:nbytes]
         found = self.engine.heads([name], nbytes)[0]
         if found is None:
+            self._forget(name)
             raise gone(name)
         return found
 
@@ -120,7 +145,11 @@ class RemoteBackend:
     def open(self, name: Name, nbytes: int) -> Iterator[memoryview]:
         """See :class:`Backend`."""
         with POOL.lend(nbytes) as buffer:
-            self.engine.read(name, buffer)
+            try:
+                self.engine.read(name, buffer)
+            except FileNotFoundError:
+                self._forget(name)
+                raise
             yield buffer
 
     def entries(self) -> Iterator[Stored]:
@@ -155,8 +184,7 @@ class RemoteBackend:
         """See :class:`Backend`."""
         if self.readonly:
             return 0
-        self._listed.pop(name.parent, None)
-        self._heads.pop(name, None)
+        self._forget(name)
         nbytes = self.engine.size(name) or 0
         self.engine.delete([name])
         return nbytes
@@ -182,6 +210,11 @@ class RemoteBackend:
     def _children(self, parent: bytes) -> Mapping[Name, int]:
         known = self._known(parent)
         return self.engine.listed([parent])[0] if known is None else known
+
+    def _forget(self, name: Name) -> None:
+        """Ask again for what was listed, or it could not be written anew for a while."""
+        self._listed.pop(name.parent, None)
+        self._heads.pop(name, None)
 
     def _known(self, parent: bytes) -> Mapping[Name, int] | None:
         at, found = self._listed.get(parent, (0.0, None))
