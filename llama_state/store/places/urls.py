@@ -101,12 +101,18 @@ def open_places(
     """Open several places; see :func:`open_place`.
 
     Raises:
+        TypeError: One is none.
         ValueError: There is none, one is named twice, or *capacity_bytes* is given for several.
     """
     if isinstance(where, (str, os.PathLike, Backend, Place)):
         where = [where]
     if not where:
         raise ValueError("where is an empty list: name a place")
+    for number, each in enumerate(where):
+        if not isinstance(each, (str, os.PathLike, Backend, Place)):
+            raise TypeError(f"where[{number}] must be a path, a URL or a Backend, not {each!r}")
+        if isinstance(each, os.PathLike) and not isinstance(os.fspath(each), str):
+            raise TypeError(f"where[{number}] must be a path as str, not {each!r}")
     if capacity_bytes is not None and len(where) > 1:
         raise ValueError(
             f"capacity_bytes is for one place, where names {len(where)}: give each its own, as"
