@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -195,3 +196,56 @@ def test_processes_share(server: S3Server) -> None:
         assert done.returncode == 0, done.stderr
         evaluated.append(int(done.stdout.split()[-1]))
     assert evaluated == [212, 20]
+
+
+_MACHINES = """
+    import os, subprocess, sys, time
+    from tests.servers.s3_server import S3Server
+
+    def run(*words):
+        subprocess.run(words, check=True)
+
+    run("ip", "link", "set", "lo", "up")
+    with S3Server(host="0.0.0.0") as server:
+        server.make_bucket("kept")
+        for n in (1, 2):
+            away = subprocess.Popen(["unshare", "-n", "sleep", "600"])
+            try:
+                here, there = (f"/proc/{pid}/ns/net" for pid in ("self", away.pid))
+                while os.readlink(here) == os.readlink(there):
+                    time.sleep(0.01)
+                inside = ("nsenter", "-t", str(away.pid), "-n")
+                run("ip", "link", "add", f"h{n}", "type", "veth", "peer", "name", f"c{n}")
+                run("ip", "link", "set", f"c{n}", "netns", str(away.pid))
+                for end, enter, last in (("h", (), 1), ("c", inside, 2)):
+                    run(*enter, "ip", "addr", "add", f"10.213.{n}.{last}/24", "dev", f"{end}{n}")
+                    run(*enter, "ip", "link", "set", f"{end}{n}", "up")
+                url = f"s3://kept/shared?endpoint=http://10.213.{n}.1:{server.port}"
+                run(*inside, sys.executable, "-c", sys.argv[1], url, str(10 + n))
+            finally:
+                away.kill()
+                away.wait()
+"""
+
+
+def test_machines_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So do two network namespaces, which reach nothing but the server."""
+    alone = ("unshare", "-rn")
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("no unshare or no ip: install util-linux and iproute2")
+    tried = subprocess.run(
+        [*alone, "ip", "link", "set", "lo", "up"], capture_output=True, text=True
+    )
+    if tried.returncode:
+        pytest.skip(f"this machine allows no network namespace: {tried.stderr}")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,10.213.1.1,10.213.2.1")
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", dedent(_MACHINES), dedent(_OTHER)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = [line for line in done.stdout.splitlines() if line.isdecimal()]
+    assert numbers == ["212", "20"]

@@ -277,6 +277,16 @@ def test_panics(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(lambda: opened("s3://bucket").children(key("a")))
 
 
+def test_queries_are_not_shown() -> None:
+    """What an error of obstore's shows of a URL ends before its query, and it is not kept."""
+
+    def fail() -> None:
+        raise ValueError(f"cannot get http://host/x?sig={SECRET} (why)\nDebug source: {SECRET}")
+
+    error = refused(lambda: bucket_calls.call("here", fail))
+    assert "http://host/x (why)" in str(error)
+
+
 def test_interrupts_pass() -> None:
     """Whatever is no error of obstore's is passed on."""
 

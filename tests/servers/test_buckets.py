@@ -13,7 +13,7 @@ import pytest
 from llama_state.errors import TruncatedError
 from llama_state.store.objects import NO_PARENT
 from llama_state.store.places.backend import Backend
-from llama_state.store.places.buckets import PART, BucketEngine
+from llama_state.store.places.buckets import PART, BucketEngine, _path
 from llama_state.store.places.remote import RemoteBackend
 from llama_state.store.places.urls import open_place
 from llama_state.testing.stores import BackendTests, key, name, payload
@@ -83,6 +83,8 @@ def test_many_parts(backend: Backend) -> None:
         for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True)
     ]
     assert backend.put(name("a"), views)
+    tag = backend.engine._store.head(_path(name("a")))["e_tag"]  # type: ignore[attr-defined]
+    assert tag.endswith('-4"'), "not an upload of four parts"
     with backend.open(name("a"), len(data)) as view:
         assert view == data
     for wrong in (1, PART, PART + 1, len(data) - 1, len(data) + 1, len(data) + PART):
