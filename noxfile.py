@@ -143,7 +143,8 @@ def real(session: nox.Session) -> None:
 def kinds(session: nox.Session) -> None:
     """Test in full the kinds of model of which the other sessions try few examples."""
     session.install("-e", ".[test]")
-    slow = ("tests/context/test_round_trips.py", "tests/context/test_machine.py")
+    names = ("test_round_trips", "test_machine", "test_store_machine")
+    slow = [f"tests/context/{name}.py" for name in names]
     env = {"HYPOTHESIS_PROFILE": "whole", "GGML_NO_BACKTRACE": "1"}
     session.run("python", "-m", "pytest", "-q", *(session.posargs or slow), env=env)
     session.run("python", "-m", "tests.fuzz", "--cases", "11050", env=env)

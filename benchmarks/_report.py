@@ -108,7 +108,7 @@ def _tables(report: Report) -> Iterator[Table]:
     sections = {one.section for one in report.timings}
     if "states" in sections:
         yield _states(_of(report.timings, "states"))
-    for section in ("conversions", "large"):
+    for section in ("conversions", "large", "servers"):
         if section in sections:
             yield _states(_of(report.timings, section))
     if "sizes" in sections:

@@ -103,6 +103,12 @@ STORE_TARGETS = (
     Target(_ways.REMEMBER, _ways.SEQ_RANGE, {}),
     Target(_ways.RECALL, _ways.LOAD, {_FLASH: 0.85, _PLAIN: 0.75}),
 )
+# From a server, beside what its client does alone with as many bytes.
+SERVER_TARGETS = (
+    Target(_ways.PLACE_PUT, _ways.CLIENT_SET, {}),
+    Target(_ways.PLACE_OPEN, _ways.CLIENT_GET, {}),
+    Target(_ways.RECALL, _ways.CLIENT_GET, {"redis": 0.6, "unix": 0.6}),
+)
 # How the time of a turn grows with the tokens before it, beside that of what llama.cpp does.
 _GROWING: Mapping[str, float | None] = {
     _ways.REMEMBER: 1.5,
@@ -159,6 +165,7 @@ def findings(timings: Sequence[Timing], chats: Iterable[Chats] = ()) -> list[Fin
         *_ratios(timings, "conversions", CONVERSION_TARGETS),
         *_ratios(timings, "large", LARGE_TARGETS),
         *_ratios(timings, "turns", STORE_TARGETS),
+        *_ratios(timings, "servers", SERVER_TARGETS),
     ]
     others = (_flatness, _growth, _calls, _threads, _gains)
     return [*ratios, *(found for of in others for found in of(timings)), *_kept(chats)]

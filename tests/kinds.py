@@ -69,15 +69,17 @@ def limit(arch: str) -> float:
     return NMSE_LIMITS.get(arch, NMSE_LIMIT)
 
 
-def is_sampled(arch: str) -> bool:
-    """Whether the slow tests try few examples of this architecture."""
-    return arch in SAMPLED and os.environ.get("HYPOTHESIS_PROFILE", "quick") in ("quick", "ci")
+def is_sampled(arch: str, *, slowest: bool = False) -> bool:
+    """Whether the slow tests try few examples of this architecture; the slowest of any."""
+    profile = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+    return (slowest or arch in SAMPLED) and profile in ("quick", "ci")
 
 
-def examples(arch: str) -> settings:
-    """How many examples of this architecture are tried."""
+def examples(arch: str, *, slowest: bool = False) -> settings:
+    """How many examples of this architecture are tried, of the slowest tests or of the others."""
     whole = settings().max_examples
-    return settings(max_examples=whole // SHARE if is_sampled(arch) else whole)
+    sampled = is_sampled(arch, slowest=slowest)
+    return settings(max_examples=whole // SHARE if sampled else whole)
 
 
 def given(**strategies: SearchStrategy[Any]) -> Callable[[Test], Test]:

@@ -12,6 +12,8 @@ import errno
 import time
 from _thread import start_new_thread
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -102,7 +104,7 @@ class Threads:
             self._asked.put(None)
 
     def ask(self, act: Callable[[], T]) -> Answer[T]:
-        """Let a thread act.
+        """Let a thread act, in the context (contextvars) of the caller.
 
         Raises:
             OSError: No thread can be started.
@@ -113,7 +115,7 @@ class Threads:
             except RuntimeError as error:
                 raise OSError(errno.EAGAIN, str(error)) from error
             self._started += 1
-        answer = Answer(act)
+        answer = Answer(partial(copy_context().run, act))
         self._answers.append(answer)
         self._asked.put(answer)
         return answer

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._io.progress import no_progress
+from . import store_servers
 from .output import print_json
 from .parsers import (
     Commands,
@@ -59,6 +60,7 @@ def add_commands(commands: Commands) -> None:
     _add_looking(group)
     _add_prompts(group)
     _add_changing(group)
+    store_servers.add_commands(group)
 
 
 def _add(
@@ -80,7 +82,9 @@ def _add(
         exits=exits,
     )
     parser.add_argument(
-        "place", metavar="PLACE", help="the folder of the store, or its URL: file:///dir"
+        "place",
+        metavar="PLACE",
+        help="the folder of the store, or its URL: file:///dir, redis://host, s3://bucket/prefix",
     )
     add_key_file(parser, "of the store")
     return parser
@@ -120,6 +124,9 @@ def _add_looking(commands: Commands) -> None:
     )
     for parser in (listed, show, stats):
         _add_json(parser)
+    stats.add_argument(
+        "--prometheus", action="store_true", help="print the same figures for Prometheus"
+    )
 
 
 def _add_prompts(commands: Commands) -> None:
@@ -301,10 +308,13 @@ def run_show(options: argparse.Namespace) -> Status:
 def run_stats(options: argparse.Namespace) -> Status:
     """Show how much is stored."""
     from ..store.contents import contents
+    from ..store.metrics import of_contents
     from . import store_text
 
     found = contents(*_opened(options))
-    if options.json:
+    if options.prometheus:
+        print(of_contents(found), end="")
+    elif options.json:
         print_json(asdict(found))
     else:
         print("\n".join(store_text.figures(found)))
@@ -424,10 +434,11 @@ def run_copy(options: argparse.Namespace) -> Status:
 
 def _opened(options: argparse.Namespace, *, readonly: bool = True) -> tuple[Backend, Tree]:
     from ..store.places.urls import open_existing
+    from ..store.trust import Trust
     from ..store.upkeep import Tree
 
     backend = open_existing(options.place, readonly=readonly)
-    return backend, Tree.of(backend, read_key(options))
+    return backend, Tree.of(backend, Trust(read_key(options)))
 
 
 def _key_of(tree: Tree, begin: str) -> bytes:

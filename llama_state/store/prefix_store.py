@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,23 +15,29 @@ from .._io.arguments import checked
 from ..errors import ClosedError, UnsupportedError
 from . import identity
 from .behind import Target, WriteBehind
-from .lookup import Found, Lookup, Needs
-from .objects import NO_PARENT, sealer
+from .lookup import Lookup, Needs
+from .metrics import Stats
+from .objects import KINDS, NO_PARENT, Name
 from .pieces import Context
+from .places.backend import Backend, Place
+from .places.encrypted import encrypted
+from .places.guard import one_call
 from .places.urls import open_places
-from .prompt import Keys, Media, Prompt, Token
+from .prompt import Media, Prompt, Token
 from .reading import Reader
 from .recall import Asked, Recaller
-from .results import Entry, Match, PlaceStats, Recalled, Remembered, Stats, Verified, Why
-from .tiers import Tier, Tiers
+from .results import Entry, Match, Recalled, Remembered, Verified, Why
+from .tiers import Tiers
 from .troubles import Troubles
+from .trust import Trust
 from .upkeep import Tree
-from .writing import Chunk, Writer, kept_points
+from .writing import Writer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .._io import StrPath
+
 
 _FOR_EVER: Final = float(1 << 33)  # seconds since 1970
 
@@ -56,54 +61,73 @@ class PrefixStore:
 
     Args:
         where: A folder, which is made if it is not there; ``"file:///dir?size=50GiB"``;
-            ``"memory:?size=2GiB"``; or a list of these.
+            ``"memory:?size=2GiB"``; the URL of a server, ``"redis://host"`` or
+            ``"s3://bucket/prefix"``; a :class:`Backend` or :class:`Place`; or a list of these.
         capacity_bytes: The most that all files may take together; needed unless *where* has a
             size. Several places have their own, as ``size=``.
         chunk_tokens: Tokens of a chunk; at most as many as the sliding window of the model has.
         key: 16 bytes or more: names and digests are made with it, so that nobody without it can
             find a prompt or forge an object.
+        shared_key: The same for the first *shared_tokens*, which others have too.
+        shared_tokens: Tokens that every prompt of this store begins with, and that are for
+            everybody, say a system prompt: they are kept under *shared_key*, all else under *key*.
+            A prompt that begins otherwise is kept under *shared_key* as far as that, too.
+        encrypt: Whether objects are encrypted, with keys that are derived from *key*, which is
+            needed, and *shared_key*.
         namespace: Keeps prompts apart from those of other namespaces: a tenant, a prompt version.
         durable: Whether what was written is on the disk (fsync) when a method returns.
         readonly: Nothing is written, but what memory keeps nearer that was found in a folder.
         pending_bytes: The most that waits in memory to be written behind; see :meth:`remember`.
+        min_gain: Seconds that reading from a server must be faster than decoding, as far as both
+            were measured; else a shorter prefix is recalled. None reads whatever it takes.
 
     Raises:
         ValueError: *where* is no known place, has no capacity, or has its own and
-            *capacity_bytes* is given for several; or the key is too short.
+            *capacity_bytes* is given for several; or a key is too short, or of no use without
+            another one.
         OSError: The folder cannot be made or used.
-        UnsupportedError: xxhash is not installed, which a store without a key needs.
+        UnsupportedError: xxhash is not installed, which a store without a key needs; or
+            cryptography, which *encrypt* does.
     """
 
     def __init__(
         self,
-        where: StrPath | Sequence[StrPath],
+        where: StrPath | Backend | Place | Sequence[StrPath | Backend | Place],
         *,
         capacity_bytes: int | None = None,
         chunk_tokens: int = 256,
         key: bytes | None = None,
+        shared_key: bytes | None = None,
+        shared_tokens: int = 0,
+        encrypt: bool = False,
         namespace: str = "",
         durable: bool = False,
         readonly: bool = False,
         pending_bytes: int = 256 << 20,
+        min_gain: float | None = 0.0,
     ) -> None:
-        self._keys = Keys(key)
-        seal, keyed = sealer(key), key is not None
-        listed = [where] if isinstance(where, (str, os.PathLike)) else where
-        places = open_places(listed, capacity_bytes, durable=durable, readonly=readonly)
-        self._troubles = Troubles(", ".join(place.location for place in places))
-        nearest = Lookup(places[0], self._keys, seal, keyed=keyed)
-        self._backend = Tiers(
-            places, self._troubles, Reader(places[0], nearest, seal), readonly=readonly
-        )
+        self._trust = Trust(key, shared_key, shared_tokens, encrypted=encrypt)
+        places = open_places(where, capacity_bytes, durable=durable, readonly=readonly)
+        if encrypt:
+            places = [encrypted(place, self._trust) for place in places]
+        self._troubles = Troubles(", ".join(place.backend.location for place in places))
+        first = places[0].backend
+        nearest = Lookup(first, self._trust)
+        self._backend = Tiers(places, self._troubles, Reader(first, nearest), readonly=readonly)
         self._lookup = nearest.at(self._backend)
-        self._reader = Reader(self._backend, self._lookup, seal)
+        self._reader = Reader(self._backend, self._lookup)
         self._behind = WriteBehind(self._backend, self._troubles, pending_bytes)
+        # What is copied from place to place waits by itself: nothing waits for a slow one.
+        self._between = WriteBehind(self._backend, self._troubles, pending_bytes)
         self._recaller = Recaller(
-            self._backend, self._lookup, self._reader, self._troubles, self._behind.afterwards
+            self._backend,
+            self._lookup,
+            self._reader,
+            self._troubles,
+            self._between.afterwards,
+            min_gain,
         )
-        self._writer = Writer(
-            self._backend, self._lookup, self._keys, seal, chunk_tokens, keyed=keyed
-        )
+        self._writer = Writer(self._backend, self._lookup, chunk_tokens)
         self._chunk_tokens = chunk_tokens
         self._namespace = namespace
         self._closed = False
@@ -126,6 +150,7 @@ class PrefixStore:
         """Write what waits to be written, and use the store no more. Safe to call again."""
         self._closed = True
         self._behind.settle()
+        self._between.settle()
 
     # -- what a generation uses
 
@@ -146,7 +171,7 @@ class PrefixStore:
         """
         with self._asked(ctx, tokens, seq_id) as asked:
             match = Match(0, 0, Why("failed", detail="it could not be read"))
-            with self._troubles.tolerated("find"):
+            with self._served(asked), self._troubles.tolerated("find"):
                 match = self._recaller.match(asked)
         return match
 
@@ -172,7 +197,7 @@ class PrefixStore:
                 to declare.
             ClosedError: Context or store was closed.
         """
-        with self._asked(ctx, tokens, seq_id) as asked:
+        with self._asked(ctx, tokens, seq_id) as asked, self._served(asked):
             return self._recaller.recall(asked, logits=False)[0]
 
     def remember(
@@ -247,14 +272,18 @@ class PrefixStore:
             prompt = asked.prompt
             if not len(prompt):
                 raise ValueError("no tokens: there is nothing to prefill")
-            recalled, found = self._recaller.recall(asked, logits=True)
-            done = len(recalled.tokens)
+            with self._served(asked):
+                recalled, found = self._recaller.recall(asked, logits=True)
+                done = len(recalled.tokens)
+                stops = [len(prompt)]
+                with self._troubles.tolerated("look into"):
+                    stops = self._writer.stops(asked, found)
             rest = prompt.tokens[done:]
             if any(isinstance(token, Media) for token in rest):
                 raise UnsupportedError(
                     "media have to be evaluated by their binding: recall, evaluate, remember"
                 )
-            for end in self._stops(asked, found, done):
+            for end in filter(done.__lt__, stops):
                 self._decode(asked, done, end, progress)
                 done = end
                 self._remember(asked.shortened(end))
@@ -266,7 +295,9 @@ class PrefixStore:
         step = self._chunk_tokens if progress else max(end - start, 1)
         for first in range(start, end, step):
             last = min(first + step, end)
+            began = time.monotonic()
             asked.memory.decode(asked.seq_id, Prompt(tokens[first:last]).ids)
+            self._recaller.decoded(asked.root, last - first, time.monotonic() - began)
             if progress:
                 progress(last, len(tokens))
 
@@ -274,36 +305,14 @@ class PrefixStore:
 
     def stats(self) -> Stats:
         """Return what the store holds, in each place and in all, and what this object has done."""
-        places = [*map(self._place_stats, self._backend.tiers)]
-        counted = {
-            name: self._troubles.counts[name]
-            for name in (
-                "recalls",
-                "hits",
-                "tokens_recalled",
-                "bytes_read",
-                "tokens_remembered",
-                "bytes_written",
-                "damaged",
-            )
-        }
-        return Stats(
+        return Stats.of(
             self._backend.location,
-            sum(place.used_bytes for place in places),
-            self._backend.capacity_bytes,
-            places=tuple(places),
-            refused=self._writer.refused + self._behind.refused,
-            dropped=self._behind.dropped,
+            self._backend.tiers,
+            self._troubles,
             pending_bytes=self._behind.pending_bytes,
-            failures=dict(self._troubles.failures),
-            **counted,
+            dropped=self._behind.dropped + self._between.dropped,
+            refused=self._writer.refused + self._behind.refused,
         )
-
-    def _place_stats(self, tier: Tier) -> PlaceStats:
-        place, used = tier.backend, 0
-        with self._troubles.tolerated("stats"):
-            used = place.used_bytes()
-        return PlaceStats(place.location, used, place.capacity_bytes, tier.refused, tier.kept)
 
     def evict(self, to_bytes: int) -> int:
         """Let go of what was used least recently until *to_bytes* are left, in each place.
@@ -358,7 +367,7 @@ class PrefixStore:
         with self._asked(ctx, tokens, seq_id) as asked:
             n_tokens = 0
             self._behind.settle()
-            with self._troubles.tolerated("pin"):
+            with self._served(asked), self._troubles.tolerated("pin"):
                 links = self._lookup.walk(asked.root, asked.prompt).links
                 if links:
                     last = links[-1].header
@@ -382,11 +391,12 @@ class PrefixStore:
             The bytes that are free now, in all places together.
         """
         freed = 0
-        with self._asked(ctx, tokens, seq_id) as asked, self._troubles.tolerated("forget"):
+        with self._asked(ctx, tokens, seq_id) as asked:
             self._behind.settle()
-            links = self._lookup.walk(asked.root, asked.prompt).links
-            if links:
-                freed = self._tree().remove(links[-1].key)
+            with self._served(asked), self._troubles.tolerated("forget"):
+                links = self._lookup.walk(asked.root, asked.prompt).links
+                if links:
+                    freed = self._tree().remove(links[-1].key)
         return freed
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -401,7 +411,10 @@ class PrefixStore:
             Whether all is written that came since the last call: False where the time was not
             enough, or something was dropped or could not be written.
         """
-        return self._behind.flush(timeout)
+        began = time.monotonic()
+        written = self._behind.flush(timeout)
+        left = None if timeout is None else max(timeout - (time.monotonic() - began), 0.0)
+        return self._between.flush(left) and written
 
     def _tree(self) -> Tree:
         return Tree(self._backend, self._lookup, self._reader)
@@ -418,8 +431,21 @@ class PrefixStore:
             memory.check_sequence(seq_id)
             geometry = memory.geometry(seq_id)
             fields = identity.identity_fields(memory.fingerprint(), geometry, self._namespace)
-            root = self._keys.root(identity.to_json(fields))
+            root = self._trust.root(identity.to_json(fields))
             yield Asked(memory, seq_id, prompt, root, fields, Needs.of(memory.traits()))
+
+    @contextmanager
+    def _served(self, asked: Asked) -> Iterator[None]:
+        """Let places that are far away get ready for what the block looks for.
+
+        All of it has one deadline: nothing is decoded in it.
+        """
+        with one_call():
+            if self._backend.remote:
+                size = asked.needs.chunk(self._chunk_tokens)
+                keys = self._trust.along(asked.root, asked.prompt, size)
+                self._backend.expect([NO_PARENT, *keys])
+            yield
 
     # -- remembering
 
@@ -431,31 +457,37 @@ class PrefixStore:
             self._behind.settle()  # nothing is written before what it goes on from
         root, prompt, needs = asked.root, asked.prompt, asked.needs
         target: Target = self._backend if wait else self._behind
-        with self._troubles.tolerated("remember"):
+        with self._served(asked), self._troubles.tolerated("remember"):
             self._writer.describe(target, root, identity.to_json(asked.fields), NO_PARENT)
             written, chunks = self._writer.write(
                 target, asked.memory, asked.seq_id, root, prompt, needs
             )
             self._troubles.count(tokens_remembered=written.new_tokens, bytes_written=written.nbytes)
+            self._troubles.done(
+                "remember",
+                seq_id=asked.seq_id,
+                n_tokens=written.n_tokens,
+                new_tokens=written.new_tokens,
+                nbytes=written.nbytes,
+            )
             tidy = partial(self._writer.tidy, root, prompt, needs, chunks)
             if written.new_tokens:
                 tidy() if wait else self._behind.afterwards(tidy)
+        if self._backend.passes_on:
+            self._behind.afterwards(partial(self._pass_on, root, prompt))
         return written
 
-    def _stops(self, asked: Asked, found: Found, done: int) -> list[int]:
-        """Return where a prefill stops to remember: indices of tokens, the last one is the end."""
-        prompt = asked.prompt
-        if not asked.needs.state and (not asked.needs.window or asked.memory.keeps_window()):
-            return [len(prompt)]
-        chunks: list[Chunk] = []
-        with self._troubles.tolerated("look into"):
-            chunks += self._writer.chunks(self._backend, asked.root, prompt, asked.needs)
-        positions = [chunk.end for chunk in chunks]
-        kept = kept_points(positions, self._chunk_tokens)
-        # Where other prompts go on otherwise: the next one will want to go on there too.
-        junction = found.links[-1].header.end if found.links else 0
-        stops = {chunk.last for chunk in chunks if chunk.end in kept or chunk.end == junction}
-        return sorted(end for end in {*stops, len(prompt)} if end > done)
+    def _pass_on(self, root: bytes, prompt: Prompt) -> None:
+        """Let what is stored of a prompt be copied to the places that are written to later."""
+        self._between.afterwards(lambda: self._backend.pass_on(self._names(root, prompt)))
+
+    def _names(self, root: bytes, prompt: Prompt) -> list[Name]:
+        """Return all objects of a prompt: what others go on from comes first."""
+        found = self._lookup.walk(root, prompt)
+        chains = [found.links, *found.points]
+        links = {link.key: link for chain in chains for link in chain}
+        names = [link.kinds[k] for link in links.values() for k in KINDS if k in link.kinds]
+        return [Name(NO_PARENT, root, 0, "N"), *names]
 
 
 def _check_held(held: tuple[int, ...], tokens: tuple[int, ...], seq_id: int) -> None:

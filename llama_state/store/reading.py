@@ -14,13 +14,15 @@ from .. import layout
 from .._io.threads import Answer, Threads
 from ..errors import FormatError
 from .lookup import DamagedError, Hit, Lookup, Needs
-from .objects import Header, Name, Seal, payload
+from .objects import Header, Name, payload
 from .pieces import Given, SequenceMemory
 
 if TYPE_CHECKING:
     from .places.backend import Backend
 
 _AHEAD: Final = 2  # pieces that are in memory at once: the one that llama.cpp copies and the next
+# Where some may come from a server, which answers several questions at once.
+_FAR_AHEAD: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,12 @@ class Reader:
     Args:
         backend: The place.
         lookup: Knows the headers.
-        seal: Digests objects.
     """
 
-    def __init__(self, backend: Backend, lookup: Lookup, seal: Seal) -> None:
+    def __init__(self, backend: Backend, lookup: Lookup) -> None:
         self._backend = backend
         self._lookup = lookup
-        self._seal = seal
+        self._most = _FAR_AHEAD if backend.remote else _AHEAD
 
     def load(
         self,
@@ -100,12 +101,12 @@ class Reader:
             DamagedError: An object is; the sequence is empty.
             StateError: llama.cpp refused a piece; the sequence is empty.
         """
-        with ExitStack() as kept, Threads() as threads:
+        with ExitStack() as kept, Threads(self._most - 1) as threads:
             in_turn = memory.appends(seq_id)
             # Closed at once: what it holds open would wait for whoever holds an error.
             with closing(self._ahead(threads, objects, None if in_turn else kept)) as pieces:
                 memory.put(seq_id, pieces, end=hit.end, keep=keep, tokens=tokens, logits=logits)
-        return sum(self._nbytes(each.name) for each in objects)
+        return sum(self.nbytes(each.name) for each in objects)
 
     def read(self, name: Name) -> bytes:
         """Return the payload of an object.
@@ -147,9 +148,10 @@ class Reader:
 
     def at(self, backend: Backend) -> Reader:
         """Return what reads another place, and knows nothing of it yet."""
-        return Reader(backend, self._lookup.at(backend), self._seal)
+        return Reader(backend, self._lookup.at(backend))
 
-    def _nbytes(self, name: Name) -> int:
+    def nbytes(self, name: Name) -> int:
+        """Return the bytes of the payload of an object; 0 where it cannot be had."""
         header = self._lookup.header(name)
         return header.nbytes if header else 0
 
@@ -163,7 +165,7 @@ class Reader:
         coming: deque[tuple[Wanted, Answer[_Open]]] = deque()
         rest = iter(objects)
         try:
-            for each in islice(rest, _AHEAD):
+            for each in islice(rest, self._most):
                 coming.append((each, threads.ask(partial(self._open, each))))
             while coming:
                 yield from self._taken(*coming[0], kept)
@@ -219,7 +221,7 @@ class Reader:
             try:
                 view = stack.enter_context(self._backend.open(name, header.whole))
                 found = self._lookup.parsed(name, view)
-                data = payload(view, found, self._seal)
+                data = payload(view, found, self._lookup.trust.at(found.end).seal)
             except (FormatError, OSError) as error:
                 self._lookup.forget(name)
                 now = self._lookup.read(name, position)

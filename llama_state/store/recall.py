@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,10 @@ from .prompt import Prompt, common
 from .reading import Reader, wanted
 from .results import Match, Recalled, Why
 from .tiers import Tiers
-from .troubles import Troubles
+from .troubles import LOST, Troubles
 
 _FLOAT: Final = 4
+_MEASURED: Final = 16  # tokens that must be decoded at once to tell how long one takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,14 @@ class _Met:
 
     Attributes:
         last: The last of it.
+        too_slow: Whether something is left out as reading it takes too long.
         bad: What cannot be had: it counts as not there.
         again: How often something was tried again.
         sound: What was verified.
     """
 
     last: DamagedError | None = None
+    too_slow: bool = False
     bad: set[Name] = field(default_factory=set)
     again: Counter[Name] = field(default_factory=Counter)
     sound: set[Name] = field(default_factory=set)
@@ -64,6 +68,7 @@ class Recaller:
         reader: Reads its objects.
         troubles: Counts.
         afterwards: Calls a function later, in a thread.
+        min_gain: Seconds by which reading must be faster than decoding; None: not asked.
     """
 
     def __init__(
@@ -73,12 +78,20 @@ class Recaller:
         reader: Reader,
         troubles: Troubles,
         afterwards: Callable[[Callable[[], object]], None],
+        min_gain: float | None,
     ) -> None:
         self._afterwards = afterwards
+        self._min_gain = min_gain
+        self._rates: dict[bytes, float] = {}
         self._backend = backend
         self._lookup = lookup
         self._reader = reader
         self._troubles = troubles
+
+    def decoded(self, root: bytes, n_tokens: int, seconds: float) -> None:
+        """Note how long decoding took, of the model and settings that *root* stands for."""
+        if n_tokens >= _MEASURED:
+            self._rates[root] = n_tokens / max(seconds, 1e-9)
 
     def match(self, asked: Asked) -> Match:
         """Return what is stored of a prompt."""
@@ -102,6 +115,31 @@ class Recaller:
             if not any([self._met(error, met) for error in found.damaged.values()]):
                 return found, hit
 
+    def _worthwhile(self, asked: Asked, met: _Met, *, logits: bool) -> tuple[Found, Hit]:
+        """Return what is there, and the longest hit that is faster to read than to decode."""
+        found, hit = self.search(asked, logits=logits, met=met)
+        far = self._too_slow(asked, hit)
+        while far:
+            met.too_slow = True
+            met.bad |= far
+            found, hit = self.search(asked, logits=logits, met=met)
+            far = self._too_slow(asked, hit)
+        return found, hit
+
+    def _too_slow(self, asked: Asked, hit: Hit) -> set[Name]:
+        """Return the objects of a hit that lie far away, if it takes too long to read them."""
+        rate = self._rates.get(asked.root)
+        if self._min_gain is None or rate is None or not self._backend.remote:
+            return set()
+        objects = wanted(hit, self._lookup, asked.needs, self._held(asked))
+        sizes = [(each.name, self._reader.nbytes(each.name)) for each in objects]
+        seconds, far = self._backend.seconds_to_read(sizes)
+        # Without the rows of a window, or a restore point, nothing behind what is held is of use.
+        starts = [each.start if each.group == "R" else 0 for each in objects if each.name in far]
+        near = max(min(starts, default=hit.end), self._held(asked))
+        gain = (hit.n_tokens - asked.prompt.index(near)) / rate - seconds
+        return far if far and gain < self._min_gain else set()
+
     def _longest(self, asked: Asked, found: Found, *, logits: bool) -> Hit:
         prompt = asked.prompt
         if logits:
@@ -120,6 +158,8 @@ class Recaller:
         self._lookup.forget(error.name)
         if error.cause is not None:
             self._troubles.failed("read", error.cause)
+        elif error.gone and not error.changed:
+            self._troubles.count(holes=1)
         again = error.changed
         if not error.gone:
             self._troubles.count(damaged=1)
@@ -136,20 +176,38 @@ class Recaller:
             asked: The prompt.
             logits: Whether all of it can be recalled where the logits of the last token are stored.
         """
-        self._troubles.count(recalls=1)
+        began = time.monotonic()
+        recalled, found = self._recall(asked, logits=logits)
+        seconds = time.monotonic() - began
+        lost = len(asked.prompt) - len(recalled.tokens)
+        self._troubles.done(
+            "recall",
+            seq_id=asked.seq_id,
+            n_tokens=len(recalled.tokens),
+            of=len(asked.prompt),
+            nbytes=recalled.nbytes,
+            seconds=round(seconds, 6),
+            why=recalled.why.reason,
+        )
+        self._troubles.count(
+            recalls=1,
+            hits=recalled.n_past > 0,
+            tokens_asked=len(asked.prompt),
+            tokens_recalled=len(recalled.tokens),
+            bytes_read=recalled.nbytes,
+            recall_microseconds=round(1e6 * seconds),
+            **{LOST + recalled.why.reason: lost},
+        )
+        return recalled, found
+
+    def _recall(self, asked: Asked, *, logits: bool) -> tuple[Recalled, Found]:
         met = _Met()
         failure = ""
         while True:  # each time with one object less, or with another one in its place
             with self._troubles.tolerated("recall"):
                 try:
-                    found, hit = self.search(asked, logits=logits, met=met)
-                    recalled = self._load(asked, found, hit, met)
-                    self._troubles.count(
-                        hits=recalled.n_past > 0,
-                        tokens_recalled=len(recalled.tokens),
-                        bytes_read=recalled.nbytes,
-                    )
-                    return recalled, found
+                    found, hit = self._worthwhile(asked, met, logits=logits)
+                    return self._load(asked, found, hit, met), found
                 except DamagedError as error:
                     met.last = error
                     if not self._met(error, met):
@@ -165,6 +223,8 @@ class Recaller:
     def _load(self, asked: Asked, found: Found, hit: Hit, met: _Met) -> Recalled:
         memory, seq_id, prompt = asked.memory, asked.seq_id, asked.prompt
         why = self._why(asked, found, hit, met.last)
+        if met.too_slow and why.reason != "all":
+            why = Why("too little gain", hit.n_tokens)
         keep = self._held(asked)
         if keep and keep >= hit.end:
             memory.cut(seq_id, keep)
@@ -189,7 +249,8 @@ class Recaller:
             row = self._logits(hit)
         nbytes = self._reader.load(memory, seq_id, hit, objects, keep=keep, tokens=ids, logits=row)
         used = (name for link in hit.links for name in link.kinds.values())
-        self._backend.touch(used)
+        with self._troubles.tolerated("touch"):  # a full server refuses that, too
+            self._backend.touch(used)
         self._keep_nearer(asked.root, hit, read)
         return Recalled(hit.end, nbytes, tokens, why)
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ..errors import Difference
 from .prompt import Token
 
 Reason: TypeAlias = Literal[
-    "all", "held", "differs", "no restore point", "missing", "damaged", "another", "empty", "failed"
+    "all",
+    "held",
+    "differs",
+    "no restore point",
+    "missing",
+    "damaged",
+    "another",
+    "empty",
+    "too little gain",
+    "failed",
 ]
 
 
@@ -61,6 +70,7 @@ _SENTENCES: Mapping[Reason, str] = {
     "damaged": "the chunk at token {n} is damaged, and was set aside",
     "another": "prompts are stored only of another model, or of other settings: {fields}",
     "empty": "nothing is stored",
+    "too little gain": "reading what is behind token {n} would take as long as decoding it",
     "failed": "the store failed: {detail}",
 }
 
@@ -246,61 +256,3 @@ class Verified:
     def ok(self) -> bool:
         """Whether all is sound that can be read."""
         return not self.damaged and not self.orphans
-
-
-@dataclass(frozen=True, slots=True)
-class PlaceStats:
-    """What one place of a store holds.
-
-    Attributes:
-        location: Where it is.
-        used_bytes: Bytes that everything in it takes; 0 where it cannot be counted.
-        capacity_bytes: The most that it may.
-        refused: Objects that it had no room for.
-        kept: Objects that were found in a place further away and copied to this one.
-    """
-
-    location: str
-    used_bytes: int
-    capacity_bytes: int
-    refused: int = 0
-    kept: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What a store holds, and what this object has done with it.
-
-    Attributes:
-        location: Where it is: all its places.
-        used_bytes: Bytes that everything takes, in all places together.
-        capacity_bytes: The most that it may.
-        recalls: Calls of recall, those of prefill counted.
-        hits: Those that found something.
-        tokens_recalled: Tokens that did not have to be evaluated.
-        bytes_read: Bytes of objects that were put into a context.
-        tokens_remembered: New tokens that were written.
-        bytes_written: Bytes of objects that were written, or wait for it.
-        pending_bytes: Bytes that wait to be written.
-        dropped: Objects that were not written, since too much waited.
-        refused: Objects that no place had room for.
-        damaged: Objects that were set aside.
-        failures: Kind of trouble -> how often it was met.
-        places: Each place, nearest first.
-    """
-
-    location: str
-    used_bytes: int
-    capacity_bytes: int
-    recalls: int = 0
-    hits: int = 0
-    tokens_recalled: int = 0
-    bytes_read: int = 0
-    tokens_remembered: int = 0
-    bytes_written: int = 0
-    pending_bytes: int = 0
-    dropped: int = 0
-    refused: int = 0
-    damaged: int = 0
-    failures: Mapping[str, int] = field(default_factory=dict)
-    places: Sequence[PlaceStats] = ()

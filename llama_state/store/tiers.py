@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from .._io.buffers import flat
 from .lookup import DamagedError
 from .objects import Name
-from .places.backend import Backend, Stored
+from .places.backend import Place, Stored
+from .places.guard import Guard
 from .reading import Reader
 from .troubles import Troubles
 
 if TYPE_CHECKING:
     from .._io import Buffer
+    from .places.backend import Backend
 
 T = TypeVar("T")
 
+# What was asked for once is known until so many other objects were.
+_MOST_SEEN: Final = 1 << 16
 # So long what did not work in a place is not tried there again.
 _REST_SECONDS: Final = 60.0
 
@@ -28,15 +32,19 @@ class Tier:
     """One of the places, and what is known of it for a while.
 
     Args:
-        backend: The place.
+        place: The place.
 
     Attributes:
+        later: It is written to from a nearer place, after a call.
+        second: It is given what the store is asked to remember a second time.
         refused: Objects that it had no room for.
-        kept: Objects that were found further away and copied to it.
+        kept: Objects that were found in another place and copied to it.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+    def __init__(self, place: Place) -> None:
+        self.backend = place.backend
+        self.later = place.write == "behind" or place.admit == "second"
+        self.second = place.admit == "second"
         self.refused = 0
         self.kept = 0
         self._full_until = 0.0
@@ -44,9 +52,21 @@ class Tier:
         self._hidden: dict[Name, float] = {}
 
     @property
+    def guard(self) -> Guard | None:
+        """What keeps its deadline, if it has one."""
+        return self.backend if isinstance(self.backend, Guard) else None
+
+    @property
+    def resting(self) -> bool:
+        """Whether it is left alone, since it failed."""
+        return self.guard is not None and self.guard.resting > 0
+
+    @property
     def has_room(self) -> bool:
         """Whether it can be written to, and has refused nothing of late."""
-        return not self.backend.readonly and time.monotonic() >= self._full_until
+        if self.backend.readonly or self.resting:
+            return False
+        return time.monotonic() >= self._full_until
 
     def hides(self, name: Name) -> bool:
         """Return whether an object is to be taken as not there."""
@@ -97,17 +117,26 @@ class Tiers:
     """
 
     def __init__(
-        self, places: Sequence[Backend], troubles: Troubles, reader: Reader, *, readonly: bool
+        self, places: Sequence[Place], troubles: Troubles, reader: Reader, *, readonly: bool
     ) -> None:
         self.tiers = tuple(map(Tier, places))
-        self.location = ", ".join(place.location for place in places)
-        self.capacity_bytes = sum(place.capacity_bytes for place in places)
+        self.location = ", ".join(place.backend.location for place in places)
+        self.capacity_bytes = sum(place.backend.capacity_bytes for place in places)
+        self.remote = any(place.backend.remote for place in places)
         self.readonly = readonly
         self._troubles = troubles
         self._reader = reader
         self._read_far: set[Name] = set()
+        self._seen: dict[Name, int] = {}
 
     # -- reading
+
+    def expect(self, parents: Sequence[bytes]) -> None:
+        """See :class:`Backend`: those that are far away get ready."""
+        far = [tier for tier in self.tiers if tier.backend.remote and not tier.resting]
+        with suppress(OSError):  # what is asked for next fails, too, and says so
+            for _ in self._answers("look into", lambda t: t.backend.expect(parents), far):
+                pass
 
     def children(self, parent: bytes) -> Sequence[Name]:
         """See :class:`Backend`: those of all places."""
@@ -128,7 +157,7 @@ class Tiers:
         The furthest place that has room decides: what a nearer one has let go of is there, and
         what could not be written to it before is written now.
         """
-        roomy = [tier for tier in reversed(self.tiers) if tier.has_room]
+        roomy = [tier for tier in reversed(self.tiers) if tier.has_room and not tier.later]
         for there in self._answers("look into", lambda tier: tier.has(name), roomy):
             return not there
         return not self.has(name)
@@ -169,11 +198,15 @@ class Tiers:
     # -- writing
 
     def put(self, name: Name, parts: Iterable[Buffer]) -> bool:
-        """See :class:`Backend`: to all places; False where none has written it."""
+        """See :class:`Backend`: to all places but those that are written to later.
+
+        False where none has written it.
+        """
         if self.readonly:
             return False
         views = [flat(part) for part in parts]
-        return any([*self._answers("write to", lambda tier: tier.put(name, views))])
+        now = [tier for tier in self.tiers if not tier.later]
+        return any([*self._answers("write to", lambda tier: tier.put(name, views), now)])
 
     def touch(self, names: Iterable[Name], when: float | None = None) -> None:
         """See :class:`Backend`: in all places."""
@@ -196,7 +229,12 @@ class Tiers:
             return 0
         return sum(self._answers("evict from", lambda tier: tier.backend.evict(to_bytes)))
 
-    # -- keeping nearer
+    # -- copies from place to place
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether there are places that are written to later."""
+        return not self.readonly and any(tier.later for tier in self.tiers)
 
     def take_far(self, names: Iterable[Name]) -> list[Name]:
         """Return which of these objects were read, and not from the nearest place."""
@@ -213,24 +251,47 @@ class Tiers:
         Args:
             names: The objects; what others go on from comes first.
         """
+        self._copy(names, lambda tier, nearest: not nearest)
+
+    def pass_on(self, names: Iterable[Name]) -> None:
+        """Copy objects to the places that are written to later; see :meth:`keep_nearer`.
+
+        Args:
+            names: The objects; what others go on from comes first.
+        """
+        listed = list(names)
+        twice = {name for name in listed if self._seen.get(name, 0)}
+        for name in listed:
+            self._seen.pop(name, None)  # the last seen comes last
+            self._seen[name] = 1
+        for name in [*self._seen][:-_MOST_SEEN]:
+            del self._seen[name]
+        for tier in self.tiers:
+            if tier.later:
+                wanted = [name for name in listed if not tier.second or name in twice]
+                self._copy(wanted, lambda each, _, to=tier: each is to)  # type: ignore[misc]
+
+    def _copy(self, names: Iterable[Name], is_wanted: Callable[[Tier, bool], bool]) -> None:
+        """Copy objects to the places for which *is_wanted*, also told if a nearer one has it."""
         full: set[Tier] = set()
         for name in names:
             with suppress(DamagedError):
-                self._keep_nearer(name, full)
+                self._copy_one(name, is_wanted, full)
 
-    def _keep_nearer(self, name: Name, full: set[Tier]) -> None:
-        nearer: list[Tier] = []
+    def _copy_one(
+        self, name: Name, is_wanted: Callable[[Tier, bool], bool], full: set[Tier]
+    ) -> None:
+        source: Tier | None = None
+        targets: list[Tier] = []
         for tier, there in self._answers("look into", lambda tier: (tier, tier.has(name))):
             if there:
-                break
-            if tier not in full and not tier.backend.readonly and not tier.hides(name):
-                nearer.append(tier)
-        else:
-            return  # it is gone
-        if not nearer:
+                source = source or tier
+            elif tier not in full and not tier.backend.readonly and not tier.hides(name):
+                targets += [tier] if is_wanted(tier, source is not None) else []
+        if source is None or not targets:
             return
-        with self._reader.at(tier.backend).whole(name) as (view, _):
-            for to in nearer:
+        with self._reader.at(source.backend).whole(name) as (view, _):
+            for to in targets:
                 try:
                     to.kept += to.put(name, [view])
                     there = to.has(name)
@@ -239,6 +300,22 @@ class Tiers:
                     there = False
                 if not there:
                     full.add(to)
+
+    def seconds_to_read(self, objects: Sequence[tuple[Name, int]]) -> tuple[float, set[Name]]:
+        """Return what reading objects from far away will take, and which of them lie there.
+
+        Args:
+            objects: Names, and bytes. What a place on this machine has takes no time.
+        """
+        far: dict[Guard, list[int]] = {}
+        names: set[Name] = set()
+        for name, nbytes in objects:
+            where = self._answers("look into", lambda tier: (tier, tier.has(name)))  # noqa: B023
+            tier = next((tier for tier, there in where if there), None)
+            if tier is not None and tier.guard is not None:
+                far.setdefault(tier.guard, []).append(nbytes)
+                names.add(name)
+        return sum(guard.pace.seconds(sizes) for guard, sizes in far.items()), names
 
     # -- asking the places
 
@@ -250,7 +327,7 @@ class Tiers:
             OSError: One may have it, and failed.
         """
         failed: OSError | None = None
-        for tier in self.tiers:
+        for tier in self._awake(self.tiers):
             if not tier.hides(name):
                 try:
                     return tier, read(tier.backend)
@@ -270,7 +347,7 @@ class Tiers:
         """
         failed: OSError | None = None
         answered = False
-        for tier in self.tiers if tiers is None else tiers:
+        for tier in self._awake(self.tiers if tiers is None else tiers):
             try:
                 answer = ask(tier)
             except OSError as error:
@@ -280,6 +357,10 @@ class Tiers:
                 yield answer
         if failed and not answered:
             raise failed
+
+    def _awake(self, tiers: Sequence[Tier]) -> Sequence[Tier]:
+        """Return the places that are not left alone; of those that all are, the first."""
+        return [tier for tier in tiers if not tier.resting] or tiers[:1]
 
     def _all(self, doing: str, tell: Callable[[Tier], None]) -> None:
         """Tell all places something."""

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 from ..errors import ClosedError, SequenceIdError, StateError
 
+LOST = "lost: "  # of a count: tokens that a recall did not find, by why
+
 LOGGER = logging.getLogger("llama_state.store")
 
 _OF_THE_CALLER = (ClosedError, SequenceIdError)
@@ -36,6 +38,12 @@ class Troubles:
         """Add to the counts."""
         with self._lock:
             self.counts.update(done)
+
+    def done(self, doing: str, **facts: object) -> None:
+        """Log what was done, for who has set the level to DEBUG: as text, and as ``facts``."""
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            text = " ".join(f"{name}={value!r}" for name, value in facts.items())
+            LOGGER.debug("%s %s", doing, text, extra={"facts": {"doing": doing, **facts}})
 
     @contextmanager
     def tolerated(self, doing: str) -> Iterator[None]:

@@ -161,4 +161,4 @@ class Machine(RuleBasedStateMachine):
 def test_any_order(model: ls.Model) -> None:
     """Whatever the order, and whatever happens to the folder."""
     machine = type("Machine", (Machine,), {"model": model})
-    run_state_machine_as_test(machine, settings=examples(model.arch))
+    run_state_machine_as_test(machine, settings=examples(model.arch, slowest=True))

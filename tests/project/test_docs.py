@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\((?!\w+:)([^)#]*)(?:#([^)]*))?\)")
 TEST = re.compile(
-    r"`((?:adapters|checkpoint|cli|context|fuzz|inspection|io|layout|llama|project|real|store|testing)"
+    r"`((?:adapters|checkpoint|cli|context|fuzz|inspection|io|layout|llama|project|real|servers|store|testing)"
     r"/test_\w+\.py)`"
 )
 # Files of the package as the page on architecture names them.

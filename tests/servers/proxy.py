@@ -19,6 +19,7 @@ class Proxy:
         limit: What may be sent back on a connection; then it is reset. None: all.
         at_limit: Called when a connection meets the limit, before it is reset.
         silent: Whether nothing is passed on in either direction.
+        delay: Seconds that what is sent back waits.
         passed: Bytes that were sent back so far.
     """
 
@@ -26,6 +27,7 @@ class Proxy:
         self.limit: int | None = None
         self.at_limit: Callable[[], None] = lambda: None
         self.silent = False
+        self.delay = 0.0
         self.passed = 0
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -67,6 +69,8 @@ class Proxy:
             while data := source.recv(1 << 16):
                 while self.silent:
                     threading.Event().wait(0.05)
+                if back and self.delay:
+                    threading.Event().wait(self.delay)
                 sent += len(data)
                 if back and self.limit is not None and sent > self.limit:
                     self.at_limit()

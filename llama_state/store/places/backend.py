@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 from ..objects import KINDS, Name
 from ..prompt import KEY_SIZE
@@ -30,12 +30,18 @@ class Stored:
     used: float
 
 
+Writing: TypeAlias = Literal["through", "behind", "never"]
+Admission: TypeAlias = Literal["always", "second"]
+
+
+@runtime_checkable
 class Backend(Protocol):
     """A place for objects, which all its users read, write and evict at once.
 
     Objects are immutable: the first one of a name stays. They are named so that what goes on from
     a prefix can be listed: see :class:`Name` and :func:`text_of`. Any method can raise OSError,
-    and nothing else but what it says. All can be called from several threads at once.
+    those that read a FormatError where the place itself finds damage, and nothing else but what
+    each says. All can be called from several threads at once.
 
     :mod:`llama_state.testing.stores` has the tests that every back end must pass.
 
@@ -106,6 +112,22 @@ class Backend(Protocol):
 
     def used_bytes(self) -> int:
         """Return the bytes that everything takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place of a store, and when it is written to.
+
+    Attributes:
+        backend: The place.
+        write: "through": while the caller waits. "behind": afterwards, by a thread, from a nearer
+            place. "never": it is only read.
+        admit: "always", or "second": what a store is asked to remember a second time.
+    """
+
+    backend: Backend
+    write: Writing = "through"
+    admit: Admission = "always"
 
 
 def text_of(name: Name) -> str:

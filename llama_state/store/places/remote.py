@@ -26,7 +26,13 @@ _HEAD: Final = PAGE
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What can be told of a place: that something is well, or what to do about it."""
+    """What there is to say of a server.
+
+    Attributes:
+        level: "ok": as it should be. "warning": it works, and can be better. "error": objects
+            cannot be written, or not be found.
+        text: A sentence; of what is not ok also what to do.
+    """
 
     level: Literal["ok", "warning", "error"]
     text: str
@@ -41,10 +47,13 @@ class Engine(Protocol):
     Attributes:
         location: Where the server is, without any password.
         best_bytes: Objects of about that size are read fastest.
+        readonly: Nothing may be written, also not to take away what is left of an object. It is
+            set by what uses the engine.
     """
 
     location: str
     best_bytes: int
+    readonly: bool
 
     def listed(self, parents: Sequence[bytes]) -> list[Mapping[Name, int]]:
         """Return, for each of *parents*, the objects that go on from it, with their bytes."""
@@ -76,7 +85,7 @@ class Engine(Protocol):
         """Yield all objects."""
 
     def advise(self) -> list[Advice]:
-        """Try the server, and return what can be told of it. It raises nothing."""
+        """Look at the server's settings, and say what of them matters to a store."""
 
 
 class RemoteBackend:
@@ -95,7 +104,7 @@ class RemoteBackend:
         self.engine = engine
         self.location = engine.location
         self.capacity_bytes = capacity_bytes
-        self.readonly = readonly
+        self.readonly = engine.readonly = readonly
         self._listed: dict[bytes, tuple[float, Mapping[Name, int]]] = {}
         self._heads: dict[Name, tuple[float, bytes]] = {}
 
@@ -128,6 +137,7 @@ class RemoteBackend:
             return data[:nbytes]
         found = self.engine.heads([name], nbytes)[0]
         if found is None:
+            self._forget(name)
             raise gone(name)
         return found
 
@@ -135,7 +145,11 @@ class RemoteBackend:
     def open(self, name: Name, nbytes: int) -> Iterator[memoryview]:
         """See :class:`Backend`."""
         with POOL.lend(nbytes) as buffer:
-            self.engine.read(name, buffer)
+            try:
+                self.engine.read(name, buffer)
+            except FileNotFoundError:
+                self._forget(name)
+                raise
             yield buffer
 
     def entries(self) -> Iterator[Stored]:
@@ -170,8 +184,7 @@ class RemoteBackend:
         """See :class:`Backend`."""
         if self.readonly:
             return 0
-        self._listed.pop(name.parent, None)
-        self._heads.pop(name, None)
+        self._forget(name)
         nbytes = self.engine.size(name) or 0
         self.engine.delete([name])
         return nbytes
@@ -197,6 +210,11 @@ class RemoteBackend:
     def _children(self, parent: bytes) -> Mapping[Name, int]:
         known = self._known(parent)
         return self.engine.listed([parent])[0] if known is None else known
+
+    def _forget(self, name: Name) -> None:
+        """Ask again for what was listed, or it could not be written anew for a while."""
+        self._listed.pop(name.parent, None)
+        self._heads.pop(name, None)
 
     def _known(self, parent: bytes) -> Mapping[Name, int] | None:
         at, found = self._listed.get(parent, (0.0, None))

@@ -8,11 +8,12 @@ import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
+from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit, urlunsplit
 
-from .backend import Backend
+from .backend import Admission, Backend, Place, Writing
 from .folder import FolderBackend, is_store
+from .guard import DEADLINE_SECONDS, Guard
 from .memory import MemoryBackend
 from .remote import Engine, RemoteBackend
 
@@ -28,7 +29,13 @@ _SERVERS: Final = {
     **dict.fromkeys(("redis", "rediss", "valkey", "valkeys", "unix"), "redis"),
     **dict.fromkeys(("s3", "gs", "az"), "buckets"),
 }
+_SECONDS: Final = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400}
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+
+
+Where: TypeAlias = "StrPath | Backend | Place"
+"""A path, a URL, or a back end that is open."""
 
 
 def open_place(
@@ -82,19 +89,22 @@ def _open_server(
             f"{parts.scheme}: takes no capacity: the server has its own limit, and"
             " 'llama-state store evict' takes away from it"
         )
+    deadline = seconds_of(options.get("deadline", str(DEADLINE_SECONDS)))
     module = import_module(f".{_SERVERS[parts.scheme]}", __package__)
     engine: Engine = module.open_engine(parts, options)
-    return RemoteBackend(engine, _NO_LIMIT, readonly=readonly)
+    return Guard(RemoteBackend(engine, _NO_LIMIT, readonly=readonly), deadline)
 
 
 def open_places(
-    where: Sequence[StrPath], capacity_bytes: int | None, *, durable: bool, readonly: bool
-) -> list[Backend]:
+    where: Where | Sequence[Where], capacity_bytes: int | None, *, durable: bool, readonly: bool
+) -> list[Place]:
     """Open several places; see :func:`open_place`.
 
     Raises:
         ValueError: There is none, one is named twice, or *capacity_bytes* is given for several.
     """
+    if isinstance(where, (str, os.PathLike, Backend, Place)):
+        where = [where]
     if not where:
         raise ValueError("where is an empty list: name a place")
     if capacity_bytes is not None and len(where) > 1:
@@ -102,12 +112,45 @@ def open_places(
             f"capacity_bytes is for one place, where names {len(where)}: give each its own, as"
             " size= in its URL"
         )
-    found = [open_place(each, capacity_bytes, durable=durable, readonly=readonly) for each in where]
-    locations = [place.location for place in found]
+    found = [_open_for(each, capacity_bytes, durable=durable, readonly=readonly) for each in where]
+    locations = [place.backend.location for place in found]
     for location in locations:
         if locations.count(location) > 1:
             raise ValueError(f"where names {location} twice")
+    if found[0].write == "behind" or found[0].admit == "second":
+        raise ValueError(
+            f"{locations[0]} is the nearest place: write=behind and admit=second need one that is"
+            " nearer, and holds what is to be written; or remember(wait=False)"
+        )
     return found
+
+
+def _open_for(where: Where, capacity_bytes: int | None, *, durable: bool, readonly: bool) -> Place:
+    """Open a place, with what its URL says of when it is written to."""
+    if isinstance(where, Place):
+        return where
+    if isinstance(where, Backend):
+        guarded = where.remote and not isinstance(where, Guard)
+        return Place(Guard(where) if guarded else where)
+    text = os.fsdecode(os.fspath(where))
+    write: Writing = "through"
+    admit: Admission = "always"
+    if len(text) >= 3 and _URL.match(text):
+        parts = urlsplit(text)
+        query = parse_qs(parts.query, keep_blank_values=True)
+        write = _one_of(text, "write", query.pop("write", ["through"]), get_args(Writing))
+        admit = _one_of(text, "admit", query.pop("admit", ["always"]), get_args(Admission))
+        if "write=" in parts.query or "admit=" in parts.query:
+            where = urlunsplit(parts._replace(query=urlencode(query, doseq=True)))
+    readonly |= write == "never"
+    place = open_place(where, capacity_bytes, durable=durable, readonly=readonly)
+    return Place(place, write, admit)
+
+
+def _one_of(url: str, name: str, values: Sequence[str], known: Sequence[str]) -> Any:
+    if values[-1] not in known:
+        raise ValueError(f"{url}: {name}= is one of {', '.join(known)}")
+    return values[-1]
 
 
 def open_existing(where: StrPath, *, readonly: bool) -> Backend:
@@ -117,6 +160,8 @@ def open_existing(where: StrPath, *, readonly: bool) -> Backend:
         ValueError: *where* is no place that outlives the process.
         OSError: There is none, or it cannot be used.
     """
+    if _is_server(where):
+        return open_place(where, None, durable=False, readonly=readonly)
     found = open_place(where, _NO_LIMIT, durable=False, readonly=True)
     if isinstance(found, MemoryBackend):
         raise ValueError(f"{found.location} is of one process: give a folder")
@@ -125,6 +170,10 @@ def open_existing(where: StrPath, *, readonly: bool) -> Backend:
     if readonly:
         return found
     return open_place(where, _NO_LIMIT, durable=False, readonly=False)
+
+
+def _is_server(where: StrPath) -> bool:
+    return urlsplit(os.fsdecode(os.fspath(where))).scheme in _SERVERS
 
 
 def _capacity(where: str, options: dict[str, str], given: int | None) -> int:
@@ -147,3 +196,15 @@ def size_of(text: str) -> int:
         raise ValueError(f"{text!r} is no size: say 50GiB, 1.5GB or a number of bytes")
     unit = (match[2] or "").lower()
     return int(float(match[1]) * (_BINARY | _UNITS)[unit])
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds that a time like "5", "0.5s", "20ms", "30min", "12h" or "7d" means.
+
+    Raises:
+        ValueError: It is no time.
+    """
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no time: say 20ms, 5s, 30min, 12h or 7d")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
