@@ -16,6 +16,7 @@ import pytest
 
 import llama_state
 from llama_state.errors import UnsupportedError
+from llama_state.store.lookup import DAMAGE
 from llama_state.store.places import bucket_calls
 from llama_state.store.places.buckets import PART, open_engine
 from llama_state.testing.stores import key, name, payload
@@ -51,6 +52,7 @@ def refused(call: Callable[[], object], seconds: float = 5.0) -> OSError:
     with pytest.raises(OSError) as caught:  # noqa: PT011 - its kind is looked at by the caller
         call()
     assert time.monotonic() - began < seconds
+    assert caught.value.errno not in DAMAGE, "a sound object would be removed"
     error: BaseException | None = caught.value
     while error is not None:
         assert SECRET not in str(error) + repr(error)

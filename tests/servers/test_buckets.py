@@ -149,6 +149,11 @@ def test_pins_are_replaced(backend: Backend, server: S3Server, url: str) -> None
         found = {stored.name: stored.used for stored in opened(url).entries()}
         assert found[pin] == end
         assert set(backend.children(key("a"))) == {name("b", "a"), pin}
+    # Two ends, where a process was killed between writing one and removing the other.
+    path = _path(pin)
+    for end in (9_000_000_000_000, 10_000_000_000_000):
+        backend.engine._store.put(f"{path}.{end}", b"")  # type: ignore[attr-defined]
+    assert {stored.used for stored in backend.entries() if stored.name == pin} == {1e10}
     backend.remove(pin)
     assert [stored.name for stored in backend.entries()] == [name("b", "a")]
     backend.put(pin, [b"pin"])
@@ -169,6 +174,7 @@ def test_foreign_objects(server: S3Server, url: str) -> None:
         f"{stem}.R/deeper",
         f"/other{stem}.R",
         f"{stem.upper()}.R",
+        f"/{key('a').hex()}-{key('b').hex()}-4.R",
     }
     for path in foreign:
         server.request("PUT", f"/kept{prefix}{path}", b"foreign")

@@ -230,7 +230,7 @@ class BucketEngine:
         self._call(
             self._obstore.put,
             _path(name),
-            [part for part in parts if len(part)] or [b""],
+            [*parts],
             use_multipart=large,
             chunk_size=PART,
             max_concurrency=_AT_ONCE,
