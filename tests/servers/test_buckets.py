@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from itertools import count
 from random import Random
 from typing import Any, ClassVar
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
 from llama_state.errors import TruncatedError
+from llama_state.store.advice import advise
 from llama_state.store.objects import NO_PARENT
 from llama_state.store.places.backend import Backend
-from llama_state.store.places.buckets import PART, BucketEngine
+from llama_state.store.places.buckets import PART, BucketEngine, _path, open_engine
 from llama_state.store.places.remote import RemoteBackend
 from llama_state.store.places.urls import open_place
 from llama_state.testing.stores import BackendTests, key, name, payload
@@ -48,10 +50,9 @@ def backend(url: str) -> Backend:
 
 
 def opened(url: str) -> RemoteBackend:
-    """The place at a URL."""
-    place = open_place(url, None, durable=False, readonly=False)
-    assert isinstance(place, RemoteBackend)
-    return place
+    """The place at a URL, without the guard that a store gives it: each call is made."""
+    parts = urlsplit(url)
+    return RemoteBackend(open_engine(parts, dict(parse_qsl(parts.query))), 1 << 40)
 
 
 class TestBucket(BackendTests):
@@ -83,6 +84,8 @@ def test_many_parts(backend: Backend) -> None:
         for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True)
     ]
     assert backend.put(name("a"), views)
+    tag = backend.engine._store.head(_path(name("a")))["e_tag"]  # type: ignore[attr-defined]
+    assert tag.endswith('-4"'), "not an upload of four parts"
     with backend.open(name("a"), len(data)) as view:
         assert view == data
     for wrong in (1, PART, PART + 1, len(data) - 1, len(data) + 1, len(data) + PART):
@@ -146,6 +149,11 @@ def test_pins_are_replaced(backend: Backend, server: S3Server, url: str) -> None
         found = {stored.name: stored.used for stored in opened(url).entries()}
         assert found[pin] == end
         assert set(backend.children(key("a"))) == {name("b", "a"), pin}
+    # Two ends, where a process was killed between writing one and removing the other.
+    path = _path(pin)
+    for end in (9_000_000_000_000, 10_000_000_000_000):
+        backend.engine._store.put(f"{path}.{end}", b"")  # type: ignore[attr-defined]
+    assert {stored.used for stored in backend.entries() if stored.name == pin} == {1e10}
     backend.remove(pin)
     assert [stored.name for stored in backend.entries()] == [name("b", "a")]
     backend.put(pin, [b"pin"])
@@ -166,6 +174,7 @@ def test_foreign_objects(server: S3Server, url: str) -> None:
         f"{stem}.R/deeper",
         f"/other{stem}.R",
         f"{stem.upper()}.R",
+        f"/{key('a').hex()}-{key('b').hex()}-4.R",
     }
     for path in foreign:
         server.request("PUT", f"/kept{prefix}{path}", b"foreign")
@@ -190,16 +199,27 @@ def test_foreign_objects(server: S3Server, url: str) -> None:
 
 
 def test_advice(server: S3Server, url: str) -> None:
-    """What can be told of a bucket, and nothing stays of the trial."""
-    place = opened(url)
-    found = place.engine.advise()
-    assert [each.level for each in found] == ["ok"] * 4 + ["warning"]
-    for what, each in zip(("list", "write", "read", "remove"), found, strict=False):
-        assert each.text.startswith(f"can {what}: ")
-    assert "lifecycle" in found[-1].text
+    """What can be told of a bucket; a missing one is an error, which says what to do."""
+    found = [*advise(open_place(url, None, durable=False, readonly=False), has_key=True)]
+    assert {each.level for each in found} == {"ok"}
+    texts = " ".join(each.text for each in found)
+    for what in ("can be listed", "lifecycle rule", "was written, read and removed"):
+        assert what in texts
     prefix = url.removeprefix("s3://kept/").split("?")[0]
     assert "<Key>" not in server.request("GET", f"/kept?list-type=2&prefix={prefix}/").decode()
-    missing = opened(f"s3://missing?endpoint={server.endpoint}")
-    (only,) = missing.engine.advise()
+    (only,) = advise(opened(f"s3://missing?endpoint={server.endpoint}"), has_key=True)
     assert only.level == "error"
     assert "the bucket does not exist" in only.text
+
+
+def test_read_only(backend: RemoteBackend, url: str) -> None:
+    """A place that is only read writes nothing, not even the end of a pin."""
+    pin = name("a", kind="P")
+    backend.put(pin, [b"pin"])
+    backend.touch([pin], 3e9)
+    place = opened(url)
+    reader = RemoteBackend(place.engine, 1 << 40, readonly=True)
+    place.engine.touch([pin], 4e9)
+    assert not reader.put(name("b"), [b"x"])
+    assert not reader.remove(pin)
+    assert [(each.name, each.used) for each in reader.entries()] == [(pin, 3e9)]

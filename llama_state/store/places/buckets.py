@@ -11,7 +11,6 @@ same.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -22,7 +21,9 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from ..objects import Name
 from .backend import Stored, name_of, text_of
 from .bucket_calls import OUT_OF_RANGE, call, load_obstore, together
+from .guard import DEADLINE_SECONDS
 from .remote import Advice, check_size
+from .urls import seconds_of
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ _CHUNK: Final = 1 << 18  # copied at once: what is larger has to be gathered fir
 _AT_ONCE: Final = 4  # large requests
 _SMALL_AT_ONCE: Final = 16
 _PAGE: Final = 1000  # objects of one answer to a listing
-_DEADLINE: Final = 5.0
+_LONGEST: Final = 3600.0  # seconds
 _SERVICES: Final = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 # Option of the URL -> the name that obstore has for it.
 _SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -54,7 +55,7 @@ def open_engine(parts: SplitResult, options: dict[str, str]) -> BucketEngine:
 
     Args:
         parts: ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``.
-        options: ``endpoint``, ``region`` (of S3), ``account`` (of Azure), ``deadline`` in seconds.
+        options: ``endpoint``, ``region`` (of S3), ``account`` (of Azure), ``deadline``.
 
     Raises:
         ValueError: The URL names no bucket or has a password, or an option is not known.
@@ -79,7 +80,10 @@ def open_engine(parts: SplitResult, options: dict[str, str]) -> BucketEngine:
             f"{scheme}: option {min(unknown)!r} is not known: {', '.join(known)} are. Credentials"
             f" belong into the environment: {_CREDENTIALS[scheme]}"
         )
-    deadline = _deadline(options.get("deadline"))
+    seconds = seconds_of(options.get("deadline", str(DEADLINE_SECONDS)))
+    if not 0 < seconds <= _LONGEST:
+        raise ValueError(f"deadline={options['deadline']}: it must be more than 0, up to 1h")
+    deadline = timedelta(seconds=seconds)
     endpoint = _endpoint(options["endpoint"]) if "endpoint" in options else ""
     where = [
         f"{name}={options[name].rstrip('/')}" for name in ("endpoint", "account") if name in options
@@ -113,16 +117,6 @@ def open_engine(parts: SplitResult, options: dict[str, str]) -> BucketEngine:
     return BucketEngine(store, location)
 
 
-def _deadline(text: str | None) -> timedelta:
-    try:
-        seconds = _DEADLINE if text is None else float(text)
-        if not 0 < seconds <= 3600:
-            raise ValueError(text)
-    except ValueError:
-        raise ValueError(f"deadline={text} is no number of seconds up to 3600") from None
-    return timedelta(seconds=seconds)
-
-
 def _endpoint(text: str) -> str:
     """Return an endpoint that obstore can use: at others it gives up with a panic."""
     parts = urlsplit(text)
@@ -142,6 +136,7 @@ class BucketEngine:
     """
 
     best_bytes = PART
+    readonly = False
 
     def __init__(self, store: Any, location: str) -> None:
         self.location = location
@@ -235,7 +230,7 @@ class BucketEngine:
         self._call(
             self._obstore.put,
             _path(name),
-            [part for part in parts if len(part)] or [b""],
+            [*parts],
             use_multipart=large,
             chunk_size=PART,
             max_concurrency=_AT_ONCE,
@@ -244,7 +239,7 @@ class BucketEngine:
     def touch(self, names: Sequence[Name], when: float) -> None:
         """See :class:`~.remote.Engine`: only the end of a pin is noted."""
         for pin in names:
-            if pin.kind != "P":
+            if pin.kind != "P" or self.readonly:
                 continue
             paths = [each["path"] for each in self._objects(pin.parent.hex())]
             if _path(pin) not in paths:
@@ -273,36 +268,19 @@ class BucketEngine:
     # -- what can be told of it
 
     def advise(self) -> list[Advice]:
-        """See :class:`~.remote.Engine`: an object is written and removed again."""
-        probe = f"llama-state-probe-{secrets.token_hex(8)}"
-        list_some = partial(self._call, self._obstore.list_with_delimiter, probe)
-        write = partial(self._call, self._obstore.put, probe, b"probe", use_multipart=False)
-        found = [self._tried("list", list_some)]
-        if found[0].level == "error":
-            return found
-        found += [
-            self._tried("write", write),
-            self._tried("read", partial(self._call, self._obstore.get, probe)),
-            self._tried("remove", partial(self._delete, [probe])),
-        ]
-        found.append(
-            Advice(
-                "warning",
-                "a bucket keeps everything until it is told otherwise: give the prefix a lifecycle"
-                " rule by age, one for parts that were never completed, or run 'llama-state store"
-                " evict' at times",
-            )
-        )
-        return found
-
-    def _tried(self, what: str, act: Callable[[], object]) -> Advice:
+        """See :class:`~.remote.Engine`: a bucket does not tell its rules."""
         began = time.monotonic()
-        try:
-            act()
-        except OSError as error:
-            return Advice("error", f"cannot {what}: {error}")
+        self._call(self._obstore.list_with_delimiter, "no such folder")
         took = (time.monotonic() - began) * 1000
-        return Advice("ok", f"can {what}: {took:.0f} ms")
+        return [
+            Advice("ok", f"the bucket can be listed; that took {took:.1f} ms"),
+            Advice(
+                "ok",
+                "a bucket keeps everything until it is told otherwise: see that the prefix has a"
+                " lifecycle rule by age, and one for uploads that were never completed, or run"
+                " 'llama-state store evict' at times",
+            ),
+        ]
 
     def _objects(self, folder: str | None) -> Iterator[Any]:
         """Yield what obstore tells of each object in a folder, or of all."""
