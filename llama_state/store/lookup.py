@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 # Headers are small, and change only where an object was evicted and written again: so many are
 # kept.
 _MOST_HEADERS: Final = 1 << 16
-# What says that something is wrong with one file. All else may pass: too many files are open, say.
-_DAMAGE: Final = frozenset({errno.EIO, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENXIO})
+DAMAGE: Final = frozenset({errno.EIO, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENXIO})
+"""Errors that say that something is wrong with one object, which is then set aside.
+
+All others may pass: too many files are open, say, or a server does not answer.
+"""
 
 
 class DamagedError(StateError):
@@ -56,7 +59,7 @@ class DamagedError(StateError):
         """Return what an error at reading an object says of it."""
         if isinstance(error, FileNotFoundError):
             return cls(name, position, gone=True)
-        if isinstance(error, OSError) and error.errno not in _DAMAGE:
+        if isinstance(error, OSError) and error.errno not in DAMAGE:
             return cls(name, position, gone=True, cause=error)
         return cls(name, position, gone=False)
 

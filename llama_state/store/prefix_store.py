@@ -161,7 +161,7 @@ class PrefixStore:
         """
         with self._asked(ctx, tokens, seq_id) as asked:
             match = Match(0, 0, Why("failed", detail="it could not be read"))
-            with self._troubles.tolerated("find"):
+            with self._served(asked), self._troubles.tolerated("find"):
                 match = self._recaller.match(asked)
         return match
 
@@ -187,7 +187,7 @@ class PrefixStore:
                 to declare.
             ClosedError: Context or store was closed.
         """
-        with self._asked(ctx, tokens, seq_id) as asked:
+        with self._asked(ctx, tokens, seq_id) as asked, self._served(asked):
             return self._recaller.recall(asked, logits=False)[0]
 
     def remember(
@@ -262,14 +262,16 @@ class PrefixStore:
             prompt = asked.prompt
             if not len(prompt):
                 raise ValueError("no tokens: there is nothing to prefill")
-            recalled, found = self._recaller.recall(asked, logits=True)
-            done = len(recalled.tokens)
+            with self._served(asked):
+                recalled, found = self._recaller.recall(asked, logits=True)
+                done = len(recalled.tokens)
+                stops = self._stops(asked, found, done)
             rest = prompt.tokens[done:]
             if any(isinstance(token, Media) for token in rest):
                 raise UnsupportedError(
                     "media have to be evaluated by their binding: recall, evaluate, remember"
                 )
-            for end in self._stops(asked, found, done):
+            for end in stops:
                 self._decode(asked, done, end, progress)
                 done = end
                 self._remember(asked.shortened(end))
@@ -353,7 +355,7 @@ class PrefixStore:
         with self._asked(ctx, tokens, seq_id) as asked:
             n_tokens = 0
             self._behind.settle()
-            with self._troubles.tolerated("pin"):
+            with self._served(asked), self._troubles.tolerated("pin"):
                 links = self._lookup.walk(asked.root, asked.prompt).links
                 if links:
                     last = links[-1].header
@@ -377,11 +379,12 @@ class PrefixStore:
             The bytes that are free now, in all places together.
         """
         freed = 0
-        with self._asked(ctx, tokens, seq_id) as asked, self._troubles.tolerated("forget"):
+        with self._asked(ctx, tokens, seq_id) as asked:
             self._behind.settle()
-            links = self._lookup.walk(asked.root, asked.prompt).links
-            if links:
-                freed = self._tree().remove(links[-1].key)
+            with self._served(asked), self._troubles.tolerated("forget"):
+                links = self._lookup.walk(asked.root, asked.prompt).links
+                if links:
+                    freed = self._tree().remove(links[-1].key)
         return freed
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -417,17 +420,20 @@ class PrefixStore:
             geometry = memory.geometry(seq_id)
             fields = identity.identity_fields(memory.fingerprint(), geometry, self._namespace)
             root = self._keys.root(identity.to_json(fields))
-            asked = Asked(memory, seq_id, prompt, root, fields, Needs.of(memory.traits()))
-            with one_call():
-                self._expect(asked)
-                yield asked
+            yield Asked(memory, seq_id, prompt, root, fields, Needs.of(memory.traits()))
 
-    def _expect(self, asked: Asked) -> None:
-        """Let places that are far away get ready for what a call will look for."""
-        if self._backend.remote:
-            size = asked.needs.chunk(self._chunk_tokens)
-            keys = self._keys.along(asked.root, asked.prompt, size)
-            self._backend.expect([NO_PARENT, asked.root, *keys])
+    @contextmanager
+    def _served(self, asked: Asked) -> Iterator[None]:
+        """Let places that are far away get ready for what the block looks for.
+
+        All of it has one deadline: nothing is decoded in it.
+        """
+        with one_call():
+            if self._backend.remote:
+                size = asked.needs.chunk(self._chunk_tokens)
+                keys = self._keys.along(asked.root, asked.prompt, size)
+                self._backend.expect([NO_PARENT, asked.root, *keys])
+            yield
 
     # -- remembering
 
@@ -439,13 +445,19 @@ class PrefixStore:
             self._behind.settle()  # nothing is written before what it goes on from
         root, prompt, needs = asked.root, asked.prompt, asked.needs
         target: Target = self._backend if wait else self._behind
-        self._expect(asked)
-        with self._troubles.tolerated("remember"):
+        with self._served(asked), self._troubles.tolerated("remember"):
             self._writer.describe(target, root, identity.to_json(asked.fields), NO_PARENT)
             written, chunks = self._writer.write(
                 target, asked.memory, asked.seq_id, root, prompt, needs
             )
             self._troubles.count(tokens_remembered=written.new_tokens, bytes_written=written.nbytes)
+            self._troubles.done(
+                "remember",
+                seq_id=asked.seq_id,
+                n_tokens=written.n_tokens,
+                new_tokens=written.new_tokens,
+                nbytes=written.nbytes,
+            )
             tidy = partial(self._writer.tidy, root, prompt, needs, chunks)
             if written.new_tokens:
                 tidy() if wait else self._behind.afterwards(tidy)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .places.backend import Backend
 
 _AHEAD: Final = 2  # pieces that are in memory at once: the one that llama.cpp copies and the next
+# Where some may come from a server, which answers several questions at once.
+_FAR_AHEAD: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Reader:
         self._backend = backend
         self._lookup = lookup
         self._seal = seal
+        self._most = _FAR_AHEAD if backend.remote else _AHEAD
 
     def load(
         self,
@@ -100,7 +103,7 @@ class Reader:
             DamagedError: An object is; the sequence is empty.
             StateError: llama.cpp refused a piece; the sequence is empty.
         """
-        with ExitStack() as kept, Threads() as threads:
+        with ExitStack() as kept, Threads(self._most - 1) as threads:
             in_turn = memory.appends(seq_id)
             # Closed at once: what it holds open would wait for whoever holds an error.
             with closing(self._ahead(threads, objects, None if in_turn else kept)) as pieces:
@@ -164,7 +167,7 @@ class Reader:
         coming: deque[tuple[Wanted, Answer[_Open]]] = deque()
         rest = iter(objects)
         try:
-            for each in islice(rest, _AHEAD):
+            for each in islice(rest, self._most):
                 coming.append((each, threads.ask(partial(self._open, each))))
             while coming:
                 yield from self._taken(*coming[0], kept)

@@ -178,14 +178,24 @@ class Recaller:
         """
         began = time.monotonic()
         recalled, found = self._recall(asked, logits=logits)
+        seconds = time.monotonic() - began
         lost = len(asked.prompt) - len(recalled.tokens)
+        self._troubles.done(
+            "recall",
+            seq_id=asked.seq_id,
+            n_tokens=len(recalled.tokens),
+            of=len(asked.prompt),
+            nbytes=recalled.nbytes,
+            seconds=round(seconds, 6),
+            why=recalled.why.reason,
+        )
         self._troubles.count(
             recalls=1,
             hits=recalled.n_past > 0,
             tokens_asked=len(asked.prompt),
             tokens_recalled=len(recalled.tokens),
             bytes_read=recalled.nbytes,
-            recall_microseconds=round(1e6 * (time.monotonic() - began)),
+            recall_microseconds=round(1e6 * seconds),
             **{LOST + recalled.why.reason: lost},
         )
         return recalled, found

@@ -39,6 +39,12 @@ class Troubles:
         with self._lock:
             self.counts.update(done)
 
+    def done(self, doing: str, **facts: object) -> None:
+        """Log what was done, for who has set the level to DEBUG: as text, and as ``facts``."""
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            text = " ".join(f"{name}={value!r}" for name, value in facts.items())
+            LOGGER.debug("%s %s", doing, text, extra={"facts": {"doing": doing, **facts}})
+
     @contextmanager
     def tolerated(self, doing: str) -> Iterator[None]:
         """End the block at a trouble of the store; errors of the caller are raised."""

@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager
 from typing import ClassVar
 
 from ..errors import TruncatedError
+from ..store.lookup import DAMAGE
 from ..store.objects import NO_PARENT, Kind, Name
 from ..store.places.backend import Backend, Stored, name_of, text_of
 
@@ -269,6 +270,7 @@ class BackendTests:
                 error = _error(call)
                 assert isinstance(error, OSError), f"{what}: {error!r}"
                 assert not isinstance(error, FileNotFoundError), what
+                assert error.errno not in DAMAGE, f"{what}: a sound object would be removed"
                 assert time.monotonic() - began < 30, what
         assert _opened(backend, name("a"), 5) == b"there"
         assert {stored.name for stored in backend.entries()} >= {name("a")}

@@ -267,3 +267,15 @@ def test_prometheus(engine: LocalEngine, ctx: ls.Context) -> None:
     assert values["llama_state_store_tokens_recalled_total"] == N
     assert values['llama_state_store_used_bytes{place="local:"}'] > 0
     assert len(values) == len(samples), "no sample twice"
+
+
+def test_log_lines(engine: LocalEngine, ctx: ls.Context, caplog: pytest.LogCaptureFixture) -> None:
+    """What was done is logged at DEBUG, with figures that a program can read."""
+    with caplog.at_level("DEBUG", "llama_state.store"), stored(far(engine)) as store:
+        store.prefill(ctx, tokens())
+        store.recall(ctx, [*tokens(), 1])
+    facts = [record.facts for record in caplog.records if hasattr(record, "facts")]
+    assert [each["doing"] for each in facts] == ["recall", "remember", "recall"]
+    assert facts[1]["new_tokens"] == N
+    assert facts[2]["why"] == "held"
+    assert "new_tokens=200" in caplog.text

@@ -14,6 +14,22 @@ from tests.project.benchmarks import check, check_store, run, run_state_io, run_
 pytestmark = pytest.mark.libllama
 
 
+def test_store_buckets(tmp_path: Path) -> None:
+    """Both ways read the same bytes from the server, and no file stays."""
+    out = tmp_path / "out.json"
+    output = run(
+        "store_buckets.py",
+        *("--tokens", "4", "--folder", str(tmp_path), "--json", str(out)),
+        LLAMA_STATE_LIBRARY=str(LIBRARY.path),
+    )
+    timings = json.loads(out.read_text())["timings"]
+    assert len(timings) == 3
+    assert len({one["nbytes"] for one in timings}) == 1
+    assert all(len(one["seconds"]) == 2 and one["way"] in output for one in timings)
+    assert "wanted 0.6" in output
+    assert [*tmp_path.iterdir()] == [out]
+
+
 def test_state_io(tmp_path: Path) -> None:
     """The engine of llama_state: all ways but those of llama-cpp-python, and nothing left over."""
     chart = tmp_path / "chart.svg"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OUT_OF_RANGE: Final = errno.EINVAL
+OUT_OF_RANGE: Final = errno.ERANGE
 """Of the error for bytes that an object does not have."""
 
 _USED_IN: Final[list[int]] = []  # the process that has sent the first request
@@ -118,7 +118,7 @@ def _meaning(error: BaseException, text: str) -> tuple[int, str]:
     status = match[1] if (match := _STATUS.search(text)) else ""
     said = _said(text, code)
     if _NO_BUCKET.search(text):
-        return errno.EIO, "the bucket does not exist: make it, or correct the URL"
+        return errno.ENODEV, "the bucket does not exist: make it, or correct the URL"
     if isinstance(error, FileNotFoundError):
         return errno.ENOENT, "no such object"
     if code == "RequestTimeTooSkewed":
@@ -139,8 +139,9 @@ def _meaning(error: BaseException, text: str) -> tuple[int, str]:
             "no answer in time: see whether the server is there, or raise deadline=",
         )
     if "without LOCATION" in text or code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
-        return errno.EIO, f"the bucket is in another region: say region= in the URL ({said})"
-    return errno.EIO, f"the server cannot be used: {said}"
+        return errno.ENODEV, f"the bucket is in another region: say region= in the URL ({said})"
+    # Not EIO, which would say that the object is damaged.
+    return errno.ECONNABORTED, f"the server cannot be used: {said}"
 
 
 def _said(text: str, code: str) -> str:

@@ -27,8 +27,10 @@ from .remote import Advice, check_size
 T = TypeVar("T")
 
 PART: Final = 16 << 20
-"""Bytes of one request: more of them are read and written by several at once."""
+"""The most bytes of one request: more of them are read and written by several at once."""
 
+_SMALLEST: Final = 4 << 20  # smaller parts take longer than one request
+_CHUNK: Final = 1 << 18  # copied at once: what is larger has to be gathered first
 _AT_ONCE: Final = 4  # large requests
 _SMALL_AT_ONCE: Final = 16
 _PAGE: Final = 1000  # objects of one answer to a listing
@@ -185,13 +187,14 @@ class BucketEngine:
 
     def read(self, name: Name, buffer: memoryview) -> None:
         """See :class:`~.remote.Engine`: large ones by several requests at once."""
-        starts = range(0, max(len(buffer), 1), PART)
-        together([partial(self._read, name, buffer, start) for start in starts], _AT_ONCE)
-
-    def _read(self, name: Name, buffer: memoryview, start: int) -> None:
-        part = buffer[start : start + PART]
+        step = part_size(len(buffer))
         # One that is read at once can be empty, and then has no ranges.
-        options = {"range": (start, start + len(part))} if len(buffer) > PART else None
+        starts = range(0, len(buffer), step) if len(buffer) > step else [0]
+        together([partial(self._read, name, buffer, each, step) for each in starts], _AT_ONCE)
+
+    def _read(self, name: Name, buffer: memoryview, start: int, step: int) -> None:
+        part = buffer[start : start + step]
+        options = {"range": (start, start + len(part))} if len(part) < len(buffer) else None
         try:
             found = self._call(self._obstore.get, _path(name), options=options)
         except OSError as error:
@@ -199,9 +202,13 @@ class BucketEngine:
                 check_size(buffer, self.size(name) or 0)
             raise
         check_size(buffer, found.meta["size"])
-        data = call(self.location, found.bytes)
-        check_size(part, len(data))
-        part[:] = memoryview(data)
+        chunks, at = found.stream(min_chunk_size=_CHUNK), 0
+        while (chunk := call(self.location, next, chunks, None)) is not None:
+            view = memoryview(chunk)
+            check_size(part, max(at + len(view), len(part)))
+            part[at : at + len(view)] = view
+            at += len(view)
+        check_size(part, at)
 
     def entries(self) -> Iterator[Stored]:
         """See :class:`~.remote.Engine`."""
@@ -302,6 +309,11 @@ class BucketEngine:
         stream = self._call(self._obstore.list, folder, chunk_size=_PAGE)
         while chunk := call(self.location, next, stream, None):
             yield from chunk
+
+
+def part_size(nbytes: int) -> int:
+    """Return the bytes of the parts by which so many are read: as many parts as go at once."""
+    return min(max(-(-nbytes // _AT_ONCE), _SMALLEST), PART)
 
 
 def _path(name: Name) -> str:

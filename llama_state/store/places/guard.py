@@ -27,21 +27,20 @@ _NEW: Final = 0.25
 # What says something of one object, or of the room there is, and not that a place is dead.
 _ALIVE: Final = frozenset({errno.ENOENT, errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
-# Guard -> the seconds that it has cost a call.
-_SPENT: ContextVar[dict[object, float] | None] = ContextVar("call of a store", default=None)
+_CALL_BEGAN: ContextVar[float | None] = ContextVar("call of a store", default=None)
 
 
 @contextmanager
 def one_call() -> Iterator[None]:
     """All that the block asks of a guarded place is one call: it has one deadline.
 
-    What else the block does, such as decoding, takes nothing of it.
+    By the clock, whatever else the block does: nothing may be decoded in it.
     """
-    token = _SPENT.set({})
+    token = _CALL_BEGAN.set(time.monotonic())
     try:
         yield
     finally:
-        _SPENT.reset(token)
+        _CALL_BEGAN.reset(token)
 
 
 class RestingError(OSError):
@@ -162,10 +161,9 @@ class Guard:
     def _within(self, act: Callable[[], T]) -> T:
         """Act in another thread, until the time of the call is up."""
         self._check_awake()
-        spent = _SPENT.get()
-        spent = {} if spent is None else spent
-        left = self.deadline - spent.get(self, 0.0)
-        began = time.monotonic()
+        began = _CALL_BEGAN.get()
+        now = time.monotonic()
+        left = self.deadline - (0.0 if began is None else now - began)
         task = _Task(act)
         try:
             start_new_thread(task.run, ())
@@ -181,8 +179,6 @@ class Guard:
             self._trip()
             message = f"no answer within {self.deadline:g} s: it is left alone for {self._rest:g} s"
             raise TimeoutError(errno.ETIMEDOUT, message, self.location) from None
-        finally:
-            spent[self] = spent.get(self, 0.0) + time.monotonic() - began
 
     def _unhurried(self, act: Callable[[], T]) -> T:
         self._check_awake()
@@ -199,7 +195,7 @@ class Guard:
             raise RestingError(errno.EHOSTDOWN, message, self.location)
 
     def _trip(self) -> None:
-        self.trips += 1
+        self.trips += not self.resting  # of several calls at once the first one counts
         self._rests_until = time.monotonic() + self._rest
 
 

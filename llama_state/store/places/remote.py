@@ -41,6 +41,9 @@ class Advice:
 class Engine(Protocol):
     """Speaks with one kind of server. Any method can raise OSError, for whatever goes wrong.
 
+    An error of the server or of the way to it has none of the numbers of
+    :data:`~llama_state.store.lookup.DAMAGE`: those have an object removed.
+
     Attributes:
         location: Where the server is, without any password.
         best_bytes: Objects of about that size are read fastest.
