@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from shutil import which
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import pytest
 
@@ -20,7 +24,7 @@ from llama_state.store.places.redis import RedisEngine, open_engine
 from llama_state.store.places.remote import RemoteBackend
 from llama_state.testing.stores import key, name, payload
 from tests.servers.proxy import Proxy, proxy
-from tests.servers.redis_server import RedisServer, cluster, program, running
+from tests.servers.redis_server import RedisServer, cluster, free_port, program, running
 
 MIB = 1 << 20
 LARGE = 9 * MIB + 5
@@ -49,8 +53,6 @@ def between(server: RedisServer) -> Iterator[Proxy]:
 
 def engine(port: int, **options: object) -> RedisEngine:
     """An engine, with a short deadline."""
-    from urllib.parse import urlsplit
-
     given = {"deadline": f"{DEADLINE}s", **{name: str(value) for name, value in options.items()}}
     return open_engine(urlsplit(f"redis://127.0.0.1:{port}"), given)
 
@@ -146,8 +148,6 @@ def test_nobody_listens() -> None:
 
 def test_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong password is PermissionError; no text shows one, right or wrong."""
-    from urllib.parse import quote, urlsplit
-
     with running(tmp_path, program("redis"), "--requirepass", SECRET) as server:
 
         def opened(password: str | None) -> RedisEngine:
@@ -191,8 +191,6 @@ def test_may_only_read(server: RedisServer) -> None:
         *("ACL", "SETUSER", "reader", "on", f">{SECRET}", "~*", "+@read", "+@connection"),
     )
     server.evict(":1")
-    from urllib.parse import quote, urlsplit
-
     reader = urlsplit(f"redis://reader:{quote(SECRET)}@127.0.0.1:{server.port}")
     backend = RemoteBackend(open_engine(reader, {}), 1 << 40, readonly=True)
     before = server.names()
@@ -202,6 +200,52 @@ def test_may_only_read(server: RedisServer) -> None:
     assert sorted(server.names()) == sorted(before)
     writer = RemoteBackend(open_engine(reader, {}), 1 << 40)
     assert isinstance(error_of(lambda: writer.put(name("c"), [b"x"])), PermissionError)
+
+
+def test_rights_that_the_page_names(server: RedisServer) -> None:
+    """The user of docs/store-servers.md can do all that a store does; without writing, read."""
+    page = (Path(__file__).parents[2] / "docs" / "store-servers.md").read_text()
+    (line,) = re.findall(r"^ *(ACL SETUSER .*)$", page, re.MULTILINE)
+    for rights in (line, line.replace(" +@write", "")):
+        server.client.execute_command("ACL", "DELUSER", "llama")
+        server.client.execute_command(*rights.split())
+        one = open_engine(urlsplit(f"redis://llama:password@127.0.0.1:{server.port}"), {})
+        if rights == line:
+            backend = RemoteBackend(one, 1 << 40)
+            assert backend.put(name("a"), [payload("a", LARGE)])
+            backend.touch([name("a")])
+            assert backend.put(name("b"), [b"x"])
+            assert backend.remove(name("b")) == 1
+        else:
+            backend = RemoteBackend(one, 1 << 40, readonly=True)
+        assert read(backend, "a", LARGE) == payload("a", LARGE)
+        assert [each.name for each in backend.entries()] == [name("a")]
+        assert {each.level for each in one.advise()} <= {"ok", "warning"}
+    server.client.execute_command("ACL", "DELUSER", "llama")
+
+
+def test_encrypted(tmp_path: Path) -> None:
+    """With TLS, and who the server is checked."""
+    if not which("openssl"):
+        pytest.skip("openssl is not installed: apt-get install openssl")
+    cert, private, port = tmp_path / "cert", tmp_path / "key", free_port()
+    command = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    subprocess.run(
+        [*command, *names, "-keyout", str(private), "-out", str(cert)],
+        check=True,
+        capture_output=True,
+    )
+    tls = ("--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(private))
+    with running(tmp_path / "s", program("redis"), *tls, "--tls-auth-clients", "no"):
+        where = urlsplit(f"rediss://127.0.0.1:{port}")
+        backend = RemoteBackend(open_engine(where, {"ssl_ca_certs": str(cert)}), 1 << 40)
+        assert backend.put(name("a"), [payload("a", LARGE)])
+        assert read(backend, "a", LARGE) == payload("a", LARGE)
+        unknown = RemoteBackend(open_engine(where, {}), 1 << 40)
+        error = error_of(lambda: unknown.has(name("a")))
+        assert isinstance(error, ConnectionError)
+        assert "certificate" in str(error)
 
 
 # -- a server that lets go of things
