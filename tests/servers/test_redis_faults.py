@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -17,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+from llama_state.errors import TruncatedError
 from llama_state.store.objects import NO_PARENT
 from llama_state.store.places.redis import RedisEngine, open_engine
 from llama_state.store.places.remote import RemoteBackend
@@ -137,6 +139,8 @@ def test_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert error.__suppress_context__, "what the client raised holds it"
         assert opened(SECRET).listed([key("a")]) == [{}]
         assert SECRET not in opened(SECRET).location
+        told = opened(SECRET)._server._as_os_error(RuntimeError(f"it has {SECRET} in it"))
+        assert "it has *** in it" in str(told)
         monkeypatch.setenv("LLAMA_STATE_REDIS_PASSWORD", SECRET)
         assert opened(None).listed([key("a")]) == [{}]
 
@@ -226,19 +230,43 @@ def test_encrypted(tmp_path: Path) -> None:
 # -- a server that lets go of things
 
 
-@pytest.mark.parametrize("part", [":0", ":2", ":4"])
+@pytest.mark.parametrize("part", [":0", ":2", ":4", "head"])
 def test_holes(server: RedisServer, part: str) -> None:
     """An object without a piece is gone, and can be written anew at once."""
+    head = part == "head"
     for backend in (place(server.port), place(server.port)):
         backend.put(name("a"), [payload("a", LARGE)])
         backend.expect([NO_PARENT])
-        assert server.evict(part) == 1
+        backend._heads.clear()
+        assert server.evict(":0" if head else part) == 1
         with pytest.raises(FileNotFoundError):
-            read(backend, "a", LARGE)
+            backend.head(name("a"), 9) if head else read(backend, "a", LARGE)
         assert not backend.has(name("a"))
         assert server.names() == [], "what was left of it is in the way"
         assert backend.put(name("a"), [payload("a", LARGE)])
         assert read(backend, "a", LARGE) == payload("a", LARGE)
+
+
+@pytest.mark.parametrize("damage", ["another type", "longer", "shorter"])
+def test_damaged_pieces(server: RedisServer, damage: str) -> None:
+    """A piece that is none is an error, and the answers still on their way are nobody's."""
+    backend = place(server.port)
+    for n in range(3):
+        backend.put(name(str(n)), [payload(str(n), LARGE)])
+    mark = f"{name('1').key.hex()}-4.R:"
+    (piece,) = [one for one in server.names() if mark in one.decode() and one.endswith(b":1")]
+    if damage == "another type":
+        server.client.delete(piece)
+        server.client.lpush(piece, "x")
+    else:
+        server.client.set(piece, bytes(2 * MIB + (1 if damage == "longer" else -1)))
+    for _ in range(3):
+        with pytest.raises((OSError, TruncatedError)) as caught:
+            read(backend, "1", LARGE)
+        assert not isinstance(caught.value, FileNotFoundError)
+        for n in (0, 2):
+            assert read(backend, str(n), LARGE) == payload(str(n), LARGE)
+            assert backend.engine.size(name(str(n))) == LARGE
 
 
 def test_hole_of_another_process(server: RedisServer) -> None:
@@ -406,19 +434,39 @@ def test_forked(server: RedisServer) -> None:
             assert read(backend, str(n), LARGE) == payload(str(n), LARGE)
             assert backend.engine.size(name(str(n))) == LARGE
 
+    def child() -> None:
+        reads(2)
+        assert backend.put(name("of the child"), [b"x"])
+
     reads(0)
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        with suppress(BaseException):
-            reads(2)
-            assert backend.put(name("of the child"), [b"x"])
-            status = 0
-        os._exit(status)
+    pid = forked(child)
     reads(0)
     assert os.waitpid(pid, 0)[1] == 0
     assert backend.has(name("of the child"))
     reads(0)
+
+
+def test_forked_at_a_bad_moment(server: RedisServer) -> None:
+    """A lock that another thread held when the process was forked keeps nobody waiting."""
+    backend = place(server.port)
+    backend.put(name("a"), [payload("a", LARGE)])
+    pool = backend.engine._server._client.connection_pool  # type: ignore[attr-defined]
+    with pool._lock:
+        pid = forked(lambda: read(backend, "a", LARGE))
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def forked(act: Callable[[], object]) -> int:
+    """Let a forked process act: its id. It ends with 0 if it can, in good time."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        status = 1
+        with suppress(BaseException):
+            act()
+            status = 0
+        os._exit(status)
+    return pid
 
 
 def test_slots_that_move(tmp_path: Path) -> None:
