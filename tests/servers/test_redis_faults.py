@@ -419,9 +419,6 @@ def test_keys_of_others(server: RedisServer) -> None:
     assert "?prefix=other" in other.location
 
 
-# -- processes
-
-
 def test_forked(server: RedisServer) -> None:
     """Parent and child go on at once, each with connections of its own."""
     backend = place(server.port)
@@ -446,14 +443,24 @@ def test_forked(server: RedisServer) -> None:
     reads(0)
 
 
-def test_forked_at_a_bad_moment(server: RedisServer) -> None:
+def test_forked_at_a_bad_moment(tmp_path: Path) -> None:
     """A lock that another thread held when the process was forked keeps nobody waiting."""
-    backend = place(server.port)
-    backend.put(name("a"), [payload("a", LARGE)])
-    pool = backend.engine._server._client.connection_pool  # type: ignore[attr-defined]
-    with pool._lock:
-        pid = forked(lambda: read(backend, "a", LARGE))
-    assert os.waitpid(pid, 0)[1] == 0
+    with cluster(tmp_path, program("redis"), 2) as servers:
+        backend = place(servers[0].port, cluster=1)
+        backend.put(name("a"), [payload("a", LARGE)])
+        lock = backend.engine._server._client.nodes_manager._lock  # type: ignore[attr-defined]
+        held, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with lock:
+                held.set()
+                done.wait(60)
+
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait(60)
+        pid = forked(lambda: list(backend.entries()))
+        done.set()
+        assert os.waitpid(pid, 0)[1] == 0
 
 
 def forked(act: Callable[[], object]) -> int:
