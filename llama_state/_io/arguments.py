@@ -40,6 +40,7 @@ RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
     "capacity_bytes": (0, 2**63 - 1, ""),
     "to_bytes": (0, 2**63 - 1, ""),
     "chunk_tokens": (1, _INT32, ""),
+    "shared_tokens": (0, _INT32, ""),
     "pending_bytes": (0, 2**63 - 1, ""),
     "source": (0, _INT32, "it is a sequence id"),
     "logits_of": (0, _INT32, "it is a sequence id"),

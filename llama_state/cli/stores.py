@@ -434,10 +434,11 @@ def run_copy(options: argparse.Namespace) -> Status:
 
 def _opened(options: argparse.Namespace, *, readonly: bool = True) -> tuple[Backend, Tree]:
     from ..store.places.urls import open_existing
+    from ..store.trust import Trust
     from ..store.upkeep import Tree
 
     backend = open_existing(options.place, readonly=readonly)
-    return backend, Tree.of(backend, read_key(options))
+    return backend, Tree.of(backend, Trust(read_key(options)))
 
 
 def _key_of(tree: Tree, begin: str) -> bytes:

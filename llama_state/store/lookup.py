@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from .. import layout
 from ..errors import FormatError, StateError, TruncatedError
-from .objects import MAX_WORDS, Header, Kind, Name, Seal, header_size, parse
+from .objects import MAX_WORDS, Header, Kind, Name, end_of, head_size, parse
 from .places.backend import Backend
-from .prompt import Keys, Prompt, common
+from .prompt import Prompt, common
+from .trust import Domain, Trust
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -25,6 +26,13 @@ DAMAGE: Final = frozenset({errno.EIO, errno.EISDIR, errno.EINVAL, errno.ELOOP, e
 
 All others may pass: too many files are open, say, or a server does not answer.
 """
+
+
+class _OtherShareError(FormatError):
+    """An object that is sound, and of a store with another length of the shared part.
+
+    It is not used, and not in the way: its name is not that of any object of this store.
+    """
 
 
 class DamagedError(StateError):
@@ -57,7 +65,7 @@ class DamagedError(StateError):
     @classmethod
     def of(cls, name: Name, position: int, error: OSError | FormatError) -> DamagedError:
         """Return what an error at reading an object says of it."""
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, (FileNotFoundError, _OtherShareError)):
             return cls(name, position, gone=True)
         if isinstance(error, OSError) and error.errno not in DAMAGE:
             return cls(name, position, gone=True, cause=error)
@@ -176,16 +184,12 @@ class Lookup:
 
     Args:
         backend: The place.
-        keys: Computes keys.
-        seal: Digests headers.
-        keyed: Whether the store has a key.
+        trust: The keys.
     """
 
-    def __init__(self, backend: Backend, keys: Keys, seal: Seal, *, keyed: bool) -> None:
+    def __init__(self, backend: Backend, trust: Trust) -> None:
         self._backend = backend
-        self._keys = keys
-        self._seal = seal
-        self._keyed = keyed
+        self.trust = trust
         self._headers: dict[Name, Header] = {}
 
     def walk(self, root: bytes, prompt: Prompt, without: Container[Name] = ()) -> Found:
@@ -198,6 +202,7 @@ class Lookup:
             if start > found.end:
                 found.links = list(links)
             index = prompt.index(start)
+            at = self.trust.onward(at, start, prompt)
             for link in self.children(at, start, found.damaged, without):
                 words = link.header.words
                 shared = common(words, prompt.words(index, index + len(words) // 4))
@@ -250,7 +255,7 @@ class Lookup:
         return header
 
     def _at_head(self, name: Name, place: Backend | Target) -> Header:
-        likely = header_size(4 * min(name.n_positions, MAX_WORDS))
+        likely = head_size(4 * min(name.n_positions, MAX_WORDS))
         try:
             return self.parsed(name, place.head(name, likely))
         except TruncatedError as error:
@@ -265,24 +270,29 @@ class Lookup:
         Raises:
             FormatError: It is damaged, of another object, or of another key.
         """
-        header = parse(data, self._seal, keyed=self._keyed)
-        if header.name != name or not self._is_of_key(header):
+        end = end_of(data) or 0
+        try:
+            return self._of_domain(name, data, self.trust.at(end))
+        except FormatError:
+            other = self.trust.other(end)
+            if other is None:
+                raise
+            self._of_domain(name, data, other)
+            raise _OtherShareError("another store shares more, or less", offset=24) from None
+
+    def _of_domain(self, name: Name, data: Buffer, domain: Domain) -> Header:
+        header = parse(data, domain.seal, keyed=self.trust.keyed)
+        if header.name != name or not domain.names(header):
             raise FormatError("an object of another name", offset=32)
         return header
 
     def at(self, backend: Backend) -> Lookup:
         """Return what walks along the chains of another place, and knows nothing of it yet."""
-        return Lookup(backend, self._keys, self._seal, keyed=self._keyed)
+        return Lookup(backend, self.trust)
 
     def forget(self, name: Name) -> None:
         """Forget the header of an object that may be another one now."""
         self._headers.pop(name, None)
-
-    def _is_of_key(self, header: Header) -> bool:
-        name = header.name
-        if name.kind == "N":
-            return True
-        return self._keys.next(name.parent, name.n_positions, header.words) == name.key
 
     def children(
         self,

@@ -29,6 +29,7 @@ VERSION: Final = 1
 PAGE: Final = 4096
 MAX_WORDS: Final = 1 << 20
 _DIGEST: Final = 16
+_END: Final = 24  # where a header has it
 _HEAD_SIZE: Final = layout.SEQUENCE_HEAD.size
 KEYED: Final = 1
 
@@ -121,6 +122,19 @@ def header_size(n_bytes_of_words: int) -> int:
     return -(-need // PAGE) * PAGE
 
 
+def head_size(n_bytes_of_words: int) -> int:
+    """Return the bytes that :func:`parse` needs."""
+    return HEADER.size + _DIGEST + n_bytes_of_words
+
+
+def end_of(data: Buffer) -> int | None:
+    """Return the position at which an object says that it ends; None where it is none."""
+    view = flat(data)
+    if len(view) < HEADER.size or bytes(view[: len(MAGIC)]) != MAGIC:
+        return None
+    return int.from_bytes(view[_END : _END + 4], "little", signed=True)
+
+
 def pack(
     name: Name,
     root: bytes,
@@ -188,6 +202,8 @@ def parse(data: Buffer, seal: Seal, *, keyed: bool) -> Header:
     if bool(flags & KEYED) != keyed:
         made = "with a key" if flags & KEYED else "without a key"
         raise FormatError(f"this object was made {made}, the store is opened otherwise", offset=11)
+    if flags & ~KEYED:
+        raise FormatError(f"unknown flags in the header of an object: {flags:#x}", offset=11)
     if n_words > MAX_WORDS or kind.decode("latin-1") not in KINDS:
         raise FormatError("no header of an object", offset=10)
     at = HEADER.size + _DIGEST

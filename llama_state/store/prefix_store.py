@@ -15,21 +15,23 @@ from .._io.arguments import checked
 from ..errors import ClosedError, UnsupportedError
 from . import identity
 from .behind import Target, WriteBehind
-from .lookup import Found, Lookup, Needs
+from .lookup import Lookup, Needs
 from .metrics import Stats
-from .objects import KINDS, NO_PARENT, Name, sealer
+from .objects import KINDS, NO_PARENT, Name
 from .pieces import Context
 from .places.backend import Backend, Place
+from .places.encrypted import encrypted
 from .places.guard import one_call
 from .places.urls import open_places
-from .prompt import Keys, Media, Prompt, Token
+from .prompt import Media, Prompt, Token
 from .reading import Reader
 from .recall import Asked, Recaller
 from .results import Entry, Match, Recalled, Remembered, Verified, Why
 from .tiers import Tiers
 from .troubles import Troubles
+from .trust import Trust
 from .upkeep import Tree
-from .writing import Chunk, Writer, kept_points
+from .writing import Writer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,6 +68,12 @@ class PrefixStore:
         chunk_tokens: Tokens of a chunk; at most as many as the sliding window of the model has.
         key: 16 bytes or more: names and digests are made with it, so that nobody without it can
             find a prompt or forge an object.
+        shared_key: The same for the first *shared_tokens*, which others have too.
+        shared_tokens: Tokens that every prompt of this store begins with, and that are for
+            everybody, say a system prompt: they are kept under *shared_key*, all else under *key*.
+            A prompt that begins otherwise is kept under *shared_key* as far as that, too.
+        encrypt: Whether objects are encrypted, with keys that are derived from *key*, which is
+            needed, and *shared_key*.
         namespace: Keeps prompts apart from those of other namespaces: a tenant, a prompt version.
         durable: Whether what was written is on the disk (fsync) when a method returns.
         readonly: Nothing is written, but what memory keeps nearer that was found in a folder.
@@ -75,9 +83,11 @@ class PrefixStore:
 
     Raises:
         ValueError: *where* is no known place, has no capacity, or has its own and
-            *capacity_bytes* is given for several; or the key is too short.
+            *capacity_bytes* is given for several; or a key is too short, or of no use without
+            another one.
         OSError: The folder cannot be made or used.
-        UnsupportedError: xxhash is not installed, which a store without a key needs.
+        UnsupportedError: xxhash is not installed, which a store without a key needs; or
+            cryptography, which *encrypt* does.
     """
 
     def __init__(
@@ -87,23 +97,25 @@ class PrefixStore:
         capacity_bytes: int | None = None,
         chunk_tokens: int = 256,
         key: bytes | None = None,
+        shared_key: bytes | None = None,
+        shared_tokens: int = 0,
+        encrypt: bool = False,
         namespace: str = "",
         durable: bool = False,
         readonly: bool = False,
         pending_bytes: int = 256 << 20,
         min_gain: float | None = 0.0,
     ) -> None:
-        self._keys = Keys(key)
-        seal, keyed = sealer(key), key is not None
+        self._trust = Trust(key, shared_key, shared_tokens, encrypted=encrypt)
         places = open_places(where, capacity_bytes, durable=durable, readonly=readonly)
+        if encrypt:
+            places = [encrypted(place, self._trust) for place in places]
         self._troubles = Troubles(", ".join(place.backend.location for place in places))
         first = places[0].backend
-        nearest = Lookup(first, self._keys, seal, keyed=keyed)
-        self._backend = Tiers(
-            places, self._troubles, Reader(first, nearest, seal), readonly=readonly
-        )
+        nearest = Lookup(first, self._trust)
+        self._backend = Tiers(places, self._troubles, Reader(first, nearest), readonly=readonly)
         self._lookup = nearest.at(self._backend)
-        self._reader = Reader(self._backend, self._lookup, seal)
+        self._reader = Reader(self._backend, self._lookup)
         self._behind = WriteBehind(self._backend, self._troubles, pending_bytes)
         # What is copied from place to place waits by itself: nothing waits for a slow one.
         self._between = WriteBehind(self._backend, self._troubles, pending_bytes)
@@ -115,9 +127,7 @@ class PrefixStore:
             self._between.afterwards,
             min_gain,
         )
-        self._writer = Writer(
-            self._backend, self._lookup, self._keys, seal, chunk_tokens, keyed=keyed
-        )
+        self._writer = Writer(self._backend, self._lookup, chunk_tokens)
         self._chunk_tokens = chunk_tokens
         self._namespace = namespace
         self._closed = False
@@ -265,13 +275,15 @@ class PrefixStore:
             with self._served(asked):
                 recalled, found = self._recaller.recall(asked, logits=True)
                 done = len(recalled.tokens)
-                stops = self._stops(asked, found, done)
+                stops = [len(prompt)]
+                with self._troubles.tolerated("look into"):
+                    stops = self._writer.stops(asked, found)
             rest = prompt.tokens[done:]
             if any(isinstance(token, Media) for token in rest):
                 raise UnsupportedError(
                     "media have to be evaluated by their binding: recall, evaluate, remember"
                 )
-            for end in stops:
+            for end in filter(done.__lt__, stops):
                 self._decode(asked, done, end, progress)
                 done = end
                 self._remember(asked.shortened(end))
@@ -419,7 +431,7 @@ class PrefixStore:
             memory.check_sequence(seq_id)
             geometry = memory.geometry(seq_id)
             fields = identity.identity_fields(memory.fingerprint(), geometry, self._namespace)
-            root = self._keys.root(identity.to_json(fields))
+            root = self._trust.root(identity.to_json(fields))
             yield Asked(memory, seq_id, prompt, root, fields, Needs.of(memory.traits()))
 
     @contextmanager
@@ -431,8 +443,8 @@ class PrefixStore:
         with one_call():
             if self._backend.remote:
                 size = asked.needs.chunk(self._chunk_tokens)
-                keys = self._keys.along(asked.root, asked.prompt, size)
-                self._backend.expect([NO_PARENT, asked.root, *keys])
+                keys = self._trust.along(asked.root, asked.prompt, size)
+                self._backend.expect([NO_PARENT, *keys])
             yield
 
     # -- remembering
@@ -476,21 +488,6 @@ class PrefixStore:
         links = {link.key: link for chain in chains for link in chain}
         names = [link.kinds[k] for link in links.values() for k in KINDS if k in link.kinds]
         return [Name(NO_PARENT, root, 0, "N"), *names]
-
-    def _stops(self, asked: Asked, found: Found, done: int) -> list[int]:
-        """Return where a prefill stops to remember: indices of tokens, the last one is the end."""
-        prompt = asked.prompt
-        if not asked.needs.state and (not asked.needs.window or asked.memory.keeps_window()):
-            return [len(prompt)]
-        chunks: list[Chunk] = []
-        with self._troubles.tolerated("look into"):
-            chunks += self._writer.chunks(self._backend, asked.root, prompt, asked.needs)
-        positions = [chunk.end for chunk in chunks]
-        kept = kept_points(positions, self._chunk_tokens)
-        # Where other prompts go on otherwise: the next one will want to go on there too.
-        junction = found.links[-1].header.end if found.links else 0
-        stops = {chunk.last for chunk in chunks if chunk.end in kept or chunk.end == junction}
-        return sorted(end for end in {*stops, len(prompt)} if end > done)
 
 
 def _check_held(held: tuple[int, ...], tokens: tuple[int, ...], seq_id: int) -> None:

@@ -185,9 +185,14 @@ class Keys:
     """
 
     def __init__(self, secret: bytes | None) -> None:
-        if secret is not None and len(secret) < MIN_SECRET:
-            raise ValueError(f"a key must have {MIN_SECRET} bytes or more: secrets.token_bytes(32)")
+        self.check(*([] if secret is None else [secret]))
         self._secret = secret
+
+    @staticmethod
+    def check(*secrets: bytes) -> None:
+        """Raise ValueError where a secret is too short."""
+        if any(len(secret) < MIN_SECRET for secret in secrets):
+            raise ValueError(f"a key must have {MIN_SECRET} bytes or more: secrets.token_bytes(32)")
 
     def root(self, identity: bytes) -> bytes:
         """Return the key of the empty prefix, of what a namespace is described by."""
@@ -197,14 +202,13 @@ class Keys:
         """Return the key of a prefix, given that of its beginning and the tokens that follow."""
         return self._hash(parent + _LINK.pack(n_positions) + words)
 
-    def along(self, root: bytes, prompt: Prompt, size: int) -> list[bytes]:
-        """Return the keys of a prompt's prefixes, where all chunks have *size* positions."""
-        found, at = [], root
-        for first, last in prompt.chunks(0, size):
-            n_positions = prompt.position(last) - prompt.position(first)
-            at = self.next(at, n_positions, prompt.words(first, last))
-            found.append(at)
-        return found
+    def onward(self, key: bytes) -> bytes:
+        """Return what stands for a prefix of a shared key as the parent of what is under this one.
+
+        So nobody with the shared key alone can name what goes on from there, list it, or tell from
+        which prefix it does.
+        """
+        return self._hash(b"onward" + key)
 
     def _hash(self, data: bytes) -> bytes:
         if self._secret is None:
@@ -230,6 +234,22 @@ def _words(token: Token) -> bytes:
         return array("i", [token]).tobytes()
     digest = hashlib.sha256(token.digest).digest()
     return array("i", [_MEDIA, token.n_positions]).tobytes() + digest
+
+
+def n_positions_of(words: bytes) -> int | None:
+    """Return the positions that a list of words takes; None where it is none of any tokens."""
+    listed = array("i")
+    listed.frombytes(words)
+    if _MEDIA not in listed:
+        return len(listed)
+    total, at = 0, 0
+    while at < len(listed):
+        is_media = listed[at] == _MEDIA
+        if at + (_MEDIA_WORDS if is_media else 1) > len(listed):
+            return None
+        total += listed[at + 1] if is_media else 1
+        at += _MEDIA_WORDS if is_media else 1
+    return total
 
 
 def ids_of(words: bytes) -> list[int | None]:

@@ -14,7 +14,7 @@ from .. import layout
 from .._io.threads import Answer, Threads
 from ..errors import FormatError
 from .lookup import DamagedError, Hit, Lookup, Needs
-from .objects import Header, Name, Seal, payload
+from .objects import Header, Name, payload
 from .pieces import Given, SequenceMemory
 
 if TYPE_CHECKING:
@@ -77,13 +77,11 @@ class Reader:
     Args:
         backend: The place.
         lookup: Knows the headers.
-        seal: Digests objects.
     """
 
-    def __init__(self, backend: Backend, lookup: Lookup, seal: Seal) -> None:
+    def __init__(self, backend: Backend, lookup: Lookup) -> None:
         self._backend = backend
         self._lookup = lookup
-        self._seal = seal
         self._most = _FAR_AHEAD if backend.remote else _AHEAD
 
     def load(
@@ -150,7 +148,7 @@ class Reader:
 
     def at(self, backend: Backend) -> Reader:
         """Return what reads another place, and knows nothing of it yet."""
-        return Reader(backend, self._lookup.at(backend), self._seal)
+        return Reader(backend, self._lookup.at(backend))
 
     def nbytes(self, name: Name) -> int:
         """Return the bytes of the payload of an object; 0 where it cannot be had."""
@@ -223,7 +221,7 @@ class Reader:
             try:
                 view = stack.enter_context(self._backend.open(name, header.whole))
                 found = self._lookup.parsed(name, view)
-                data = payload(view, found, self._seal)
+                data = payload(view, found, self._lookup.trust.at(found.end).seal)
             except (FormatError, OSError) as error:
                 self._lookup.forget(name)
                 now = self._lookup.read(name, position)

@@ -11,24 +11,27 @@ from .._io.progress import no_progress
 from ..errors import StateError
 from . import identity
 from .lookup import Lookup
-from .objects import KINDS, NO_PARENT, Header, Name, sealer
+from .objects import KINDS, NO_PARENT, Header, Name
 from .places.backend import Backend, Stored
-from .prompt import Keys, ids_of
+from .prompt import ids_of
 from .reading import Reader
 from .results import Entry, StoredChunk, Verified
 from .tiers import Tiers
+from .trust import Trust
 
 
 @dataclass(slots=True)
 class _Node:
-    """All objects of one key, and the keys that go on from it."""
+    """All objects of one key, the one that it goes on from, and those that go on from it."""
 
     stored: list[Stored] = field(default_factory=list)
     children: set[bytes] = field(default_factory=set)
+    parent: bytes = NO_PARENT
 
     @property
-    def parent(self) -> bytes:
-        return self.stored[0].name.parent
+    def leaves_shared(self) -> bool:
+        """Whether it goes on from the part that is under the shared key."""
+        return self.parent != self.stored[0].name.parent
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +73,10 @@ class Tree:
         self._nodes: dict[bytes, _Node] = {}
         for stored in backend.entries():
             self._nodes.setdefault(stored.name.key, _Node()).stored.append(stored)
+        left = lookup.trust.left(self._nodes)
         for key, node in self._nodes.items():
+            parent_key = node.stored[0].name.parent
+            node.parent = left.get(parent_key, parent_key)
             if parent := self._nodes.get(node.parent):
                 parent.children.add(key)
         self._tops = self._found_tops()
@@ -78,16 +84,14 @@ class Tree:
         self._nodes = {key: self._nodes[key] for key in self._tops}
 
     @classmethod
-    def of(cls, backend: Backend, secret: bytes | None) -> Tree:
-        """Return the chains of a place whose objects were made with *secret*, or with none.
+    def of(cls, backend: Backend, trust: Trust) -> Tree:
+        """Return the chains of a place whose objects were made with these keys, or with none.
 
         Raises:
-            UnsupportedError: xxhash is not installed, which a store without a key needs.
-            StateError: There are prompts, and none can be read with that key.
+            StateError: There are prompts, and none can be read with them.
         """
-        seal = sealer(secret)
-        lookup = Lookup(backend, Keys(secret), seal, keyed=secret is not None)
-        tree = cls(backend, lookup, Reader(backend, lookup, seal))
+        lookup = Lookup(backend, trust)
+        tree = cls(backend, lookup, Reader(backend, lookup))
         tree._check_key()
         return tree
 
@@ -208,18 +212,18 @@ class Tree:
     def remove(self, key: bytes) -> int:
         """Remove a prefix, what goes on from it, and what nothing else goes on from.
 
-        What it goes on from stays where it is pinned.
+        What it goes on from stays where it is pinned, or of others too.
         """
         if key not in self._nodes:
             return 0  # another process was faster
         freed = sum(map(self._drop, reversed(self._below(key))))
-        parent = self._nodes[key].parent
+        gone = self._nodes[key]
         freed += self._drop(key)
-        while (node := self._nodes.get(parent)) is not None:
+        while not gone.leaves_shared and (node := self._nodes.get(gone.parent)) is not None:
             if node.children or node.parent == NO_PARENT or node.is_pinned(time.time()):
                 break
-            parent, key = node.parent, parent
-            freed += self._drop(key)
+            freed += self._drop(gone.parent)
+            gone = node
         return freed
 
     def _below(self, key: bytes) -> list[bytes]:

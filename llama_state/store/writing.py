@@ -8,14 +8,15 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from .lookup import Found, Link, Lookup, Needs
-from .objects import Kind, Name, Seal, pack
+from .objects import Kind, Name, pack
 from .pieces import SequenceMemory, Taken
-from .prompt import Keys, Prompt, common
+from .prompt import Prompt, common
 from .results import Remembered
 
 if TYPE_CHECKING:
     from .._io import Buffer
     from .behind import Target
+    from .recall import Asked
     from .tiers import Tiers
 
 # Where prompts part in less than this share of a chunk, a chunk of what they have in common does
@@ -55,29 +56,15 @@ class Writer:
 
     Args:
         backend: The place.
-        lookup: Finds what is there.
-        keys: Computes keys.
-        seal: Digests objects.
+        lookup: Finds what is there, and has the keys.
         chunk_tokens: Positions of a chunk.
-        keyed: Whether the store has a key.
     """
 
-    def __init__(
-        self,
-        backend: Tiers,
-        lookup: Lookup,
-        keys: Keys,
-        seal: Seal,
-        chunk_tokens: int,
-        *,
-        keyed: bool,
-    ) -> None:
+    def __init__(self, backend: Tiers, lookup: Lookup, chunk_tokens: int) -> None:
         self._backend = backend
         self._lookup = lookup
-        self._keys = keys
-        self._seal = seal
+        self._trust = lookup.trust
         self._chunk_tokens = chunk_tokens
-        self._keyed = keyed
         self.refused = 0
 
     def describe(self, target: Target, root: bytes, fields: bytes, no_parent: bytes) -> None:
@@ -175,12 +162,16 @@ class Writer:
     def chunks(self, target: Target, root: bytes, prompt: Prompt, needs: Needs) -> Iterator[Chunk]:
         """Yield the chunks of a prompt: those that are there, then new ones.
 
-        A new one ends where prompts part that begin with it, so that they share it.
+        A new one ends where prompts part that begin with it, so that they share it; and where
+        the shared part ends.
         """
         size = needs.chunk(self._chunk_tokens)
+        shared = self._trust.shared_part(prompt)
         at, first, stored = root, 0, True
         while first < len(prompt):
             _, last = next(prompt.chunks(first, size))
+            last = min(last, shared if first < shared else len(prompt))
+            at = self._trust.onward(at, prompt.position(first), prompt)
             chunk = self._chunk(target, at, prompt, first, last, look=stored)
             if stored and not chunk.stored:
                 last = self._end_among(target, chunk, prompt, size)
@@ -189,12 +180,29 @@ class Writer:
             yield chunk
             at, first = chunk.key, chunk.last
 
+    def stops(self, asked: Asked, found: Found) -> list[int]:
+        """Return where a prefill stops to remember: indices of tokens, the last one is the end.
+
+        Args:
+            asked: The prompt.
+            found: What a walk along it found.
+        """
+        prompt, needs = asked.prompt, asked.needs
+        if not needs.state and (not needs.window or asked.memory.keeps_window()):
+            return [len(prompt)]
+        chunks = list(self.chunks(self._backend, asked.root, prompt, needs))
+        kept = kept_points([chunk.end for chunk in chunks], self._chunk_tokens)
+        # Where other prompts go on otherwise: the next one will want to go on there too.
+        junction = found.links[-1].header.end if found.links else 0
+        stops = {chunk.last for chunk in chunks if chunk.end in kept or chunk.end == junction}
+        return sorted({*stops, self._trust.shared_part(prompt), len(prompt)} - {0})
+
     def _chunk(
         self, target: Target, parent: bytes, prompt: Prompt, first: int, last: int, *, look: bool
     ) -> Chunk:
         words = prompt.words(first, last)
         start, end = prompt.position(first), prompt.position(last)
-        key = self._keys.next(parent, end - start, words)
+        key = self._trust.at(end).keys.next(parent, end - start, words)
         stored = look and not target.lacks(Name(parent, key, end - start, "R"))
         return Chunk(parent, key, words, first, last, start, end, stored)
 
@@ -222,7 +230,12 @@ class Writer:
 
     def _goes_on(self, target: Target, link: Link) -> bool:
         """Tell whether there are chunks that go on from one."""
-        return any(name.kind == "R" for name in target.children(link.key))
+        return any(name.kind == "R" for name in self._onward(target, link))
+
+    def _onward(self, target: Target, link: Link) -> Iterator[Name]:
+        """Yield the names of what goes on from a chunk."""
+        for key in self._trust.onwards(link.key, link.header.end):
+            yield from target.children(key)
 
     def _missing(
         self, target: Target, chunks: Sequence[Chunk], windows: Container[int]
@@ -247,7 +260,7 @@ class Writer:
         """Remove restore points of a chain that are close to others, and what they needed.
 
         A pinned one stays, and the last but one: an answer is asked for again, or another branch
-        is tried, where the one before began.
+        is tried, where the one before began. So does that at the end of the shared part.
 
         Args:
             found: What a walk along the prompt found, with its last restore point.
@@ -256,14 +269,15 @@ class Writer:
         whole = {chunk.key for chunk in chunks}
         points = {links[-1].header.end: links[-1] for links in found.points}
         ends = sorted(points)
-        kept = {*kept_points(ends, self._chunk_tokens), *ends[-2:]}
+        shared = max(filter(self._trust.is_shared, ends), default=0)
+        kept = {*kept_points(ends, self._chunk_tokens), *ends[-2:], shared}
         for end, link in points.items():
             if end not in kept and not self._branches(link) and not self._has_pin(link):
                 self.remove(link, ("L", "S") if link.key in whole else ("L", "S", "W", "R"))
 
     def _branches(self, link: Link) -> bool:
         """Tell whether several chains go on from a chunk."""
-        return len({name.key for name in self._backend.children(link.key)}) > 1
+        return len({name.key for name in self._onward(self._backend, link)}) > 1
 
     def _has_pin(self, link: Link) -> bool:
         return self._backend.has(replace(link.header.name, kind="P"))
@@ -312,11 +326,11 @@ class Writer:
             root,
             words,
             parts,
-            self._seal,
+            self._trust.at(end).seal,
             first=first,
             end=end,
             session_version=session_version,
-            keyed=self._keyed,
+            keyed=self._trust.keyed,
         )
         if not target.put(name, packed):
             self.refused += target is self._backend and not target.has(name)

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 from llama_state.store import identity
 from llama_state.store.lookup import Lookup
-from llama_state.store.objects import NO_PARENT, Kind, Name, pack, sealer
+from llama_state.store.objects import NO_PARENT, Kind, Name, pack
 from llama_state.store.places.backend import Backend, Place
-from llama_state.store.prompt import Keys, Prompt
+from llama_state.store.prompt import Prompt
 from llama_state.store.reading import Reader
 from llama_state.store.tiers import Tiers
 from llama_state.store.troubles import Troubles
+from llama_state.store.trust import Trust
 
-SEAL = sealer(None)
-KEYS = Keys(None)
+TRUST = Trust(None)
+SEAL = TRUST.at(0).seal
 FIELDS = identity.to_json({"architecture": "llama", "namespace": "tests"})
-ROOT = KEYS.root(FIELDS)
+ROOT = TRUST.root(FIELDS)
 
 
 def chain(prompt: Prompt, size: int = 4) -> list[tuple[Name, bytes, int]]:
@@ -25,7 +26,7 @@ def chain(prompt: Prompt, size: int = 4) -> list[tuple[Name, bytes, int]]:
     for first, last in prompt.chunks(0, size):
         words = prompt.words(first, last)
         n = prompt.position(last) - prompt.position(first)
-        key = KEYS.next(at, n, words)
+        key = TRUST.at(0).keys.next(at, n, words)
         found.append((Name(at, key, n, "R"), words, prompt.position(last)))
         at = key
     return found
@@ -63,5 +64,5 @@ def as_one(
     places: Sequence[Backend], troubles: Troubles | None = None, *, readonly: bool = False
 ) -> Tiers:
     """Places as one, nearest first, as a store has them."""
-    reader = Reader(places[0], Lookup(places[0], KEYS, SEAL, keyed=False), SEAL)
+    reader = Reader(places[0], Lookup(places[0], TRUST))
     return Tiers([*map(Place, places)], troubles or Troubles("tests"), reader, readonly=readonly)

@@ -26,7 +26,7 @@ from llama_state.store.places.memory import MemoryBackend
 from llama_state.store.prompt import Media, Prompt
 from llama_state.store.reading import Reader
 
-from .objects import KEYS, ROOT, SEAL, chain, other, packed
+from .objects import ROOT, SEAL, TRUST, chain, other, packed
 
 ROWS = Needs(rows=True, window=False, state=False)
 
@@ -48,7 +48,7 @@ def put(backend: FolderBackend | MemoryBackend, prompt: Prompt, nbytes: int = 10
 
 def hit(backend: FolderBackend | MemoryBackend, prompt: Prompt) -> int:
     """The tokens of a prompt that are found."""
-    lookup = Lookup(backend, KEYS, SEAL, keyed=False)
+    lookup = Lookup(backend, TRUST)
     return lookup.best(lookup.walk(ROOT, prompt), prompt, ROWS, len(prompt)).n_tokens
 
 
@@ -254,8 +254,8 @@ def test_a_file_that_says_that_it_is_huge(tmp_path: Path) -> None:
     backend = FolderBackend(tmp_path, 1 << 20)
     prompt = Prompt.of(range(8))
     put(backend, prompt)
-    lookup = Lookup(backend, KEYS, SEAL, keyed=False)
-    reader = Reader(backend, lookup, SEAL)
+    lookup = Lookup(backend, TRUST)
+    reader = Reader(backend, lookup)
     first, second = (backend._path(name) for name, _, _ in chain(prompt))
     os.truncate(first, 1 << 42)
     second.unlink()

@@ -26,7 +26,7 @@ from llama_state.store.tiers import Tiers
 from llama_state.store.troubles import Troubles
 from llama_state.store.upkeep import Tree
 
-from .objects import KEYS, ROOT, SEAL, as_one, chain, described, other, packed
+from .objects import ROOT, SEAL, TRUST, as_one, chain, described, other, packed
 
 CHAIN = chain(Prompt.of(range(20)))
 NAMES = [name for name, _, _ in CHAIN]
@@ -79,7 +79,7 @@ def damage(place: Backend, name: Name, at: int = -1) -> None:
 
 def is_sound(place: Backend, name: Name) -> bool:
     """Whether an object is there, and sound."""
-    reader = Reader(place, Lookup(place, KEYS, SEAL, keyed=False), SEAL)
+    reader = Reader(place, Lookup(place, TRUST))
     return place.has(name) and reader.is_sound(name)
 
 
@@ -97,7 +97,7 @@ def read(reader: Reader, backend: Tiers, name: Name, attempts: int = 3) -> bytes
 
 def reader_of(backend: Backend) -> Reader:
     """What reads it."""
-    return Reader(backend, Lookup(backend, KEYS, SEAL, keyed=False), SEAL)
+    return Reader(backend, Lookup(backend, TRUST))
 
 
 class Failing:
@@ -208,7 +208,7 @@ def test_a_chain_in_two_places(places: list[Backend]) -> None:
             place.put(*made(number))
     both = as_one(places)
     prompt = Prompt.of(range(20))
-    found = Lookup(both, KEYS, SEAL, keyed=False).walk(ROOT, prompt)
+    found = Lookup(both, TRUST).walk(ROOT, prompt)
     assert [link.key for link in found.links] == [name.key for name in NAMES]
 
 

@@ -12,7 +12,7 @@ from llama_state.store.prompt import Prompt
 from llama_state.store.reading import Reader
 from llama_state.store.upkeep import Tree
 
-from .objects import KEYS, SEAL, chain, described, other, packed
+from .objects import TRUST, chain, described, other, packed
 
 BASE = Prompt.of(range(10))
 
@@ -30,8 +30,8 @@ def filled(*prompts: Prompt) -> MemoryBackend:
 
 def tree(backend: MemoryBackend) -> Tree:
     """Its chains."""
-    lookup = Lookup(backend, KEYS, SEAL, keyed=False)
-    return Tree(backend, lookup, Reader(backend, lookup, SEAL))
+    lookup = Lookup(backend, TRUST)
+    return Tree(backend, lookup, Reader(backend, lookup))
 
 
 def held(backend: MemoryBackend) -> set[bytes]:

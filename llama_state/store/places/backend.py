@@ -40,7 +40,8 @@ class Backend(Protocol):
 
     Objects are immutable: the first one of a name stays. They are named so that what goes on from
     a prefix can be listed: see :class:`Name` and :func:`text_of`. Any method can raise OSError,
-    and nothing else but what it says. All can be called from several threads at once.
+    those that read a FormatError where the place itself finds damage, and nothing else but what
+    each says. All can be called from several threads at once.
 
     :mod:`llama_state.testing.stores` has the tests that every back end must pass.
 

@@ -80,6 +80,10 @@ class Guard:
         self._rest = rest
         self._rests_until = 0.0
 
+    def over(self, backend: Backend) -> Guard:
+        """Return a guard of another back end, with the same deadline."""
+        return Guard(backend, self.deadline, self._rest)
+
     @property
     def resting(self) -> float:
         """Seconds for which it is still left alone; 0 where it is not."""
