@@ -193,13 +193,3 @@ def _until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.005)
-
-
-def test_only_its_own_time_counts() -> None:
-    """What a call does beside asking, such as decoding, takes nothing of a place's deadline."""
-    guard = Guard(RemoteBackend(LocalEngine(), MOST), DEADLINE)
-    with one_call():
-        guard.has(name("a"))
-        time.sleep(DEADLINE + GRACE)
-        assert not guard.has(name("a"))
-    assert not guard.trips
