@@ -17,16 +17,15 @@ from .parsers import (
     Commands,
     Run,
     add_command,
-    add_key_file,
     byte_size,
     exit_statuses,
     positive,
-    read_key,
     wrapped,
 )
 from .problems import CommandError
 from .progress import shown
 from .status import Status
+from .store_keys import add_keys, keys, trust, with_keys
 
 if TYPE_CHECKING:
     from ..context.context import Context
@@ -86,7 +85,7 @@ def _add(
         metavar="PLACE",
         help="the folder of the store, or its URL: file:///dir, redis://host, s3://bucket/prefix",
     )
-    add_key_file(parser, "of the store")
+    add_keys(parser)
     return parser
 
 
@@ -328,7 +327,7 @@ def run_find(options: argparse.Namespace) -> Status:
 
     with (
         PrefixStore(
-            options.place, key=read_key(options), namespace=options.namespace, readonly=True
+            options.place, namespace=options.namespace, readonly=True, **keys(options)
         ) as store,
         _context(options) as (ctx, tokens),
     ):
@@ -351,8 +350,8 @@ def run_warm(options: argparse.Namespace) -> Status:
             options.place,
             capacity_bytes=options.size,
             chunk_tokens=options.chunk_tokens,
-            key=read_key(options),
             namespace=options.namespace,
+            **keys(options),
         ) as store,
         _context(options) as (ctx, tokens),
         shown("evaluation", unit="tokens") as progress,
@@ -422,7 +421,8 @@ def run_copy(options: argparse.Namespace) -> Status:
     from . import store_text
 
     _, tree = _opened(options)
-    target = open_place(options.target, options.size, durable=False, readonly=False)
+    place = open_place(options.target, options.size, durable=False, readonly=False)
+    target = with_keys(place, trust(options))
     with shown("copy") as progress:
         copied = copy(tree, target, progress or no_progress)
     if options.json:
@@ -434,11 +434,11 @@ def run_copy(options: argparse.Namespace) -> Status:
 
 def _opened(options: argparse.Namespace, *, readonly: bool = True) -> tuple[Backend, Tree]:
     from ..store.places.urls import open_existing
-    from ..store.trust import Trust
     from ..store.upkeep import Tree
 
-    backend = open_existing(options.place, readonly=readonly)
-    return backend, Tree.of(backend, Trust(read_key(options)))
+    known = trust(options)
+    backend = with_keys(open_existing(options.place, readonly=readonly), known)
+    return backend, Tree.of(backend, known)
 
 
 def _key_of(tree: Tree, begin: str) -> bytes:

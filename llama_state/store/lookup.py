@@ -274,11 +274,15 @@ class Lookup:
         try:
             return self._of_domain(name, data, self.trust.at(end))
         except FormatError:
-            other = self.trust.other(end)
-            if other is None:
+            if not self._is_of(name, data, self.trust.other(end)):
                 raise
-            self._of_domain(name, data, other)
             raise _OtherShareError("another store shares more, or less", offset=24) from None
+
+    def _is_of(self, name: Name, data: Buffer, domain: Domain | None) -> bool:
+        try:
+            return domain is not None and bool(self._of_domain(name, data, domain))
+        except FormatError:
+            return False
 
     def _of_domain(self, name: Name, data: Buffer, domain: Domain) -> Header:
         header = parse(data, domain.seal, keyed=self.trust.keyed)

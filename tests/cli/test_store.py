@@ -264,6 +264,31 @@ def test_a_key(run: Run, tmp_path: Path, model_path: Path, text: Path) -> None:
     }
 
 
+def test_a_shared_part(run: Run, tmp_path: Path, model_path: Path, text: Path) -> None:
+    """An encrypted store with two keys is read and copied with both, and not with one."""
+    key, shared, folder, target = (tmp_path / name for name in ("key", "shared", "kv", "copy"))
+    key.write_bytes(bytes(range(32)))
+    shared.write_bytes(bytes(32))
+    part = ("--shared-key-file", shared, "--shared-tokens", "20")
+    keyed = ("--key-file", key, *part, "--encrypt")
+    assert run("store", "warm", folder, model_path, text, "--size", "1GiB", *keyed)[0] == 0
+    listed_now = json.loads(run("store", "ls", folder, "--json", *keyed)[1])
+    assert len(listed_now) == 1
+    assert run("store", "verify", folder, *keyed)[0] == 0
+    assert run("store", "copy", folder, target, "--size", "1GiB", *keyed)[0] == 0
+    for place in (folder, target):
+        found = json.loads(run("store", "find", place, model_path, text, "--json", *keyed)[1])
+        assert found["n_tokens"] == listed_now[0]["n_tokens"] - 1
+        with_one = ("--key-file", shared, "--encrypt")
+        found = json.loads(run("store", "find", place, model_path, text, "--json", *with_one)[1])
+        assert found["n_tokens"] == 20
+        assert all(p.read_bytes()[:5] == b"\x89LLSE" for p in place.glob("??/*"))
+    for arguments in ([], part, ["--key-file", key, "--shared-tokens", "20"], ["--encrypt"]):
+        status, out, err = run("store", "verify", folder, "--repair", *arguments)
+        assert (status, out) == (2, "")
+        assert "key" in err
+
+
 def test_a_pin_is_shown(run: Run, folder: Path, model_path: Path) -> None:
     """Of what is pinned, until when."""
     with (

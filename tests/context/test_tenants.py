@@ -334,6 +334,25 @@ def test_nobody_is_set_aside(filled: tuple[ls.Context, list[int]], tmp_path: Pat
         assert not [name for name in names(tmp_path) if name.kind != "N"]
 
 
+def test_pinned(filled: tuple[ls.Context, list[int]], tmp_path: Path) -> None:
+    """A pinned shared part stays for all; without it what goes on from it is found again later."""
+    ctx, prompt = filled
+    of_alice = {each.key for end, each in chain(tmp_path, prompt).items() if end > N}
+    shared = {each for end, each in chain(tmp_path, prompt).items() if end <= N}
+    with opened(tmp_path, ALICE, N) as store:
+        for name in shared:
+            FolderBackend(tmp_path, 1 << 28).remove(name)
+        assert store.find(ctx, prompt).n_tokens == 0
+        assert of_alice <= keys(names(tmp_path))
+        evaluated(store, ctx, prompt[:N])
+        assert store.find(ctx, prompt).n_tokens == 99
+        assert store.pin(ctx, prompt[:N]) == N
+        store.evict(0)
+        assert not of_alice & keys(names(tmp_path))
+    with opened(tmp_path, BOB, N) as store:
+        assert store.find(ctx, prompt).n_tokens == N
+
+
 def test_damage(filled: tuple[ls.Context, list[int]], tmp_path: Path) -> None:
     """What is damaged, of the shared part or one's own, costs what is behind it, and mends."""
     ctx, prompt = filled

@@ -36,6 +36,7 @@ OTHER = [*range(3, 38), 9, 9, 9]
 """Shares two chunks, and some of the third, with the prompt."""
 UNKNOWN = 99
 SECRET = bytes(range(32))
+HOW = ("plain", "keyed", "encrypted")
 OPTIONS = (
     {"n_seq_max": 1},
     {"n_seq_max": 2, "kv_unified": True},
@@ -245,36 +246,40 @@ class Bench:
         made = {"n_ctx": 256, "n_threads": 1, "flash_attn": False, **options}
         self.ctx = model.context(**made)  # type: ignore[arg-type]
         self.other = model.context(**made)  # type: ignore[arg-type]
-        self.files: dict[bool, dict[str, bytes]] = {}
-        self.alone: dict[bool, tuple[dict[str, bytes], ...]] = {}
-        self.truth: dict[tuple[bool, int], set[bytes]] = {}
-        for keyed in (False, True):
-            self.truth[keyed, 0] = {self.other.seq_snapshot()}
-            self.fill(keyed)
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.alone: dict[str, tuple[dict[str, bytes], ...]] = {}
+        self.truth: dict[tuple[str, int], set[bytes]] = {}
+        for how in HOW:
+            self.truth[how, 0] = {self.other.seq_snapshot()}
+            self.fill(how)
         self.other.clear()
         self.other.decode(PROMPT)
         self.logits = memoryview(bytes(self.other.logits())).cast("f")
         self.limit = max(LIMIT, limit(self.ctx.arch))
 
-    def open(self, keyed: bool, folder: Path | None = None) -> PrefixStore:
+    def open(self, how: str, folder: Path | None = None) -> PrefixStore:
         """Open a store, that of the cases or another one."""
-        key = SECRET if keyed else None
-        place = folder or self.folder
-        return PrefixStore(place, capacity_bytes=1 << 30, chunk_tokens=CHUNK, key=key)
+        return PrefixStore(
+            folder or self.folder,
+            capacity_bytes=1 << 30,
+            chunk_tokens=CHUNK,
+            key=None if how == "plain" else SECRET,
+            encrypt=how == "encrypted",
+        )
 
-    def fill(self, keyed: bool) -> None:
+    def fill(self, how: str) -> None:
         """Fill a store, and keep its files."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with self.open(keyed) as store:
+        with self.open(how) as store:
             self.ctx.clear()
             for end in STOPS:
                 self.ctx.decode(PROMPT[self.ctx.n_past() : end])
                 store.remember(self.ctx, PROMPT[:end])
             first = self.read()
             store.prefill(self.ctx, OTHER)
-            self.files[keyed] = self.read()
+            self.files[how] = self.read()
             store.forget(self.ctx, PROMPT)
-            self.alone[keyed] = first, self.read()
+            self.alone[how] = first, self.read()
             assert not store.stats().failures
 
     def read(self) -> dict[str, bytes]:
@@ -290,52 +295,52 @@ class Bench:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
-    def of(self, keyed: bool, n_past: int) -> set[bytes]:
+    def of(self, how: str, n_past: int) -> set[bytes]:
         """What a store that nothing happened to gives for the first tokens of the prompt.
 
         A beginning that both prompts have is found in either.
         """
-        if (keyed, n_past) not in self.truth:
+        if (how, n_past) not in self.truth:
             prompt = [*PROMPT[:n_past], UNKNOWN]
-            found = self.truth[keyed, n_past] = set()
-            for files in self.alone[keyed]:
+            found = self.truth[how, n_past] = set()
+            for files in self.alone[how]:
                 self.lay(files, self.aside)
-                with self.open(keyed, self.aside) as store:
+                with self.open(how, self.aside) as store:
                     self.other.clear()
                     if store.recall(self.other, prompt).n_past == n_past:
                         found.add(self.other.seq_snapshot())
             assert found, n_past
-        return self.truth[keyed, n_past]
+        return self.truth[how, n_past]
 
     def run(self, rng: random.Random) -> dict[str, str]:
         """Run one case."""
-        keyed = rng.random() < 0.5
-        self.lay(self.files[keyed], self.folder)
-        case = Case(rng, self.folder, self.files[keyed])
-        before = self.open(keyed)  # one that knows the headers
+        how = rng.choice(HOW)
+        self.lay(self.files[how], self.folder)
+        case = Case(rng, self.folder, self.files[how])
+        before = self.open(how)  # one that knows the headers
         if rng.random() < 0.3:
             before.find(self.ctx, PROMPT)
         ways = [rng.choice(WAYS) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
         for way in ways:
             way(case)
-        store = before if rng.random() < 0.5 else self.open(keyed)
+        store = before if rng.random() < 0.5 else self.open(how)
         self.ctx.clear()
         if rng.random() < 0.3:
             self.ctx.decode(PROMPT[: rng.randrange(1, 30)])
-        believed = case.forged and not keyed
+        believed = case.forged and how == "plain"
         recalls = rng.random() < 0.6
         try:
             if recalls:
-                outcome = self.recall(store, keyed, believed)
+                outcome = self.recall(store, how, believed)
             else:
                 outcome = self.prefill(store, believed)
             if rng.random() < 0.3:  # it takes longer than all else
-                outcome = self.later(store, keyed, believed) or outcome
+                outcome = self.later(store, how, believed) or outcome
         except Exception as error:
             outcome = f"RAISED {type(error).__name__}: {error}"
         return {"damage": " ".join(way.__name__ for way in ways), "outcome": outcome}
 
-    def recall(self, store: PrefixStore, keyed: bool, believed: bool) -> str:
+    def recall(self, store: PrefixStore, how: str, believed: bool) -> str:
         """Recall, and compare bytes."""
         held = self.ctx.n_past()
         recalled = store.recall(self.ctx, PROMPT)
@@ -343,7 +348,7 @@ class Bench:
             return "WRONG: it holds something else than it says"
         if believed:
             return "believed"
-        if not held and self.ctx.seq_snapshot() not in self.of(keyed, recalled.n_past):
+        if not held and self.ctx.seq_snapshot() not in self.of(how, recalled.n_past):
             return "WRONG: other bytes"
         self.ctx.decode(PROMPT[recalled.n_past :])
         if nmse(self.ctx.logits(), self.logits) > self.limit:
@@ -361,13 +366,13 @@ class Bench:
             return "WRONG: other logits"
         return "whole" if recalled.n_past > len(PROMPT) - 2 else "shorter"
 
-    def later(self, store: PrefixStore, keyed: bool, believed: bool) -> str:
+    def later(self, store: PrefixStore, how: str, believed: bool) -> str:
         """The store goes on, and is sound when it was repaired; "" if so."""
         self.ctx.clear()
         outcome = self.prefill(store, believed)
         if outcome.startswith("WRONG"):
             return f"{outcome}, later"
-        with self.open(keyed) as again:
+        with self.open(how) as again:
             again.entries()
             again.verify(repair=True)
             if not again.verify().ok:

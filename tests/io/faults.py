@@ -16,7 +16,7 @@ from typing import Any
 
 import llama_state
 from llama_state._io import lease, part, reading
-from llama_state.store import folder
+from llama_state.store.places import folder
 
 PACKAGE = str(Path(llama_state.__file__).parent)
 CALLS: tuple[tuple[ModuleType | type, str], ...] = (

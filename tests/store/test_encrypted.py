@@ -16,13 +16,23 @@ from hypothesis import strategies as st
 
 import llama_state as ls
 from llama_state.store.ciphers import hkdf
-from llama_state.store.objects import NO_PARENT, Name, pack
-from llama_state.store.places.backend import Backend, text_of
-from llama_state.store.places.encrypted import FIRST, SEGMENT, EncryptedBackend, sealed_size
+from llama_state.store.objects import NO_PARENT, Name, head_size, pack
+from llama_state.store.places.backend import Backend, Place, text_of
+from llama_state.store.places.encrypted import (
+    FIRST,
+    SEGMENT,
+    EncryptedBackend,
+    encrypted,
+    sealed_size,
+)
 from llama_state.store.places.folder import FolderBackend
+from llama_state.store.places.guard import Guard
 from llama_state.store.places.memory import MemoryBackend
+from llama_state.store.places.remote import RemoteBackend
 from llama_state.store.trust import Trust
 from llama_state.testing.stores import BackendTests, name, payload
+
+from .engines import LocalEngine
 
 KEY, SHARED = bytes(range(32)), bytes(range(32, 64))
 TRUST = Trust(KEY, SHARED, 8, encrypted=True)
@@ -52,6 +62,46 @@ class TestFolder(EncryptedTests):
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Backend:
         return EncryptedBackend(FolderBackend(tmp_path / "store", 1 << 26), TRUST)
+
+
+class TestServer(EncryptedTests):
+    """On a server, within a deadline."""
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        place = Place(Guard(RemoteBackend(LocalEngine(), 1 << 26), 60.0))
+        return encrypted(place, TRUST).backend
+
+
+def test_as_many_requests() -> None:
+    """The header of an object is in what a server is asked for beforehand, encrypted or not."""
+    for trust in (None, TRUST):
+        engine = LocalEngine()
+        plain = RemoteBackend(engine, 1 << 26)
+        backend = plain if trust is None else EncryptedBackend(plain, trust)
+        assert backend.put(A, [bytes(10_000)])
+        backend.expect([A.parent])
+        before = engine.n_requests
+        assert backend.children(A.parent) == [A]
+        assert backend.head(A, head_size(4 * 900)) == bytes(head_size(4 * 900))
+        assert engine.n_requests == before
+        with backend.open(A, 10_000) as view:
+            assert view == bytes(10_000)
+        assert engine.n_requests == before + 1
+
+
+def test_damage_is_no_failure_of_a_server() -> None:
+    """A place that has a damaged object answers: it is not left alone for a while."""
+    engine = LocalEngine()
+    guard = Guard(RemoteBackend(engine, 1 << 26), 60.0)
+    backend = encrypted(Place(guard), TRUST).backend
+    backend.put(A, [bytes(5000)])
+    engine.objects[A] = engine.objects[A][:-1] + b"x"
+    with pytest.raises(ls.ChecksumError), backend.open(A, 5000):
+        pass
+    with pytest.raises(ls.TruncatedError), backend.open(A, 5001):
+        pass
+    assert backend.has(A)
 
 
 def sealed(data: bytes, trust: Trust = TRUST, each: Name = A) -> bytes:

@@ -66,10 +66,13 @@ def test_half_of_an_image() -> None:
     assert n_positions_of(words[:8]) is None
 
 
-def made(trust: Trust, end: int) -> tuple[Name, bytes]:
-    """An object of four tokens."""
-    words, domain = struct.pack("<4i", 1, 2, 3, 4), trust.at(end)
-    name = Name(bytes(32), domain.keys.next(bytes(32), 4, words), 4, "R")
+def made(
+    trust: Trust, end: int, tokens: tuple[int, ...] = (1, 2, 3, 4), n_positions: int = 4
+) -> tuple[Name, bytes]:
+    """An object of some tokens."""
+    words, domain = struct.pack(f"<{len(tokens)}i", *tokens), trust.at(end)
+    key = domain.keys.next(bytes(32), n_positions, words)
+    name = Name(bytes(32), key, n_positions, "R")
     parts = pack(
         name,
         bytes(32),
@@ -93,6 +96,20 @@ def test_any_byte_of_a_header(at: int, change: int, end: int) -> None:
     assert lookup.parsed(name, data).end == end
     with pytest.raises(ls.FormatError):
         lookup.parsed(name, data[:at] + bytes([data[at] ^ change]) + data[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "n_positions"), [((), 0), ((1,), 0), ((), 1), ((1, 2), 1), ((1,), 2), ((-1, 1), 2)]
+)
+def test_tokens_and_positions(tokens: tuple[int, ...], n_positions: int) -> None:
+    """Tokens take as many positions as an object says, and one or more; whoever has made it."""
+    trust = Trust(ALICE, PUBLIC, 8)
+    for end in (8, 9):
+        name, data = made(trust, end, tokens, n_positions)
+        with pytest.raises(ls.FormatError, match="of another name"):
+            Lookup(MemoryBackend(1), trust).parsed(name, data)
+    name, data = made(trust, 8, (1, 2), 2)
+    assert Lookup(MemoryBackend(1), trust).parsed(name, data).start == 6
 
 
 @pytest.mark.parametrize("flags", [3, 0x81, 0xFF])
