@@ -169,7 +169,7 @@ def test_may_only_read(server: RedisServer) -> None:
     server.client.execute_command(
         *("ACL", "SETUSER", "reader", "on", f">{SECRET}", "~*", "+@read", "+@connection"),
     )
-    server.evict(":1")
+    server.evict_ends(":1")
     reader = urlsplit(f"redis://reader:{quote(SECRET)}@127.0.0.1:{server.port}")
     backend = RemoteBackend(open_engine(reader, {}), 1 << 40, readonly=True)
     before = server.names()
@@ -238,7 +238,7 @@ def test_holes(server: RedisServer, part: str) -> None:
         backend.put(name("a"), [payload("a", LARGE)])
         backend.expect([NO_PARENT])
         backend._heads.clear()
-        assert server.evict(":0" if head else part) == 1
+        assert server.evict_ends(":0" if head else part) == 1
         with pytest.raises(FileNotFoundError):
             backend.head(name("a"), 9) if head else read(backend, "a", LARGE)
         assert not backend.has(name("a"))
@@ -272,7 +272,7 @@ def test_damaged_pieces(server: RedisServer, damage: str) -> None:
 def test_hole_of_another_process(server: RedisServer) -> None:
     """Who writes is not kept from it by an object of which pieces are gone."""
     place(server.port).put(name("a"), [payload("a", LARGE)])
-    server.evict(":3")
+    server.evict_ends(":3")
     assert place(server.port).put(name("a"), [payload("a", LARGE)])
     assert read(place(server.port), "a", LARGE) == payload("a", LARGE)
 
@@ -281,7 +281,7 @@ def test_index_is_evicted(server: RedisServer) -> None:
     """Without the index an object is not there; its pieces go when their time is over."""
     backend = place(server.port, ttl="1h")
     backend.put(name("a"), [payload("a", LARGE)])
-    assert server.evict(":i") == 1
+    assert server.evict_ends(":i") == 1
     assert not place(server.port).has(name("a"))
     assert list(backend.entries()) == []
     assert all(0 < server.client.ttl(each) <= 3600 for each in server.names())
