@@ -90,9 +90,12 @@ def client_ways(url: str, nbytes: int) -> list[Way]:
         for n, key in enumerate(keys):
             buffer[n * VALUE : (n + 1) * VALUE] = client.get(key)
 
+    def remove() -> None:
+        client.unlink(*keys)
+
     write()
     return [
-        Way(_ways.CLIENT_SET, "redis", write),
+        Way(_ways.CLIENT_SET, "redis", write, before=remove),
         Way(_ways.CLIENT_GET, "redis", read),
     ]
 

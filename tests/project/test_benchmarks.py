@@ -10,6 +10,7 @@ import pytest
 from llama_state.testing import write_model
 from tests.libllama import LIBRARY
 from tests.project.benchmarks import check, check_store, run, run_state_io, run_store
+from tests.servers.redis_server import program
 
 pytestmark = pytest.mark.libllama
 
@@ -89,3 +90,16 @@ def test_store(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"out.json", "chart.svg", "tiny.gguf"}
     again, same = run_store(tmp_path, "--from", str(tmp_path / "out.json"))
     assert (again, same) == (output, found)
+
+
+def test_store_servers(tmp_path: Path) -> None:
+    """A server of its own: every way is measured, what is demanded is judged, nothing stays."""
+    program("redis")
+    out = tmp_path / "out.json"
+    arguments = ("--mib", "32", "--folder", str(tmp_path), "--json", str(out))
+    output = run("store_servers.py", *arguments, LLAMA_STATE_LIBRARY=str(LIBRARY.path))
+    found = json.loads(out.read_text())
+    assert len(found["timings"]) == 5
+    assert all(one["way"] in output for one in found["timings"])
+    assert [one["label"].split()[0] for one in found["findings"] if one["bound"]] == ["recall()"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out.json"}

@@ -95,9 +95,15 @@ class RedisServer:
         """All keys."""
         return list(self.client.keys())
 
-    def evict(self, end: str) -> int:
-        """Let go of the keys that end so, as the server itself does."""
-        keys = [key for key in self.names() if key.decode().endswith(end)]
+    def evict(self, part: str) -> int:
+        """Let go of the keys that have *part* in their names, as the server itself does."""
+        return self._delete([key for key in self.names() if part in key.decode()])
+
+    def evict_ends(self, end: str) -> int:
+        """Let go of the keys that end so."""
+        return self._delete([key for key in self.names() if key.decode().endswith(end)])
+
+    def _delete(self, keys: Sequence[bytes]) -> int:
         return int(self.client.delete(*keys)) if keys else 0
 
 

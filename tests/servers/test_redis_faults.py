@@ -4,60 +4,39 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
+import re
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from shutil import which
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import pytest
 
-from llama_state.errors import UnsupportedError
+from llama_state.errors import TruncatedError
 from llama_state.store.objects import NO_PARENT
 from llama_state.store.places.redis import RedisEngine, open_engine
 from llama_state.store.places.remote import RemoteBackend
 from llama_state.testing.stores import key, name, payload
 from tests.servers.proxy import Proxy, proxy
-from tests.servers.redis_server import RedisServer, cluster, program, running
+from tests.servers.redis_places import DEADLINE, MIB, engine, place, server, shared
+from tests.servers.redis_server import RedisServer, cluster, free_port, program, running
 
-MIB = 1 << 20
 LARGE = 9 * MIB + 5
-DEADLINE = 1.0
+__all__ = ["server", "shared"]
+
 SECRET = "not for everybody"  # noqa: S105 - of a server that lives for one test
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running(tmp_path_factory.mktemp("redis"), program("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: RedisServer) -> RedisServer:
-    shared.empty()
-    shared.client.config_set("maxmemory", 0)
-    return shared
 
 
 @pytest.fixture
 def between(server: RedisServer) -> Iterator[Proxy]:
     with proxy(server.port) as between:
         yield between
-
-
-def engine(port: int, **options: object) -> RedisEngine:
-    """An engine, with a short deadline."""
-    from urllib.parse import urlsplit
-
-    given = {"deadline": f"{DEADLINE}s", **{name: str(value) for name, value in options.items()}}
-    return open_engine(urlsplit(f"redis://127.0.0.1:{port}"), given)
-
-
-def place(port: int, *, readonly: bool = False, **options: object) -> RemoteBackend:
-    """A place on such an engine."""
-    return RemoteBackend(engine(port, **options), 1 << 40, readonly=readonly)
 
 
 def read(backend: RemoteBackend, text: str, nbytes: int) -> bytes:
@@ -146,8 +125,6 @@ def test_nobody_listens() -> None:
 
 def test_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong password is PermissionError; no text shows one, right or wrong."""
-    from urllib.parse import quote, urlsplit
-
     with running(tmp_path, program("redis"), "--requirepass", SECRET) as server:
 
         def opened(password: str | None) -> RedisEngine:
@@ -162,6 +139,8 @@ def test_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert error.__suppress_context__, "what the client raised holds it"
         assert opened(SECRET).listed([key("a")]) == [{}]
         assert SECRET not in opened(SECRET).location
+        told = opened(SECRET)._server._as_os_error(RuntimeError(f"it has {SECRET} in it"))
+        assert "it has *** in it" in str(told)
         monkeypatch.setenv("LLAMA_STATE_REDIS_PASSWORD", SECRET)
         assert opened(None).listed([key("a")]) == [{}]
 
@@ -190,9 +169,7 @@ def test_may_only_read(server: RedisServer) -> None:
     server.client.execute_command(
         *("ACL", "SETUSER", "reader", "on", f">{SECRET}", "~*", "+@read", "+@connection"),
     )
-    server.evict(":1")
-    from urllib.parse import quote, urlsplit
-
+    server.evict_ends(":1")
     reader = urlsplit(f"redis://reader:{quote(SECRET)}@127.0.0.1:{server.port}")
     backend = RemoteBackend(open_engine(reader, {}), 1 << 40, readonly=True)
     before = server.names()
@@ -204,28 +181,98 @@ def test_may_only_read(server: RedisServer) -> None:
     assert isinstance(error_of(lambda: writer.put(name("c"), [b"x"])), PermissionError)
 
 
+def test_rights_that_the_page_names(server: RedisServer) -> None:
+    """The user of docs/store-servers.md can do all that a store does; without writing, read."""
+    page = (Path(__file__).parents[2] / "docs" / "store-servers.md").read_text()
+    (line,) = re.findall(r"^ *(ACL SETUSER .*)$", page, re.MULTILINE)
+    for rights in (line, line.replace(" +@write", "")):
+        server.client.execute_command("ACL", "DELUSER", "llama")
+        server.client.execute_command(*rights.split())
+        one = open_engine(urlsplit(f"redis://llama:password@127.0.0.1:{server.port}"), {})
+        if rights == line:
+            backend = RemoteBackend(one, 1 << 40)
+            assert backend.put(name("a"), [payload("a", LARGE)])
+            backend.touch([name("a")])
+            assert backend.put(name("b"), [b"x"])
+            assert backend.remove(name("b")) == 1
+        else:
+            backend = RemoteBackend(one, 1 << 40, readonly=True)
+        assert read(backend, "a", LARGE) == payload("a", LARGE)
+        assert [each.name for each in backend.entries()] == [name("a")]
+        assert {each.level for each in one.advise()} <= {"ok", "warning"}
+    server.client.execute_command("ACL", "DELUSER", "llama")
+
+
+def test_encrypted(tmp_path: Path) -> None:
+    """With TLS, and who the server is checked."""
+    if not which("openssl"):
+        pytest.skip("openssl is not installed: apt-get install openssl")
+    cert, private, port = tmp_path / "cert", tmp_path / "key", free_port()
+    command = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    subprocess.run(
+        [*command, *names, "-keyout", str(private), "-out", str(cert)],
+        check=True,
+        capture_output=True,
+    )
+    tls = ("--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(private))
+    with running(tmp_path / "s", program("redis"), *tls, "--tls-auth-clients", "no"):
+        where = urlsplit(f"rediss://127.0.0.1:{port}")
+        backend = RemoteBackend(open_engine(where, {"ssl_ca_certs": str(cert)}), 1 << 40)
+        assert backend.put(name("a"), [payload("a", LARGE)])
+        assert read(backend, "a", LARGE) == payload("a", LARGE)
+        unknown = RemoteBackend(open_engine(where, {}), 1 << 40)
+        error = error_of(lambda: unknown.has(name("a")))
+        assert isinstance(error, ConnectionError)
+        assert "certificate" in str(error)
+
+
 # -- a server that lets go of things
 
 
-@pytest.mark.parametrize("part", [":0", ":2", ":4"])
+@pytest.mark.parametrize("part", [":0", ":2", ":4", "head"])
 def test_holes(server: RedisServer, part: str) -> None:
     """An object without a piece is gone, and can be written anew at once."""
+    head = part == "head"
     for backend in (place(server.port), place(server.port)):
         backend.put(name("a"), [payload("a", LARGE)])
         backend.expect([NO_PARENT])
-        assert server.evict(part) == 1
+        backend._heads.clear()
+        assert server.evict_ends(":0" if head else part) == 1
         with pytest.raises(FileNotFoundError):
-            read(backend, "a", LARGE)
+            backend.head(name("a"), 9) if head else read(backend, "a", LARGE)
         assert not backend.has(name("a"))
         assert server.names() == [], "what was left of it is in the way"
         assert backend.put(name("a"), [payload("a", LARGE)])
         assert read(backend, "a", LARGE) == payload("a", LARGE)
 
 
+@pytest.mark.parametrize("damage", ["another type", "longer", "shorter"])
+def test_damaged_pieces(server: RedisServer, damage: str) -> None:
+    """A piece that is none is an error, and the answers still on their way are nobody's."""
+    backend = place(server.port)
+    for n in range(3):
+        backend.put(name(str(n)), [payload(str(n), LARGE)])
+    mark = f"{name('1').key.hex()}-4.R:"
+    (piece,) = [one for one in server.names() if mark in one.decode() and one.endswith(b":1")]
+    if damage == "another type":
+        server.client.delete(piece)
+        server.client.lpush(piece, "x")
+    else:
+        server.client.set(piece, bytes(2 * MIB + (1 if damage == "longer" else -1)))
+    for _ in range(3):
+        with pytest.raises((OSError, TruncatedError)) as caught:
+            read(backend, "1", LARGE)
+        assert not isinstance(caught.value, FileNotFoundError)
+        for n in (0, 2):
+            assert read(backend, str(n), LARGE) == payload(str(n), LARGE)
+            assert backend.engine.size(name(str(n))) == LARGE
+
+
 def test_hole_of_another_process(server: RedisServer) -> None:
     """Who writes is not kept from it by an object of which pieces are gone."""
     place(server.port).put(name("a"), [payload("a", LARGE)])
-    server.evict(":3")
+    server.evict_ends(":3")
     assert place(server.port).put(name("a"), [payload("a", LARGE)])
     assert read(place(server.port), "a", LARGE) == payload("a", LARGE)
 
@@ -234,7 +281,7 @@ def test_index_is_evicted(server: RedisServer) -> None:
     """Without the index an object is not there; its pieces go when their time is over."""
     backend = place(server.port, ttl="1h")
     backend.put(name("a"), [payload("a", LARGE)])
-    assert server.evict(":i") == 1
+    assert server.evict_ends(":i") == 1
     assert not place(server.port).has(name("a"))
     assert list(backend.entries()) == []
     assert all(0 < server.client.ttl(each) <= 3600 for each in server.names())
@@ -372,9 +419,6 @@ def test_keys_of_others(server: RedisServer) -> None:
     assert "?prefix=other" in other.location
 
 
-# -- processes
-
-
 def test_forked(server: RedisServer) -> None:
     """Parent and child go on at once, each with connections of its own."""
     backend = place(server.port)
@@ -387,19 +431,49 @@ def test_forked(server: RedisServer) -> None:
             assert read(backend, str(n), LARGE) == payload(str(n), LARGE)
             assert backend.engine.size(name(str(n))) == LARGE
 
+    def child() -> None:
+        reads(2)
+        assert backend.put(name("of the child"), [b"x"])
+
     reads(0)
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        with suppress(BaseException):
-            reads(2)
-            assert backend.put(name("of the child"), [b"x"])
-            status = 0
-        os._exit(status)
+    pid = forked(child)
     reads(0)
     assert os.waitpid(pid, 0)[1] == 0
     assert backend.has(name("of the child"))
     reads(0)
+
+
+def test_forked_at_a_bad_moment(tmp_path: Path) -> None:
+    """A lock that another thread held when the process was forked keeps nobody waiting."""
+    with cluster(tmp_path, program("redis"), 2) as servers:
+        backend = place(servers[0].port, cluster=1)
+        backend.put(name("a"), [payload("a", LARGE)])
+        lock = backend.engine._server._client.nodes_manager._lock  # type: ignore[attr-defined]
+        held, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with lock:
+                held.set()
+                done.wait(60)
+
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait(60)
+        pid = forked(lambda: list(backend.entries()))
+        done.set()
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+def forked(act: Callable[[], object]) -> int:
+    """Let a forked process act: its id. It ends with 0 if it can, in good time."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        status = 1
+        with suppress(BaseException):
+            act()
+            status = 0
+        os._exit(status)
+    return pid
 
 
 def test_slots_that_move(tmp_path: Path) -> None:
@@ -422,68 +496,3 @@ def test_slots_that_move(tmp_path: Path) -> None:
         levels = {each.level for each in plain.engine.advise()}
         assert "error" in levels
         assert {each.level for each in backend.engine.advise()} <= {"ok", "warning"}
-
-
-# -- what is said
-
-
-@pytest.mark.parametrize(
-    ("policy", "memory", "ttl", "level", "text"),
-    [
-        ("noeviction", 0, 1, "warning", "it has no limit"),
-        ("noeviction", 64 * MIB, 1, "warning", "will refuse"),
-        ("noeviction", 1, 1, "error", "refuses new objects"),
-        ("allkeys-lru", 64 * MIB, 0, "ok", "used least recently"),
-        ("volatile-lru", 64 * MIB, 1, "ok", "used least recently"),
-        ("volatile-lru", 64 * MIB, 0, "error", "nothing to let go of"),
-        ("allkeys-random", 64 * MIB, 1, "warning", "breaks chains"),
-    ],
-)
-def test_advice(
-    server: RedisServer, policy: str, memory: int, ttl: int, level: str, text: str
-) -> None:
-    """What the server does when it is full is said, and what to set."""
-    server.client.config_set("maxmemory-policy", policy)
-    server.client.config_set("maxmemory", memory)
-    found = engine(server.port, ttl=ttl).advise()
-    assert [each.level for each in found if text in each.text] == [level], found
-    assert found[0].level == "ok"
-    assert found[0].text.startswith(("Redis 7", "Redis 8", "Valkey"))
-
-
-def test_advice_on_disks(server: RedisServer) -> None:
-    """A server that writes all to its disk too is told on."""
-    assert not [each for each in engine(server.port).advise() if "disk" in each.text]
-    server.client.config_set("save", "3600 1")
-    assert [each for each in engine(server.port).advise() if "disk" in each.text]
-    server.client.config_set("save", "")
-
-
-@pytest.mark.parametrize(
-    ("url", "text"),
-    [
-        ("redis://h?nonsense=1", "'nonsense' is not known: cluster, db, deadline, piece, prefix,"),
-        ("redis://h?piece=5MiB", "1MiB to 4MiB"),
-        ("redis://h?ttl=soon", "is no time"),
-        ("redis://h?prefix=a{b}", "prefix"),
-        ("redis://h/one", "must be a number"),
-        ("redis://h/1?cluster=1", "no databases"),
-        ("redis://h?ssl_ca_certs=/x", "is for rediss://"),
-        ("unix://?db=1", "unix:///run/redis.sock"),
-        ("redis://h?deadline=0", "deadline=0"),
-        ("redis://h?size=1GiB", "takes no capacity"),
-    ],
-)
-def test_urls_that_cannot_be(url: str, text: str) -> None:
-    """What a URL must not say is said when the store is opened."""
-    from llama_state.store.places.urls import open_place
-
-    with pytest.raises(ValueError, match=text.replace("(", r"\(").replace("?", r"\?")):
-        open_place(url, None, durable=False, readonly=False)
-
-
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where redis is not installed the error says how to."""
-    monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(UnsupportedError, match=r"pip install 'llama-state\[redis\]'"):
-        engine(1)

@@ -19,29 +19,18 @@ from llama_state.testing.conformance import nmse
 from llama_state.testing.models import write_benchmark_model
 from tests.context.oracle import LIMIT
 from tests.libllama import LIBRARY, MODELS
+from tests.servers.redis_places import MIB, server, shared
 from tests.servers.redis_server import RedisServer, cluster, program, running
+
+__all__ = ["server", "shared"]
 
 pytestmark = pytest.mark.libllama
 
 CHUNK = 64
 N = 200
-MIB = 1 << 20
 DEADLINE = 0.5
 GRACE = 0.5  # and the decoding
 LLAMA = MODELS["llama-dense"]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running(tmp_path_factory.mktemp("redis"), program("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: RedisServer) -> RedisServer:
-    shared.empty()
-    shared.client.config_set("maxmemory", 0)
-    return shared
 
 
 @pytest.fixture

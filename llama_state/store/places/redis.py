@@ -347,9 +347,7 @@ class RedisEngine:
         """Return the parent whose index is at *key*; None for the keys of others."""
         text = key.decode(errors="replace")
         with suppress(ValueError):
-            parent = bytes.fromhex(text[len(self._prefix) + 2 : -3])
-            if self._index(parent) == text:
-                return parent
+            return bytes.fromhex(text[len(self._prefix) + 2 : -3])
         return None
 
     def _looked_up(self, names: Iterable[Name], *, fresh: bool = False) -> dict[Name, _Value]:

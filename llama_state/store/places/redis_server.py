@@ -45,6 +45,8 @@ class Server:
     Attributes:
         location: What to call it, without user and password.
         cluster: Whether it is a cluster.
+        is_far: Whether it is on another machine.
+        encrypts: Whether what is sent is encrypted.
 
     Raises:
         ValueError: A part of the URL cannot be used.
@@ -54,9 +56,9 @@ class Server:
     def __init__(self, parts: SplitResult, options: dict[str, str]) -> None:
         self._redis = _imported()
         self.cluster = options.get("cluster", "0") not in ("0", "")
-        self._settings = self._connection(parts, options)
         self.is_far = not _is_here(parts)
         self.encrypts = parts.scheme in ("rediss", "valkeys")
+        self._settings = self._connection(parts, options)
         self._client: Any = None
         self._pid = os.getpid()
 
@@ -171,9 +173,13 @@ class Server:
         redis, settings = self._redis, dict(self._settings)
         no_retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
         if self.cluster:
-            settings.pop("db")
-            return redis.RedisCluster(**settings, retry=no_retry, require_full_coverage=False)
-        return redis.Redis(**settings, retry=no_retry)
+            settings.update(retry=no_retry, require_full_coverage=False)
+            return redis.RedisCluster(**settings, ssl=self.encrypts)
+        kind = redis.SSLConnection if self.encrypts else redis.Connection
+        if "path" in settings:
+            kind = redis.UnixDomainSocketConnection
+        pool = redis.ConnectionPool(connection_class=kind, retry=no_retry, **settings)
+        return redis.Redis(connection_pool=pool)
 
     # -- what is set
 
@@ -190,24 +196,25 @@ class Server:
             "socket_read_size": _READ_SIZE,
             "protocol": 2,
         }
-        tls = {name: options[name] for name in _TLS if name in options}
+        tls: dict[str, Any] = {name: options[name] for name in _TLS if name in options}
         if parts.scheme == "unix":
             if self.cluster or tls or not parts.path:
                 raise ValueError("unix: takes the path of one socket: unix:///run/redis.sock")
             path = unquote(parts.path)
-            found["unix_socket_path"], found["db"] = path, _database(options.get("db", ""))
+            found["path"], found["db"] = path, _database(options.get("db", ""))
             self.location = f"unix://{path}" + (f"?db={found['db']}" if found["db"] else "")
             return found
-        found["host"], found["port"] = parts.hostname or "localhost", parts.port or PORT
-        found["db"] = _database(options.get("db") or parts.path.strip("/"))
-        if self.cluster and found["db"]:
+        if self.cluster and options.get("db", parts.path.strip("/")) not in ("", "0"):
             raise ValueError("a cluster has no databases: leave the number out")
-        if parts.scheme in ("rediss", "valkeys"):
-            found.update(ssl=True, **tls)
+        found["host"], found["port"] = parts.hostname or "localhost", parts.port or PORT
+        if not self.cluster:
+            found["db"] = _database(options.get("db") or parts.path.strip("/"))
+        if self.encrypts:
+            found.update(tls)
         elif tls:
             raise ValueError(f"{min(tls)} is for rediss:// and valkeys://")
         host = f"[{found['host']}]" if ":" in found["host"] else found["host"]
-        database = f"/{found['db']}" if found["db"] else ""
+        database = f"/{found['db']}" if found.get("db") else ""
         self.location = f"{parts.scheme}://{host}:{found['port']}{database}"
         return found
 
@@ -231,7 +238,8 @@ class Server:
             return TimeoutError(errno.ETIMEDOUT, f"{at}: no answer in time: see deadline=")
         if isinstance(error, redis.ReadOnlyError):
             return OSError(errno.EROFS, f"{at}: name the primary, not a replica")
-        if isinstance(error, redis.MovedError) and not self.cluster:
+        moved = isinstance(error, redis.MovedError) or text.startswith("MOVED ")
+        if moved and not self.cluster:
             return OSError(errno.EPROTO, f"{at}: it is a cluster: add cluster=1 to the URL")
         if isinstance(error, redis.BusyLoadingError):
             return BlockingIOError(errno.EAGAIN, f"{at}: it starts, and can be asked soon")
