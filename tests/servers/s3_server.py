@@ -46,18 +46,14 @@ class S3Server:
     Args:
         clock: Seconds that its clock is ahead.
         checks: Whether it checks signatures: then :meth:`credentials` has a pair that is right.
-        host: The address that it listens on.
     """
 
-    def __init__(
-        self, *, clock: float = 0.0, checks: bool = False, host: str = "127.0.0.1"
-    ) -> None:
+    def __init__(self, *, clock: float = 0.0, checks: bool = False) -> None:
         for package in ("obstore", "moto", "flask", "flask_cors"):
             if find_spec(package) is None:
                 pytest.skip(f"no server of the S3 protocol: the package {package} is not installed")
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
-        self._host = host
         self._clock = clock
         self._checks = checks
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,7 +75,7 @@ class S3Server:
         env = dict(os.environ)
         if self._checks:  # these many first requests are let pass: those of the next function
             env["INITIAL_NO_AUTH_ACTION_COUNT"] = "4"
-        arguments = ("-H", self._host, "-p", str(self.port))
+        arguments = ("-H", "127.0.0.1", "-p", str(self.port))
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(self._clock), *arguments],
             env=env,

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
-from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
@@ -167,92 +162,3 @@ def test_never_there(llama: ls.Model, server: S3Server, url: str) -> None:
         store.remember(ctx, base)
         assert ctx.n_past() == N
         assert store.stats().failures
-
-
-_OTHER = """
-    import sys
-    import llama_state as ls
-    from llama_state.store import PrefixStore
-    from tests.context.test_prefix_store import CHUNK, tokens
-    from tests.libllama import MODELS
-
-    with MODELS["llama-dense"].context(n_ctx=320) as ctx, PrefixStore(
-        sys.argv[1], chunk_tokens=CHUNK
-    ) as store:
-        prompt = [*tokens(1, 192, ctx.n_vocab), *tokens(int(sys.argv[2]), 20, ctx.n_vocab)]
-        n_past = store.recall(ctx, prompt).n_past
-        ctx.decode(prompt[n_past:])
-        print(len(prompt) - n_past)
-        store.remember(ctx, prompt)
-        assert not store.stats().failures
-"""
-
-
-def test_processes_share(server: S3Server) -> None:
-    """A system prompt is evaluated by the first process; the others evaluate their own part."""
-    url = f"s3://kept/shared?endpoint={server.endpoint}"
-    evaluated = []
-    for n in (1, 2):
-        done = subprocess.run(
-            [sys.executable, "-c", dedent(_OTHER), url, str(10 + n)],
-            capture_output=True,
-            text=True,
-            timeout=200,
-            cwd=Path(__file__).parents[2],
-        )
-        assert done.returncode == 0, done.stderr
-        evaluated.append(int(done.stdout.split()[-1]))
-    assert evaluated == [212, 20]
-
-
-_MACHINES = """
-    import os, subprocess, sys, time
-    from tests.servers.s3_server import S3Server
-
-    def run(*words):
-        subprocess.run(words, check=True)
-
-    run("ip", "link", "set", "lo", "up")
-    with S3Server(host="0.0.0.0") as server:
-        server.make_bucket("kept")
-        for n in (1, 2):
-            away = subprocess.Popen(["unshare", "-n", "sleep", "600"])
-            try:
-                here, there = (f"/proc/{pid}/ns/net" for pid in ("self", away.pid))
-                while os.readlink(here) == os.readlink(there):
-                    time.sleep(0.01)
-                inside = ("nsenter", "-t", str(away.pid), "-n")
-                run("ip", "link", "add", f"h{n}", "type", "veth", "peer", "name", f"c{n}")
-                run("ip", "link", "set", f"c{n}", "netns", str(away.pid))
-                for end, enter, last in (("h", (), 1), ("c", inside, 2)):
-                    run(*enter, "ip", "addr", "add", f"10.213.{n}.{last}/24", "dev", f"{end}{n}")
-                    run(*enter, "ip", "link", "set", f"{end}{n}", "up")
-                url = f"s3://kept/shared?endpoint=http://10.213.{n}.1:{server.port}"
-                run(*inside, sys.executable, "-c", sys.argv[1], url, str(10 + n))
-            finally:
-                away.kill()
-                away.wait()
-"""
-
-
-def test_machines_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So do two network namespaces, which reach nothing but the server."""
-    alone = ("unshare", "-rn")
-    if shutil.which("unshare") is None or shutil.which("ip") is None:
-        pytest.skip("no unshare or no ip: install util-linux and iproute2")
-    tried = subprocess.run(
-        [*alone, "ip", "link", "set", "lo", "up"], capture_output=True, text=True
-    )
-    if tried.returncode:
-        pytest.skip(f"this machine allows no network namespace: {tried.stderr}")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,10.213.1.1,10.213.2.1")
-    done = subprocess.run(
-        [*alone, sys.executable, "-c", dedent(_MACHINES), dedent(_OTHER)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=Path(__file__).parents[2],
-    )
-    assert done.returncode == 0, done.stderr
-    numbers = [line for line in done.stdout.splitlines() if line.isdecimal()]
-    assert numbers == ["212", "20"]

@@ -91,6 +91,7 @@ class Far(Machine):
     def empty_near(self, which: int, n: int) -> None:
         """The nearest places lose all that they have."""
         self.stores[which].flush()
+        self._wake()
         for tier in self.stores[which]._backend.tiers[:n]:
             tier.backend.evict(0)
 
