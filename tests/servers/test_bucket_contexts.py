@@ -17,7 +17,7 @@ from tests.context.test_prefix_store import CHUNK, tokens
 from tests.servers.proxy import Proxy, proxy
 from tests.servers.s3_server import S3Server, free_port
 
-pytestmark = pytest.mark.libllama
+pytestmark = [pytest.mark.libllama, pytest.mark.usefixtures("credentials")]
 
 N = 200
 """Tokens of the prompt that is shared; its own part has 20 more."""
@@ -27,23 +27,9 @@ DEADLINE = 3.0
 _NUMBERS = count()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server() as server:
-        server.make_bucket("kept")
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
 @pytest.fixture
-def between(server: S3Server) -> Iterator[Proxy]:
-    with proxy(server.port) as between:
+def between(bucket: S3Server) -> Iterator[Proxy]:
+    with proxy(bucket.port) as between:
         yield between
 
 
@@ -53,10 +39,10 @@ def store_at(endpoint: str, prefix: str, deadline: float = 5) -> PrefixStore:
     return PrefixStore(url, chunk_tokens=CHUNK)
 
 
-def test_comes_back(model: ls.Model, server: S3Server) -> None:
+def test_comes_back(model: ls.Model, bucket: S3Server) -> None:
     """Every kind of memory: another store finds what one wrote, and decoding goes on the same."""
     prefix = f"kinds-{next(_NUMBERS)}"
-    with model.context(n_ctx=320) as writer, store_at(server.endpoint, prefix) as store:
+    with model.context(n_ctx=320) as writer, store_at(bucket.endpoint, prefix) as store:
         base = tokens(1, N, writer.n_vocab)
         writer.decode(base)
         assert store.remember(writer, base).n_tokens == N
@@ -64,7 +50,7 @@ def test_comes_back(model: ls.Model, server: S3Server) -> None:
         prompt = [*base, *tokens(2, 20, writer.n_vocab)]
         writer.decode(prompt[N:])
         expected = writer.logits()
-    with model.context(n_ctx=320) as reader, store_at(server.endpoint, prefix) as store:
+    with model.context(n_ctx=320) as reader, store_at(bucket.endpoint, prefix) as store:
         recalled = store.recall(reader, prompt)
         assert recalled.n_past == N, recalled.why
         reader.decode(prompt[N:])
@@ -74,16 +60,16 @@ def test_comes_back(model: ls.Model, server: S3Server) -> None:
 
 
 @contextmanager
-def _paused(server: S3Server, between: Proxy) -> Iterator[None]:
-    server.pause()
+def _paused(bucket: S3Server, between: Proxy) -> Iterator[None]:
+    bucket.pause()
     try:
         yield
     finally:
-        server.resume()
+        bucket.resume()
 
 
 @contextmanager
-def _silent(server: S3Server, between: Proxy) -> Iterator[None]:
+def _silent(bucket: S3Server, between: Proxy) -> Iterator[None]:
     between.silent = True
     try:
         yield
@@ -92,7 +78,7 @@ def _silent(server: S3Server, between: Proxy) -> Iterator[None]:
 
 
 @contextmanager
-def _cut(server: S3Server, between: Proxy) -> Iterator[None]:
+def _cut(bucket: S3Server, between: Proxy) -> Iterator[None]:
     between.limit = 9000  # a listing and a head pass; an object does not
     try:
         yield
@@ -101,11 +87,11 @@ def _cut(server: S3Server, between: Proxy) -> Iterator[None]:
 
 
 @contextmanager
-def _emptied(server: S3Server, between: Proxy) -> Iterator[None]:
-    server.kill()
-    server.start()
+def _emptied(bucket: S3Server, between: Proxy) -> Iterator[None]:
+    bucket.kill()
+    bucket.start()
     yield
-    server.make_bucket("kept")
+    bucket.make_bucket("kept")
 
 
 Fault = Callable[[S3Server, Proxy], AbstractContextManager[None]]
@@ -152,9 +138,9 @@ def test_faults(llama: ls.Model, fault: Fault) -> None:
         "s3://kept?endpoint=http://127.0.0.1:{port}&deadline=1",
     ],
 )
-def test_never_there(llama: ls.Model, server: S3Server, url: str) -> None:
+def test_never_there(llama: ls.Model, bucket: S3Server, url: str) -> None:
     """A store that cannot be reached from the start is one that finds nothing."""
-    url = url.format(endpoint=server.endpoint, port=free_port())
+    url = url.format(endpoint=bucket.endpoint, port=free_port())
     with PrefixStore(url, chunk_tokens=CHUNK) as store, llama.context(n_ctx=320) as ctx:
         base = tokens(1, N, ctx.n_vocab)
         assert store.recall(ctx, base).n_past == 0

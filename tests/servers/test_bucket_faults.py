@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 from urllib.parse import urlsplit
@@ -28,13 +28,6 @@ ROOT = Path(llama_state.__file__).parents[1]
 SECRET = "not-to-be-shown"  # noqa: S105 - of nothing
 LARGE = 3 * PART + 5
 _SKEWED = b"<Error><Code>RequestTimeTooSkewed</Code><Message>The difference</Message></Error>"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server() as server:
-        server.make_bucket("kept")
-        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -103,9 +96,9 @@ def test_killed_during_get() -> None:
         assert place.children(name("a").parent) == []
 
 
-def test_cut_in_a_value(server: S3Server) -> None:
+def test_cut_in_a_value(bucket: S3Server) -> None:
     """What is cut early each time is an error; else it is tried again, and never wrong."""
-    with proxy(server.port) as between:
+    with proxy(bucket.port) as between:
         place = opened(f"s3://kept/cut?endpoint={between.endpoint}&deadline=3")
         data = payload("cut", LARGE)
         place.put(name("a"), [data])
@@ -193,9 +186,9 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "AWS_ACCESS_KEY_ID" in str(error)
 
 
-def test_missing_bucket(server: S3Server) -> None:
+def test_missing_bucket(bucket: S3Server) -> None:
     """It is no missing object: the error says what to do."""
-    place = opened(f"s3://missing/a?endpoint={server.endpoint}&deadline=2")
+    place = opened(f"s3://missing/a?endpoint={bucket.endpoint}&deadline=2")
     for call in (
         lambda: place.children(key("a")),
         lambda: place.head(name("a"), 1),
@@ -365,9 +358,9 @@ def _run(tmp_path: Path, program: str, *arguments: str) -> list[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-def test_fork(server: S3Server, tmp_path: Path) -> None:
+def test_fork(bucket: S3Server, tmp_path: Path) -> None:
     """A child of a process that used a bucket is told so, also where it opens one anew."""
-    url = f"s3://kept/forks?endpoint={server.endpoint}"
+    url = f"s3://kept/forks?endpoint={bucket.endpoint}"
     *child, parent = _run(tmp_path, _FORKS, url, "used")
     assert len(child) == 2
     assert all(line.startswith("refused") and "spawn" in line for line in child)
@@ -375,16 +368,16 @@ def test_fork(server: S3Server, tmp_path: Path) -> None:
     assert _run(tmp_path, _FORKS, url, "unused") == ["listed []", "listed []", "parent []"]
 
 
-def test_multiprocessing(server: S3Server, tmp_path: Path) -> None:
+def test_multiprocessing(bucket: S3Server, tmp_path: Path) -> None:
     """What the error advises works."""
-    lines = _run(tmp_path, _PROCESSES, f"s3://kept/forks?endpoint={server.endpoint}")
+    lines = _run(tmp_path, _PROCESSES, f"s3://kept/forks?endpoint={bucket.endpoint}")
     assert lines[0].startswith("fork refused")
     assert lines[1:] == ["spawn listed []", "forkserver listed []"]
 
 
-def test_threads(server: S3Server) -> None:
+def test_threads(bucket: S3Server) -> None:
     """Many threads read one object into buffers of their own."""
-    place = opened(f"s3://kept/threads?endpoint={server.endpoint}")
+    place = opened(f"s3://kept/threads?endpoint={bucket.endpoint}")
     data = payload("a", PART + 1)
     place.put(name("a"), [data])
     found: list[bool] = []

@@ -21,27 +21,15 @@ from llama_state.store.places.urls import open_place
 from llama_state.testing.stores import BackendTests, key, name, payload
 from tests.servers.s3_server import S3Server
 
+pytestmark = pytest.mark.usefixtures("credentials")
+
 _NUMBERS = count()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server() as server:
-        server.make_bucket("kept")
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-to-be-shown")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
 @pytest.fixture
-def url(server: S3Server) -> str:
+def url(bucket: S3Server) -> str:
     """A prefix with nothing in it."""
-    return f"s3://kept/some/where-{next(_NUMBERS)}?endpoint={server.endpoint}&deadline=2"
+    return f"s3://kept/some/where-{next(_NUMBERS)}?endpoint={bucket.endpoint}&deadline=2"
 
 
 @pytest.fixture
@@ -62,8 +50,8 @@ class TestBucket(BackendTests):
     knows_use = False
 
     @pytest.fixture(autouse=True)
-    def _on(self, server: S3Server) -> None:
-        self._server = server
+    def _on(self, bucket: S3Server) -> None:
+        self._server = bucket
 
     @contextmanager
     def unreachable(self, backend: Backend) -> Iterator[None]:
@@ -137,7 +125,7 @@ def test_many_children(backend: Backend) -> None:
     assert not list(backend.entries())
 
 
-def test_pins_are_replaced(backend: Backend, server: S3Server, url: str) -> None:
+def test_pins_are_replaced(backend: Backend, bucket: S3Server, url: str) -> None:
     """A pin has one end, the last that was said, also for others; and it goes with its pin."""
     pin = name("b", "a", "P")
     backend.touch([pin], 5e9)
@@ -160,7 +148,7 @@ def test_pins_are_replaced(backend: Backend, server: S3Server, url: str) -> None
     assert all(stored.used < 2e9 for stored in backend.entries()), "the end of the old one"
 
 
-def test_foreign_objects(server: S3Server, url: str) -> None:
+def test_foreign_objects(bucket: S3Server, url: str) -> None:
     """What others keep in the bucket is not seen, and stays, whatever we do."""
     place = opened(url)
     prefix = url.removeprefix("s3://kept").split("?")[0]
@@ -177,9 +165,9 @@ def test_foreign_objects(server: S3Server, url: str) -> None:
         f"/{key('a').hex()}-{key('b').hex()}-4.R",
     }
     for path in foreign:
-        server.request("PUT", f"/kept{prefix}{path}", b"foreign")
+        bucket.request("PUT", f"/kept{prefix}{path}", b"foreign")
     beside = f"/kept{prefix}-2{stem}.R"
-    server.request("PUT", beside, b"foreign")
+    bucket.request("PUT", beside, b"foreign")
     place.put(name("b", "a"), [b"ours"])
     place.put(name("b", "a", "P"), [b"pin"])
     place.touch([name("b", "a", "P")], 1.0)
@@ -192,13 +180,13 @@ def test_foreign_objects(server: S3Server, url: str) -> None:
     place.set_aside(name("d", "a", "P"))
     assert not list(place.entries())
     for path in foreign:
-        assert server.request("GET", f"/kept{prefix}{path}") == b"foreign"
-    assert server.request("GET", beside) == b"foreign"
-    left = server.request("GET", f"/kept?list-type=2&prefix={prefix[1:]}/").decode()
+        assert bucket.request("GET", f"/kept{prefix}{path}") == b"foreign"
+    assert bucket.request("GET", beside) == b"foreign"
+    left = bucket.request("GET", f"/kept?list-type=2&prefix={prefix[1:]}/").decode()
     assert left.count("<Key>") == len(foreign)
 
 
-def test_advice(server: S3Server, url: str) -> None:
+def test_advice(bucket: S3Server, url: str) -> None:
     """What can be told of a bucket; a missing one is an error, which says what to do."""
     found = [*advise(open_place(url, None, durable=False, readonly=False), has_key=True)]
     assert {each.level for each in found} == {"ok"}
@@ -206,8 +194,8 @@ def test_advice(server: S3Server, url: str) -> None:
     for what in ("can be listed", "lifecycle rule", "was written, read and removed"):
         assert what in texts
     prefix = url.removeprefix("s3://kept/").split("?")[0]
-    assert "<Key>" not in server.request("GET", f"/kept?list-type=2&prefix={prefix}/").decode()
-    (only,) = advise(opened(f"s3://missing?endpoint={server.endpoint}"), has_key=True)
+    assert "<Key>" not in bucket.request("GET", f"/kept?list-type=2&prefix={prefix}/").decode()
+    (only,) = advise(opened(f"s3://missing?endpoint={bucket.endpoint}"), has_key=True)
     assert only.level == "error"
     assert "the bucket does not exist" in only.text
 

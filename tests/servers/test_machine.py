@@ -25,7 +25,7 @@ from tests.libllama import MODELS
 from tests.servers.redis_server import RedisServer, program, running
 from tests.servers.s3_server import S3Server
 
-pytestmark = pytest.mark.libllama
+pytestmark = [pytest.mark.libllama, pytest.mark.usefixtures("credentials")]
 
 DEADLINE = 5.0
 SHORT = 0.1
@@ -36,13 +36,6 @@ _NUMBERS = count()
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with running(tmp_path_factory.mktemp("redis"), program("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[S3Server]:
-    with S3Server() as server:
-        server.make_bucket("kept")
         yield server
 
 
@@ -121,13 +114,6 @@ def guarded(url: str) -> Place:
     place = open_place(url, None, durable=False, readonly=False)
     assert isinstance(place, Guard)
     return Place(Guard(place.backend, DEADLINE, REST))
-
-
-@pytest.fixture(autouse=True)
-def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 KINDS = ("deepseek4-moe", "gemma3-dense", "jamba-dense", "llama-dense")
