@@ -245,6 +245,8 @@ def _opened(
         if capacity_bytes is not None:
             raise ValueError("capacity_bytes is that of the store: give it to the store")
         return store
+    if isinstance(store, Sequence) and not store:
+        raise ValueError("store names no place: give a path, a URL, or nothing for memory")
     if store is None:
         store, capacity_bytes = "memory:", _CAPACITY if capacity_bytes is None else capacity_bytes
     return PrefixStore(store, capacity_bytes=capacity_bytes)
