@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-MINORS = range(10, 15)
+MINORS = range(11, 16)
 COMPILE_SECONDS = 10
 IN_THE_WHEEL = (
     r"llama_state/_io/_pages\.abi3\.so",
@@ -133,7 +133,7 @@ def compile_time() -> None:
 
 def wheel(path: str) -> None:
     """Check a wheel's name and files."""
-    problems = [] if "-cp310-abi3-" in Path(path).name else [f"{path} is not tagged cp310-abi3"]
+    problems = [] if "-cp311-abi3-" in Path(path).name else [f"{path} is not tagged cp311-abi3"]
     names = zipfile.ZipFile(path).namelist()
     problems += [f"no {p}" for p in IN_THE_WHEEL if not any(re.fullmatch(p, n) for n in names)]
     problems += [f"has {n}" for n in names if re.fullmatch(NOT_IN_THE_WHEEL, n)]

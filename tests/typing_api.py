@@ -6,9 +6,7 @@ import ctypes
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import assert_type
+from typing import Any, assert_type
 
 import llama_state as ls
 from llama_state import inspection
