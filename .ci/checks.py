@@ -27,6 +27,7 @@ IN_THE_WHEEL = (
     r"llama_state/_llama/probe\.gguf",
     r"llama_state/adapters/llama_cpp/__init__\.py",
     r"llama_state/cli/states\.py",
+    r"llama_state/inspection/page/page\.(html|css|js)",
     r"llama_state/inspection/source\.py",
     r"llama_state/py\.typed",
     r"llama_state/testing/specs/.*\.json",
