@@ -17,7 +17,7 @@ from string import Template
 from typing import Any
 
 from .._io.arguments import checked
-from .._io.markup import element, escaped, table
+from .._io.markup import LONGEST, element, escaped, table
 from ..errors import UnsupportedError
 from .magnitudes import MOST_ROWS
 from .page_data import cells_data, heats_data
@@ -29,12 +29,10 @@ from .words import Fact, count, problem_text, size
 
 SUFFIXES = (".html", ".htm")
 
-_MOST_TEXT = 120_000
-"""The most characters of a table; the rows that go beyond are counted."""
-_LONG = 2_000
-_HINT = (
-    "Point at the picture, or move with the arrow keys. Zoom with + and -, or with the wheel"
-    " after a click; drag to move."
+_HINT = "Point at it, or use the arrow keys."
+_HELP = (
+    "Point at a picture to read what is there, or move in it with the arrow keys. Zoom with + and -,"
+    " with the buttons, or with the wheel after a click; drag to move; 0 shows all again."
 )
 _BUTTONS = (("in", "+", "zoom in"), ("out", "-", "zoom out"), ("all", "all", "show all"))
 _SHADES = (
@@ -65,7 +63,7 @@ def render_html(file: StateFile) -> bytes:
     style, script = _part("page.css"), _part("page.js")
     name = Path(file.path).name
     page = Template(_part("page.html")).substitute(
-        title=escaped(name[:_LONG]),
+        title=escaped(name[:LONGEST]),
         summary=escaped(_summary(file)),
         problem=_problem(file),
         facts=fact_table(file),
@@ -89,7 +87,7 @@ def require_suffix(path: str) -> None:
 
 def fact_table(file: StateFile) -> str:
     """Return what ``inspect`` says of a file as a table."""
-    return _table(_joined(chain([Fact("path", file.path)], facts(describe(file)))))
+    return table(_joined(chain([Fact("path", file.path)], facts(describe(file)))))
 
 
 def _joined(found: Iterable[Fact]) -> Iterator[tuple[str, str]]:
@@ -106,30 +104,15 @@ def _joined(found: Iterable[Fact]) -> Iterator[tuple[str, str]]:
         yield row
 
 
-def _table(rows: Iterable[Sequence[str]], *, head: Sequence[str] = (), caption: str = "") -> str:
-    """Return a table of the first rows, of which a page has room."""
-    shown: list[Sequence[str]] = []
-    left, more = _MOST_TEXT, 0
-    for row in rows:
-        cut = [text if len(text) <= _LONG else text[:_LONG] + "..." for text in row]
-        left -= sum(map(len, map(escaped, cut)))
-        if left < 0:
-            more += 1
-        else:
-            shown.append(cut)
-    rest = f"and {count(more, 'more row')}, for which there is no room" if more else ""
-    return table(shown, head=head, caption=caption, rest=rest)
-
-
 def _summary(file: StateFile) -> str:
     arch = f", {file.layout.arch}" if file.layout and file.layout.arch else ""
-    return f"{file.kind}{arch}, {size(file.nbytes)}"[:_LONG]
+    return f"{file.kind}{arch}, {size(file.nbytes)}"[:LONGEST]
 
 
 def _problem(file: StateFile) -> str:
     if file.problem is None:
         return ""
-    text = f"This file is damaged: {problem_text(file.problem)}"[:_LONG]
+    text = f"This file is damaged: {problem_text(file.problem)}"[:LONGEST]
     return f'<p class="problem">{escaped(text)}</p>'
 
 
@@ -138,6 +121,8 @@ def _pictures(
 ) -> Iterator[str]:
     """Yield the sections with pictures, which the script fills and shows."""
     yield "<noscript><p>The pictures need JavaScript; the text does not.</p></noscript>"
+    if cells or heats:
+        yield f'<p class="note">{escaped(_HELP)}</p>'
     for index, cache in enumerate(cells):
         yield from _section(f"cells-{index}", f"Cache {cache['name']}")
         yield _figure("positions", index, "Positions of each sequence", _holes_note(cache))
@@ -222,7 +207,7 @@ def _digests(file: StateFile) -> Iterator[str]:
         kind = "HMAC-SHA256" if file.digests.keyed else "XXH3-128"
         yield _details(
             f"{count(len(file.digests.parts), 'part')} of the checkpoint",
-            _table(parts, head=head, caption=f"{kind}, as the file has them, 16 bytes each"),
+            table(parts, head=head, caption=f"{kind}, as the file has them, 16 bytes each"),
         )
     else:
         yield "<p>The file has none: native states have no checksums.</p>"
@@ -230,7 +215,7 @@ def _digests(file: StateFile) -> Iterator[str]:
         rows = ((*about, _tensor_digest(file.state, streams)) for *about, streams in tensors)
         columns = ("tensor", "type", "rows", "at byte of the state", "bytes", "SHA-256")
         caption = "The first 16 bytes of SHA-256 over the rows of a layer, stream after stream"
-        yield _details(count(len(tensors), "tensor"), _table(rows, head=columns, caption=caption))
+        yield _details(count(len(tensors), "tensor"), table(rows, head=columns, caption=caption))
 
 
 def _details(summary: str, content: str) -> str:

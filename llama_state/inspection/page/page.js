@@ -3,7 +3,7 @@
 // Draws what the page holds as JSON. Every text reaches the page as textContent.
 {
 const data = JSON.parse(document.getElementById("data").textContent);
-const LEFT = 96, BOTTOM = 24, LEAST = 8;
+const LEFT = 96, LEAST = 8;
 const number = n => n.toLocaleString("en-US");
 const many = (n, what) => `${number(n)} ${what}${n === 1 ? "" : "s"}`;
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
@@ -52,13 +52,14 @@ class Picture {
   }
 
   get inner() { return this.canvas.clientWidth - LEFT - 8; }
-  get high() { return this.canvas.clientHeight - BOTTOM; }
+  get high() { return this.canvas.clientHeight - this.bottom; }
+  get bottom() { return this.model.columnName ? 24 : 6; }
   toX(x) { return LEFT + (x - this.x0) / (this.x1 - this.x0) * this.inner; }
   toY(y) { return (y - this.y0) / (this.y1 - this.y0) * this.high; }
 
   draw() {
     const {canvas, model} = this, scale = window.devicePixelRatio || 1;
-    const height = clamp(model.height * model.line, 40, 640) + BOTTOM;
+    const height = clamp(model.height * model.line, 18, 640) + this.bottom;
     canvas.style.height = `${height}px`;
     canvas.width = Math.max(1, Math.round(canvas.clientWidth * scale));
     canvas.height = Math.round(height * scale);
