@@ -14,13 +14,12 @@ from .. import layout
 from .._io import Progress, StrPath, atomic, reading
 from .._io.arguments import checked
 from .._io.buffers import flat
-from .._io.markup import table
 from ..errors import ChecksumError
 from ..layout.appended import pack_points, parse_payload
 from ..layout.recognition import expect, naming
 from ..layout.restore_points import first_known, listed
 from ..layout.slots import given_prompt, pack_listed
-from . import container
+from . import container, display
 from .fingerprint import Fingerprint
 from .metadata import (
     POINTS,
@@ -180,37 +179,11 @@ class Checkpoint:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        what = "the whole context" if self.kind == "whole" else f"sequence {self.source}"
-        arch = self.fingerprint.model.get("architecture", "an unknown model")
-        tokens = self.slot.tokens if self.slot else self.tokens
-        extras = [f"{len(tokens)} tokens", f"{len(self)} bytes"]
-        if self.media:
-            extras[0] += f" with {len(self.media)} media"
-        if self.logits is not None:
-            extras.append("logits")
-        if self.restore_points:
-            extras.append(f"{len(self.restore_points)} restore points")
-        return (
-            f"<Checkpoint of {what} of {arch}: {', '.join(extras)}, "
-            f"session version {self.session_version}>"
-        )
+        return display.line(self)
 
     def _repr_html_(self) -> str:
         """Return what it holds as a table, for notebooks."""
-        tokens = self.slot.tokens if self.slot else self.tokens
-        rows: dict[str, object] = {
-            "state of": "the whole context" if self.kind == "whole" else f"sequence {self.source}",
-            "bytes": f"{len(self):,}",
-            "session version": self.session_version,
-            "tokens": f"{len(tokens):,}",
-            "images and sounds": len(self.media),
-            "logits": "" if self.logits is None else f"{len(self.logits):,}",
-            "restore points": len(self.restore_points),
-            "meta": json.dumps(self.meta, ensure_ascii=False) if self.meta else "",
-        }
-        for part, fields in self.fingerprint.to_json().items():
-            rows |= {f"{part}: {name}": text for name, text in fields.items()}
-        return table([row for row in rows.items() if row[1]], caption="Checkpoint")
+        return display.as_table(self)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         states = map(pickle.PickleBuffer if protocol >= 5 else bytes, self._states())

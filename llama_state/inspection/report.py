@@ -56,8 +56,13 @@ def tables(comparison: Comparison) -> str:
         parts.append(table(found, head=("what differs", "first | second")))
     head = ("cache", "layer", "rows", "of them differ", "max abs", "relative")
     rows = [
-        (row.cache, f"{row.layer} {row.name}", f"{row.n_row:,}", f"{row.n_differ:,}")
-        + (_column(row.max_abs).strip(), _column(row.relative).strip())
+        (
+            row.cache,
+            f"{row.layer} {row.name}",
+            f"{row.n_row:,}",
+            f"{row.n_differ:,}",
+            *map(str.strip, map(_column, (row.max_abs, row.relative))),
+        )
         for row in comparison.rows
         if row.n_differ
     ]

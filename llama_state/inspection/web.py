@@ -31,8 +31,8 @@ SUFFIXES = (".html", ".htm")
 
 _HINT = "Point at it, or use the arrow keys."
 _HELP = (
-    "Point at a picture to read what is there, or move in it with the arrow keys. Zoom with + and -,"
-    " with the buttons, or with the wheel after a click; drag to move; 0 shows all again."
+    "Point at a picture to read what is there, or move in it with the arrow keys. Zoom with +"
+    " and -, with the buttons, or with the wheel after a click; drag to move; 0 shows all again."
 )
 _BUTTONS = (("in", "+", "zoom in"), ("out", "-", "zoom out"), ("all", "all", "show all"))
 _SHADES = (
