@@ -118,9 +118,7 @@ class Browser:
         """Return the value of an expression in the page; frames are drawn before."""
         drawn = "await new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)));"
         code = f"(async () => {{ {drawn} return {expression}; }})()"
-        done = self.call(
-            "Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True
-        )
+        done = self.call("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
@@ -131,7 +129,12 @@ class Browser:
     def key(self, name: str, text: str = "") -> None:
         """Press a key."""
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=name, **({"text": text} if text and kind == "keyDown" else {}))
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=name,
+                **({"text": text} if text and kind == "keyDown" else {}),
+            )
 
     def screenshot(self, target: Path, *, whole: bool = True) -> None:
         """Write a picture of the page as PNG."""
