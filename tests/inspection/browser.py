@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SECONDS = 120
+SECONDS = 30
 # Chromium reads from descriptor 3 and writes to 4.
 _START = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4);"
@@ -30,7 +30,7 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """A browser and its one page. Closed, it leaves no process."""
+    """A browser and its one page: a context manager that leaves no process."""
 
     def __init__(self, program: str, folder: Path) -> None:
         ours_in, theirs_out = os.pipe()
@@ -62,16 +62,31 @@ class Browser:
         self._number = 0
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")
-        self._session = self.call("Target.attachToTarget", flatten=True, **target)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
 
-    def close(self) -> None:
-        """End the browser."""
+    def __enter__(self) -> Browser:
+        try:
+            target = self.call("Target.createTarget", url="about:blank")
+            self._session = self.call("Target.attachToTarget", flatten=True, **target)["sessionId"]
+            for domain in ("Page", "Runtime", "Network", "Log"):
+                self.call(f"{domain}.enable")
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._session = None
-        self.call("Browser.close")
-        self._process.wait(SECONDS)
+        try:
+            self.call("Browser.close")
+            self._process.wait(SECONDS)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """End the browser, and all that belongs to it here."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
         os.close(self._in)
         os.close(self._out)
 
@@ -102,13 +117,11 @@ class Browser:
                 return found
 
     def open(self, path: Path) -> None:
-        """Open a file, and wait until it is loaded and drawn."""
+        """Open a file, and wait until it is loaded."""
         self.events.clear()
         self.call("Page.navigate", url=path.as_uri())
         if not self.seen("Page.loadEventFired"):
             self._until(lambda found: found.get("method") == "Page.loadEventFired")
-        if self.value("typeof document.timeline") == "object":
-            self.call("Runtime.evaluate", expression="document.body.offsetHeight")
 
     def seen(self, method: str) -> list[dict[str, Any]]:
         """Return the parameters of the events of this kind since the page was opened."""
@@ -126,15 +139,10 @@ class Browser:
         """Move or press the mouse, or turn its wheel."""
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
-    def key(self, name: str, text: str = "") -> None:
+    def key(self, name: str) -> None:
         """Press a key."""
         for kind in ("keyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent",
-                type=kind,
-                key=name,
-                **({"text": text} if text and kind == "keyDown" else {}),
-            )
+            self.call("Input.dispatchKeyEvent", type=kind, key=name)
 
     def screenshot(self, target: Path, *, whole: bool = True) -> None:
         """Write a picture of the page as PNG."""
