@@ -69,6 +69,7 @@ class Browser:
             self._session = self.call("Target.attachToTarget", flatten=True, **target)["sessionId"]
             for domain in ("Page", "Runtime", "Network", "Log"):
                 self.call(f"{domain}.enable")
+            self.resize(1200, 900)
         except BaseException:
             self._end()
             raise
@@ -115,6 +116,11 @@ class Browser:
                 self.events.append(found)
             if wanted(found):
                 return found
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the window a size."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
 
     def open(self, path: Path) -> None:
         """Open a file, and wait until it is loaded."""

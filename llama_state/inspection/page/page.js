@@ -59,6 +59,7 @@ class Picture {
 
   draw() {
     const {canvas, model} = this, scale = window.devicePixelRatio || 1;
+    if (this.canvas.clientWidth <= LEFT + 8) return; // it is not seen
     const height = clamp(model.height * model.line, 18, 640) + this.bottom;
     canvas.style.height = `${height}px`;
     canvas.width = Math.max(1, Math.round(canvas.clientWidth * scale));
@@ -88,7 +89,7 @@ class Picture {
     g.fillStyle = colour("--text");
     g.textBaseline = "middle";
     g.textAlign = "right";
-    const skip = Math.ceil(14 / (this.high / (this.y1 - this.y0)));
+    const skip = Math.max(1, Math.ceil(14 / (this.high / (this.y1 - this.y0))));
     for (let y = Math.ceil(this.y0 / skip) * skip; y < this.y1; y += skip) {
       g.fillText(model.lineName(y), LEFT - 6, this.toY(y + 0.5), LEFT - 8);
     }
