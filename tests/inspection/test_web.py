@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 from array import array
@@ -14,7 +15,7 @@ import pytest
 from llama_state import Checkpoint, Fingerprint, StateFile, inspect_file
 from llama_state._io import markup
 from llama_state.errors import Difference, UnsupportedError
-from llama_state.inspection import compare, page_data, render_html, values
+from llama_state.inspection import compare, page_data, render_html, values, web
 from llama_state.inspection.diff import Comparison
 from llama_state.inspection.rows import layers, positions_by_sequence
 from llama_state.inspection.web import require_suffix
@@ -206,6 +207,14 @@ def test_hostile_texts(tmp_path: Path) -> None:
         assert "<script" not in table
         assert "<img" not in table
         assert "\u202e" not in table
+
+
+def test_data_ends_where_its_element_does() -> None:
+    """No text in it does, and it is the same when it is read."""
+    data = {"a": "</script><!--<script>&amp;\u2028"}
+    embedded = web._embedded(data)
+    assert not set("<>&") & set(embedded)
+    assert json.loads(embedded) == data
 
 
 def _scattered(n_cell: int, n_layer: int) -> State:
