@@ -121,6 +121,7 @@ def _pictures(
 ) -> Iterator[str]:
     """Yield the sections with pictures, which the script fills and shows."""
     yield "<noscript><p>The pictures need JavaScript; the text does not.</p></noscript>"
+    yield '<div id="pictures" hidden>'
     if cells or heats:
         yield f'<p class="note">{escaped(_HELP)}</p>'
     for index, cache in enumerate(cells):
@@ -143,6 +144,7 @@ def _pictures(
         yield _figure("heat", index, title, note)
     if heats or notes:
         yield "</section>"
+    yield "</div>"
 
 
 def _section(name: str, title: str) -> Iterator[str]:
@@ -181,7 +183,7 @@ def _figure(kind: str, index: int, title: str, note: str) -> str:
     )
     label = escaped(f"{title}. Arrow keys move, plus and minus zoom, 0 shows all.")
     return (
-        f'<figure data-kind="{kind}" data-index="{index}" hidden>'
+        f'<figure data-kind="{kind}" data-index="{index}">'
         f"{element('figcaption', title)}"
         f'<p class="note">{escaped(note)}</p>'
         f'<canvas tabindex="0" role="application" aria-label="{label}"></canvas>'

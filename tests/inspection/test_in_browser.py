@@ -125,13 +125,34 @@ def test_hover_and_zoom(browser: Browser, tmp_path: Path) -> None:
     check(browser, tmp_path / "report.html")
 
 
+def test_images(browser: Browser, tmp_path: Path) -> None:
+    """The cells of an image have one position; all of them are named."""
+    state = State("kv", ext=True, cells=((0, (0,)), *((1, (0,)) for _ in range(5)), (2, (0,))))
+    shown(browser, tmp_path, write(tmp_path, native(state)))
+    assert point(browser, 0, 0.5, 13) == (
+        "sequence 0, position 1: cell 1; cell 2; cell 3; and 2 more cells"
+    )
+
+
+def test_owners_that_are_not_named(browser: Browser, tmp_path: Path) -> None:
+    """A cell of more sequences than are listed is not said to be of one that it may not be of."""
+    ten = tuple(range(10))
+    state = State("kv", cells=((0, ten), (0, (10,)), (1, ten[1:]), (1, (0,))))
+    shown(browser, tmp_path, write(tmp_path, native(state)))
+    shared = "shared: sequences 0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+    assert point(browser, 0, 0.25, 13) == f"sequence 0, position 0: cell 0, {shared}"
+    assert point(browser, 0, 0.25, 9 * 26 + 13) == f"sequence 9, position 0: cell 0, {shared}"
+    assert point(browser, 0, 0.75, 13) == "sequence 0, position 1: cell 3"
+
+
 def test_reduced(browser: Browser, tmp_path: Path) -> None:
     """A state of more cells than are listed or drawn one by one."""
     places = random.Random(1).sample(range(0, 60_000, 3), 20_000)
     state = State("kv", cells=tuple((p, (0,)) for p in places), row_k=2, row_v=2, n_layer=1)
     shown(browser, tmp_path, write(tmp_path, native(state)))
     assert "among cells " in point(browser, 1, 0.001, 3)
-    assert point(browser, 0, 0.0001, 13).startswith("sequence 0, position ")
+    said_of_it = point(browser, 0, 0.0001, 13)
+    assert said_of_it.endswith(": there, or in a hole of up to 2 positions")
 
 
 def test_hostile_texts(browser: Browser, tmp_path: Path) -> None:
@@ -198,6 +219,7 @@ def test_without_scripts(browser: Browser, tmp_path: Path) -> None:
     names = {node["name"]["value"] for node in seen if "name" in node and not node["ignored"]}
     assert "The pictures need JavaScript; the text does not." in names
     assert "30 cells, positions 0-29" in names
+    assert not {"Cache kv", "Magnitudes by layer"} & names
     assert not [node for node in seen if node.get("role", {}).get("value") == "Canvas"]
 
 

@@ -214,17 +214,28 @@ function positions(cache) {
       high = Math.max(high, runs[i + 1]);
     }
   }
+  // What is listed as a block, or with more owners than are named, may hold it or not.
   const where = (id, position) => {
+    const sure = [], perhaps = [];
+    let complete = true;
     for (const stream of cache.streams) {
-      for (const [cell, n, first, last, own] of runsOf(stream)) {
-        const owners = cache.owners[own], named = owners.indexOf(id, 1) > 0;
-        if (position < first || position > last || !(named || owners[0] >= owners.length)) continue;
-        const with_ = owners[0] > 1 ? `, shared: ${sequences(owners)}` : "";
-        if (stream.exact) return `cell ${number(cell + position - first)}${inStream(cache, stream)}${with_}`;
-        return `among cells ${span(cell, cell + n - 1)}${inStream(cache, stream)}`;
+      for (const run of runsOf(stream)) {
+        const [cell, n, first, last, own] = run, owners = cache.owners[own];
+        const named = owners.indexOf(id, 1) > 0, cut = owners[0] >= owners.length;
+        complete = complete && stream.exact && !cut;
+        if (position < first || position > last || !(named || cut)) continue;
+        const at = stream.exact ? number(cell + position - first) : span(cell, cell + n - 1);
+        const with_ = stream.exact && owners[0] > 1 ? `, shared: ${sequences(owners)}` : "";
+        const text = `${at}${inStream(cache, stream)}${with_}`;
+        if (stream.exact && named) sure.push(`cell ${text}`);
+        else perhaps.push(stream.exact ? `cell ${text}` : `among cells ${text}`);
       }
     }
-    return "held";
+    if (sure.length > 3) return `${sure.slice(0, 3).join("; ")}; and ${many(sure.length - 3, "more cell")}`;
+    if (sure.length) return sure.join("; ");
+    if (complete) return "not there";
+    if (cache.closed) return `there, or in a hole of up to ${many(cache.closed, "position")}`;
+    return perhaps.length === 1 ? perhaps[0] : "there, in a cell that is not listed";
   };
   return {
     width: high - low + 1, height: held.length, line: 26, zoomY: false, origin: low,
@@ -353,10 +364,10 @@ function heat(map) {
   };
 }
 
+document.getElementById("pictures").hidden = false;
 const pictures = [];
 const models = {positions: i => positions(data.cells[i]), cells: i => cells(data.cells[i]), heat: i => heat(data.heats[i])};
 for (const figure of document.querySelectorAll("figure")) {
-  figure.hidden = false;
   pictures.push(new Picture(figure, models[figure.dataset.kind](Number(figure.dataset.index))));
 }
 for (const query of ["(prefers-color-scheme: dark)", "print"]) {
