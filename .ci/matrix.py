@@ -255,8 +255,10 @@ class Matrix:
         log = work / "log"
         try:
             self.conformance(outcome, work, log)
-            # Those of the adapters import llama_cpp as soon as they are collected.
-            self.pytest(outcome, "libllama", work, log, "tests", "--ignore=tests/adapters")
+            # Those of the adapters import llama_cpp as soon as they are collected; servers are the
+            # same whatever the build.
+            left_out = ("--ignore=tests/adapters", "--ignore=tests/servers")
+            self.pytest(outcome, "libllama", work, log, "tests", *left_out)
             if build.is_host:
                 self.pytest(outcome, "llama_cpp", work, log, "tests/adapters")
                 checks, page = Path(__file__).with_name("checks.py"), Path("docs", HOST_PAGE)

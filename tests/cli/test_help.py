@@ -10,7 +10,19 @@ from llama_state import cli
 from tests.cli.commands import Run
 
 COMMANDS = ("inspect", "verify", "diff", "convert", "store", "check", "demo", "doctor")
-OF_STORE = ("ls", "show", "find", "warm", "verify", "evict", "rm", "copy", "stats")
+OF_STORE = (
+    "ls",
+    "show",
+    "find",
+    "warm",
+    "verify",
+    "evict",
+    "rm",
+    "copy",
+    "stats",
+    "doctor",
+    "bench",
+)
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *(f"store {name}" for name in OF_STORE)])

@@ -15,8 +15,9 @@ from llama_state.testing.runs import answer, nmse
 
 pytestmark = pytest.mark.real_model
 
-# Other texts make 0.1 and more, cells in other places 1e-3.
-MOVED = 1e-2
+# Other tokens make 0.1 and more; cells in other places 1e-3 of the text of these tests, and up to
+# 0.02 of others.
+MOVED = 3e-2
 
 Trip: TypeAlias = Callable[[ls.Context, ls.Context, Path, list[int]], ls.Restored]
 
