@@ -28,6 +28,7 @@ IN_THE_WHEEL = (
     r"llama_state/_llama/probe\.gguf",
     r"llama_state/adapters/llama_cpp/__init__\.py",
     r"llama_state/cli/states\.py",
+    r"llama_state/inspection/page/page\.(html|css|js)",
     r"llama_state/inspection/source\.py",
     r"llama_state/py\.typed",
     r"llama_state/testing/specs/.*\.json",
@@ -39,6 +40,7 @@ NOT_IN_THE_WHEEL = r"(.*\.(c|h|o|pyc)|(tests|benchmarks|docs|examples)/.*|(build
 ALLOWED_SKIPS = {
     ("test", "tests.adapters."): "the tests inside llama-cpp-python run in step builds",
     ("test", "::tests.adapters."): "as modules, likewise",
+    ("test", "tests.inspection.test_in_browser"): "Chromium takes minutes to install",
     ("test", "tests.real."): "the tests with real models run in step real",
     ("test", "tests.servers.test_namespaces"): "it needs root, and a kernel that lets it",
 }
