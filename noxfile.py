@@ -94,7 +94,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def builds(session: nox.Session) -> None:
-    """Run the libllama tests on every build of llama.cpp, or on the versions behind --."""
+    """Run the libllama tests on every build of llama.cpp, or whole on the versions behind --."""
     session.install("-e", ".[test]")
     session.run("python", MATRIX, "fetch", str(CACHE), *session.posargs)
     with TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +108,21 @@ BUILDS = (
     # llama.cpp b11739. Debian 13 has such a glibc, Debian 12 has not.
     Build("llama-cpp-py-sync", "0.11739", (11, 4), glibc=(2, 38)),
     Build("llama-cpp-python", "0.3.36", (10, 3)),
+)
+
+
+# These take long and know little of a build: two are enough, one that writes states of an old
+# version. The newest is that of the step "test". A version that is named is tested whole.
+WHOLE = ("2026.5.9294", "2026.9.11063")
+SLOW = (
+    "tests/context/test_interruptions.py",
+    "tests/context/test_store_machine.py",
+    "tests/context/test_store_faults.py",
+    "tests/context/test_store_remote.py",
+    "tests/context/test_damaged_stores.py",
+    "tests/cli",
+    "tests/fuzz",
+    "tests/project",
 )
 
 
@@ -203,8 +218,16 @@ def library(build: Build, cache: Path, host: str) -> Path:
 class Matrix:
     """One run over *builds*; starts no further one after the first that fails."""
 
-    def __init__(self, builds: Sequence[Build], cache: Path, host: str, work: Path) -> None:
+    def __init__(
+        self,
+        builds: Sequence[Build],
+        cache: Path,
+        host: str,
+        work: Path,
+        whole: Container[str],
+    ) -> None:
         self.builds = builds
+        self.whole = whole
         self.cache = cache
         self.host = host
         self.work = work
@@ -257,8 +280,10 @@ class Matrix:
             self.conformance(outcome, work, log)
             # Those of the adapters import llama_cpp as soon as they are collected; servers are the
             # same whatever the build.
-            left_out = ("--ignore=tests/adapters", "--ignore=tests/servers")
-            self.pytest(outcome, "libllama", work, log, "tests", *left_out)
+            slow = () if build.version in self.whole else SLOW
+            left_out = ("tests/adapters", "tests/servers", *slow)
+            ignored = [f"--ignore={path}" for path in left_out]
+            self.pytest(outcome, "libllama", work, log, "tests", *ignored)
             if build.is_host:
                 self.pytest(outcome, "llama_cpp", work, log, "tests/adapters")
                 checks, page = Path(__file__).with_name("checks.py"), Path("docs", HOST_PAGE)
@@ -404,9 +429,9 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join([LINE.format("build", *heads), *rows])
 
 
-def run(builds: Sequence[Build], cache: Path, host: str, work: Path) -> int:
-    """Test the builds; returns the exit status."""
-    outcomes = Matrix(builds, cache, host, work).run()
+def run(builds: Sequence[Build], cache: Path, host: str, work: Path, whole: Container[str]) -> int:
+    """Test the builds, those of *whole* with the slow tests; returns the exit status."""
+    outcomes = Matrix(builds, cache, host, work, whole).run()
     print(f"\n{table(outcomes)}")
     for outcome in outcomes:
         for problem in outcome.problems:
@@ -437,7 +462,7 @@ def main() -> int:
     if options.command == "fetch":
         fetch(builds, options.cache)
         return 0
-    return run(builds, options.cache, options.host, options.work)
+    return run(builds, options.cache, options.host, options.work, options.versions or WHOLE)
 
 
 if __name__ == "__main__":

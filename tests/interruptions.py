@@ -126,15 +126,19 @@ def signalled(call: Callable[[], object], after: float) -> BaseException | None:
         What came out of the call; None where the signal came too late.
     """
 
+    armed = [True]
+
     def end(number: int, frame: FrameType | None) -> None:
-        raise Interruption
+        if armed:  # one that comes after the call would end the test
+            raise Interruption
 
     handler = signal.signal(signal.SIGALRM, end)
     try:
         signal.setitimer(signal.ITIMER_REAL, after)
         call()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        armed.clear()
     except BaseException as error:
+        armed.clear()
         return error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
