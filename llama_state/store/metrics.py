@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from .results import Contents
 from .tiers import Tier
-from .troubles import LOST, Troubles
+from .troubles import Troubles
 
 PREFIX: Final = "llama_state_store_"
 
@@ -50,9 +50,12 @@ class PlaceStats:
         if guard is None:
             return found
         pace = guard.pace
-        return cls(
-            *(found.location, found.used_bytes, found.capacity_bytes, found.refused, found.kept),
-            *(guard.trips, guard.resting, pace.latency, pace.bytes_per_second),
+        return replace(
+            found,
+            trips=guard.trips,
+            resting_seconds=guard.resting,
+            latency=pace.latency,
+            bytes_per_second=pace.bytes_per_second,
         )
 
 
@@ -116,13 +119,12 @@ class Stats:
         """Return the figures of a store."""
         places = tuple(PlaceStats.of(tier, troubles) for tier in tiers)
         counts = dict(troubles.counts)
-        lost = {each[len(LOST) :]: counts.pop(each) for each in [*counts] if each.startswith(LOST)}
         return cls(
             location,
             sum(place.used_bytes for place in places),
             sum(place.capacity_bytes for place in places),
             places=places,
-            tokens_lost=lost,
+            tokens_lost=dict(troubles.lost),
             recall_seconds=counts.pop("recall_microseconds", 0) / 1e6,
             pending_bytes=pending_bytes,
             dropped=dropped,

@@ -18,7 +18,7 @@ from .prompt import Prompt, common
 from .reading import Reader, wanted
 from .results import Match, Recalled, Why
 from .tiers import Tiers
-from .troubles import LOST, Troubles
+from .troubles import Troubles
 
 _FLOAT: Final = 4
 _MEASURED: Final = 16  # tokens that must be decoded at once to tell how long one takes
@@ -131,12 +131,13 @@ class Recaller:
         rate = self._rates.get(asked.root)
         if self._min_gain is None or rate is None or not self._backend.remote:
             return set()
-        objects = wanted(hit, self._lookup, asked.needs, self._held(asked))
+        keep = self._held(asked)
+        objects = wanted(hit, self._lookup, asked.needs, keep)
         sizes = [(each.name, self._reader.nbytes(each.name)) for each in objects]
         seconds, far = self._backend.seconds_to_read(sizes)
         # Without the rows of a window, or a restore point, nothing behind what is held is of use.
         starts = [each.start if each.group == "R" else 0 for each in objects if each.name in far]
-        near = max(min(starts, default=hit.end), self._held(asked))
+        near = max(min(starts, default=hit.end), keep)
         gain = (hit.n_tokens - asked.prompt.index(near)) / rate - seconds
         return far if far and gain < self._min_gain else set()
 
@@ -179,7 +180,6 @@ class Recaller:
         began = time.monotonic()
         recalled, found = self._recall(asked, logits=logits)
         seconds = time.monotonic() - began
-        lost = len(asked.prompt) - len(recalled.tokens)
         self._troubles.done(
             "recall",
             seq_id=asked.seq_id,
@@ -196,8 +196,8 @@ class Recaller:
             tokens_recalled=len(recalled.tokens),
             bytes_read=recalled.nbytes,
             recall_microseconds=round(1e6 * seconds),
-            **{LOST + recalled.why.reason: lost},
         )
+        self._troubles.lose(recalled.why.reason, len(asked.prompt) - len(recalled.tokens))
         return recalled, found
 
     def _recall(self, asked: Asked, *, logits: bool) -> tuple[Recalled, Found]:

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 
 from ..errors import ClosedError, SequenceIdError, StateError
 
-LOST = "lost: "  # of a count: tokens that a recall did not find, by why
-
 LOGGER = logging.getLogger("llama_state.store")
 
 _OF_THE_CALLER = (ClosedError, SequenceIdError)
@@ -25,12 +23,14 @@ class Troubles:
 
     Attributes:
         counts: What was done.
+        lost: Why a recall found no more -> the tokens that it did not find.
         failures: Kind of trouble -> how often it was met.
     """
 
     def __init__(self, location: str) -> None:
         self._location = location
         self.counts: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -38,6 +38,11 @@ class Troubles:
         """Add to the counts."""
         with self._lock:
             self.counts.update(done)
+
+    def lose(self, why: str, n_tokens: int) -> None:
+        """Count tokens that a recall did not find."""
+        with self._lock:
+            self.lost[why] += n_tokens
 
     def done(self, doing: str, **facts: object) -> None:
         """Log what was done, for who has set the level to DEBUG: as text, and as ``facts``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.servers.ports import free_port
 
 KINDS = {"redis": "redis-server", "valkey": "valkey-server"}
 HERE = {kind: path for kind, name in KINDS.items() if (path := shutil.which(name))}
@@ -179,10 +180,3 @@ def program(kind: str) -> str:
 def kinds() -> list[str]:
     """The kinds that tests run with: Redis always, Valkey where it is installed."""
     return ["redis", *(["valkey"] if "valkey" in HERE else [])]
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

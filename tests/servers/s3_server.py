@@ -16,6 +16,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from tests.servers.ports import free_port
+
 _START_SECONDS = 60
 # What moto takes for its clock, some seconds off.
 _PROGRAM = """
@@ -31,13 +33,6 @@ _POLICY = (
     '{"Version": "2012-10-17", "Statement":'
     ' [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}'
 )
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody has."""
-    with socket.socket() as here:
-        here.bind(("127.0.0.1", 0))
-        return int(here.getsockname()[1])
 
 
 class S3Server:

@@ -14,8 +14,9 @@ from llama_state.store import PrefixStore
 from llama_state.testing.conformance import nmse
 from tests.context.oracle import LIMIT
 from tests.context.test_prefix_store import CHUNK, tokens
+from tests.servers.ports import free_port
 from tests.servers.proxy import Proxy, proxy
-from tests.servers.s3_server import S3Server, free_port
+from tests.servers.s3_server import S3Server
 
 pytestmark = [pytest.mark.libllama, pytest.mark.usefixtures("credentials")]
 

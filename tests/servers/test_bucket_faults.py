@@ -20,8 +20,9 @@ from llama_state.store.lookup import DAMAGE
 from llama_state.store.places import bucket_calls
 from llama_state.store.places.buckets import PART, open_engine
 from llama_state.testing.stores import key, name, payload
+from tests.servers.ports import free_port
 from tests.servers.proxy import always, proxy
-from tests.servers.s3_server import S3Server, free_port
+from tests.servers.s3_server import S3Server
 from tests.servers.test_buckets import opened
 
 ROOT = Path(llama_state.__file__).parents[1]

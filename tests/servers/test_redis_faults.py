@@ -23,9 +23,10 @@ from llama_state.store.objects import NO_PARENT
 from llama_state.store.places.redis import RedisEngine, open_engine
 from llama_state.store.places.remote import RemoteBackend
 from llama_state.testing.stores import key, name, payload
+from tests.servers.ports import free_port
 from tests.servers.proxy import Proxy, proxy
 from tests.servers.redis_places import DEADLINE, MIB, engine, place, server, shared
-from tests.servers.redis_server import RedisServer, cluster, free_port, program, running
+from tests.servers.redis_server import RedisServer, cluster, program, running
 
 LARGE = 9 * MIB + 5
 __all__ = ["server", "shared"]

@@ -21,9 +21,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from ..objects import Name
 from .backend import Stored, name_of, text_of
 from .bucket_calls import OUT_OF_RANGE, call, load_obstore, together
-from .guard import DEADLINE_SECONDS
 from .remote import Advice, check_size
-from .urls import seconds_of
+from .urls import deadline_of
 
 T = TypeVar("T")
 
@@ -80,7 +79,7 @@ def open_engine(parts: SplitResult, options: dict[str, str]) -> BucketEngine:
             f"{scheme}: option {min(unknown)!r} is not known: {', '.join(known)} are. Credentials"
             f" belong into the environment: {_CREDENTIALS[scheme]}"
         )
-    seconds = seconds_of(options.get("deadline", str(DEADLINE_SECONDS)))
+    seconds = deadline_of(options)
     if not 0 < seconds <= _LONGEST:
         raise ValueError(f"deadline={options['deadline']}: it must be more than 0, up to 1h")
     deadline = timedelta(seconds=seconds)

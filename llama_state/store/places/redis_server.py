@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote
 
 from ...errors import UnsupportedError
-from .urls import seconds_of
+from .urls import deadline_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -185,7 +185,7 @@ class Server:
 
     def _connection(self, parts: SplitResult, options: dict[str, str]) -> dict[str, Any]:
         """Return what the client is given, and set the location."""
-        deadline = seconds_of(options.get("deadline", "5s"))
+        deadline = deadline_of(options)
         if deadline <= 0:
             raise ValueError("deadline=0: no call can be in time")
         found: dict[str, Any] = {

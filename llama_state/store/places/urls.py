@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
@@ -89,7 +89,7 @@ def _open_server(
             f"{parts.scheme}: takes no capacity: the server has its own limit, and"
             " 'llama-state store evict' takes away from it"
         )
-    deadline = seconds_of(options.get("deadline", str(DEADLINE_SECONDS)))
+    deadline = deadline_of(options)
     module = import_module(f".{_SERVERS[parts.scheme]}", __package__)
     engine: Engine = module.open_engine(parts, options)
     return Guard(RemoteBackend(engine, _NO_LIMIT, readonly=readonly), deadline)
@@ -202,6 +202,15 @@ def size_of(text: str) -> int:
         raise ValueError(f"{text!r} is no size: say 50GiB, 1.5GB or a number of bytes")
     unit = (match[2] or "").lower()
     return int(float(match[1]) * (_BINARY | _UNITS)[unit])
+
+
+def deadline_of(options: Mapping[str, str]) -> float:
+    """Return the seconds that a server may cost a call, as its URL says, or those of all others.
+
+    Raises:
+        ValueError: It is no time.
+    """
+    return seconds_of(options.get("deadline", str(DEADLINE_SECONDS)))
 
 
 def seconds_of(text: str) -> float:
