@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import sys
+import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,9 @@ PARAMETER = re.compile(r"^(?P<type>.*?[ *])(?P<name>\w+)$")
 # What our own C declares as SINK_API or PAGES_API, Python sees.
 HELPER_FUNCTION = re.compile(r"^(?:SINK|PAGES)_API (.*\))$", re.MULTILINE)
 TABLE = "const struct llama_api *api"
+# The wheel's abi3 begins at 3.11; free-threaded builds of Python have no limited API.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+LIMITED_API = [] if FREE_THREADED else [("Py_LIMITED_API", "0x030B0000")]
 
 
 class Prototype(NamedTuple):
@@ -195,6 +199,7 @@ def builder(module: str, declarations: str, code: str, *headers: str) -> FFI:
     ffi.set_source(
         f"llama_state.{module}",
         code,
+        define_macros=LIMITED_API,
         include_dirs=[str(INCLUDE)],
         depends=[str(INCLUDE / name) for name in headers],
     )

@@ -57,6 +57,14 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def workflows(session: nox.Session) -> None:
+    """Check the workflows of GitHub: actionlint, and zizmor for what an attacker could do."""
+    session.install(*extra("workflows"))
+    session.run("actionlint", *map(str, workflow_files()))
+    session.run("zizmor", "--offline", "--pedantic", *map(str, workflow_files()))
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy, strictly."""
     session.install("-e", ".[lint,test]", "nox", "setuptools>=77")
@@ -152,8 +160,8 @@ def kinds(session: nox.Session) -> None:
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the wheel from the sdist, and try it on every Python that is found."""
-    session.install("setuptools>=77", "cffi>=2.0")
+    """Build the wheel from the sdist, check both, and try it on every Python that is found."""
+    session.install("setuptools>=77", "cffi>=2.0", *extra("release"))
     with TemporaryDirectory() as folder:
         dist, sources, outside = (Path(folder, name) for name in ("dist", "sources", "outside"))
         session.run("python", "setup.py", "-q", "sdist", "-d", str(dist))
@@ -164,11 +172,18 @@ def wheel(session: nox.Session) -> None:
         session.run(*command, external=True)
         with session.chdir(sources):
             session.run("python", CHECKS, "compile-time")
+            # The sdist has all that its tests need: these open files outside of the package.
+            session.install("-e", ".[test]")
+            files = ("tests/project", "tests/context/test_examples.py")
+            session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
         # From here on the package of the tree is not in the folder that commands run in.
         with session.chdir(outside):
             session.run("pip", "wheel", "-q", "--no-deps", "-w", str(dist), str(sdist))
-            (built,) = dist.glob("*.whl")
+            built = manylinux(session, *dist.glob("*.whl"))
             session.run("python", CHECKS, "wheel", str(built))
+            session.run("twine", "check", "--strict", str(sdist), str(built))
+            session.run("check-wheel-contents", str(built))
+            session.run("abi3audit", "--strict", "--verbose", str(built))
             for version, python in interpreters(session):
                 own = venv(session, Path(folder, version), python)
                 pip(session, own, f"{built}[engine,testing]")
@@ -208,6 +223,19 @@ def readme(session: nox.Session, mark: str, *arguments: str, **env: str) -> None
     text = str(session.run(*command, silent=True, log=False)).strip()
     text = " ".join([text, *map(shlex.quote, arguments)])
     session.run("bash", "-euo", "pipefail", "-c", text, external=True, env=env)
+
+
+def manylinux(session: nox.Session, wheel: Path) -> Path:
+    """Return the wheel as one for any Linux, as an index takes it."""
+    folder = wheel.parent / "manylinux"
+    session.run("auditwheel", "repair", "--wheel-dir", str(folder), str(wheel))
+    (repaired,) = folder.glob("*.whl")
+    return repaired
+
+
+def workflow_files() -> list[Path]:
+    """Return the workflows of the project, and those that its examples show."""
+    return [*ROOT.glob(".github/workflows/*.yml"), *ROOT.glob("examples/*.yml")]
 
 
 def extra(name: str) -> list[str]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-MINORS = range(10, 15)
+MINORS = range(11, 16)
 COMPILE_SECONDS = 10
+WHEEL_NAME = re.compile(r"-cp311-abi3-manylinux[^-]*\.whl$")
 IN_THE_WHEEL = (
     r"llama_state/_io/_pages\.abi3\.so",
     r"llama_state/_io/_pages\.pyi",
@@ -27,9 +28,11 @@ IN_THE_WHEEL = (
     r"llama_state/_llama/probe\.gguf",
     r"llama_state/adapters/llama_cpp/__init__\.py",
     r"llama_state/cli/states\.py",
+    r"llama_state/inspection/page/page\.(html|css|js)",
     r"llama_state/inspection/source\.py",
     r"llama_state/py\.typed",
     r"llama_state/testing/specs/.*\.json",
+    r"pytest_llama_state\.py",
 )
 NOT_IN_THE_WHEEL = r"(.*\.(c|h|o|pyc)|(tests|benchmarks|docs|examples)/.*|(build_ffi|noxfile)\.py)"
 
@@ -37,6 +40,7 @@ NOT_IN_THE_WHEEL = r"(.*\.(c|h|o|pyc)|(tests|benchmarks|docs|examples)/.*|(build
 ALLOWED_SKIPS = {
     ("test", "tests.adapters."): "the tests inside llama-cpp-python run in step builds",
     ("test", "::tests.adapters."): "as modules, likewise",
+    ("test", "tests.inspection.test_in_browser"): "Chromium takes minutes to install",
     ("test", "tests.real."): "the tests with real models run in step real",
     ("test", "tests.servers.test_namespaces"): "it needs root, and a kernel that lets it",
 }
@@ -133,13 +137,27 @@ def compile_time() -> None:
 
 def wheel(path: str) -> None:
     """Check a wheel's name and files."""
-    problems = [] if "-cp310-abi3-" in Path(path).name else [f"{path} is not tagged cp310-abi3"]
+    problems = [] if WHEEL_NAME.search(path) else [f"{path} is not tagged for abi3 and manylinux"]
     names = zipfile.ZipFile(path).namelist()
     problems += [f"no {p}" for p in IN_THE_WHEEL if not any(re.fullmatch(p, n) for n in names)]
     problems += [f"has {n}" for n in names if re.fullmatch(NOT_IN_THE_WHEEL, n)]
     print("\n".join([f"{Path(path).name}: {len(names)} files", *problems]))
     if problems:
         sys.exit(1)
+
+
+def release(tag: str) -> None:
+    """Fail where a tag, the version and the newest entry of the changelog are not one release."""
+    root = Path(__file__).parents[1]
+    source = (root / "llama_state" / "__init__.py").read_text(encoding="utf-8")
+    (version,) = re.findall(r'^__version__ = "(.*)"$', source, re.MULTILINE)
+    changelog = (root / "docs" / "changelog.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", changelog, re.MULTILINE)
+    problems = [] if tag == f"v{version}" else [f"the tag is {tag}, the version {version}"]
+    if not re.fullmatch(rf"{re.escape(version)} \(\d{{4}}-\d\d-\d\d\)", headings[0]):
+        problems.append(f"the changelog begins with {headings[0]!r}, not {version!r} and a date")
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 def interpreters(own: str) -> None:
@@ -183,6 +201,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "doctests": doctests,
     "compile-time": compile_time,
     "wheel": wheel,
+    "release": release,
     "interpreters": interpreters,
     "smoke": smoke,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def facts(library: ls.Library, host: str | None, folder: Path) -> dict[str, str]
         llama = f"build {library.build}, {llama}"
     packages = [name for name in (host, "cffi", "numpy") if name is not None]
     return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": f"{_processor()}, {_cores()} cores, {_memory() / 2**30:.0f} GiB of memory",
         "system": f"{platform.system()} {platform.machine()}, files on {_file_system(folder)}, "
         f"transparent huge pages: {_huge_pages()}",

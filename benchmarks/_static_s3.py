@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -82,7 +82,7 @@ def _head(status: int, length: int, lines: list[str]) -> bytes:
 
 
 def _listing(bucket: Path, prefix: str) -> str:
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     found = sorted(path for path in (bucket / prefix).rglob("*") if path.is_file())
     items = "".join(
         f"<Contents><Key>{path.relative_to(bucket)}</Key><LastModified>{now}</LastModified>"

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
 
 from ._io import Progress
 from ._io.arguments import checked
@@ -22,8 +22,6 @@ from .errors import ClosedError
 from .store.prefix_store import PrefixStore
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from ._io import Buffer
     from .store.prompt import Token
     from .store.results import Match, Recalled, Remembered

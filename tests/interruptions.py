@@ -27,13 +27,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-import pytest
-
 import llama_state
 
-needs_places = pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="the places are those of CPython 3.11"
-)
 _PACKAGE = str(Path(llama_state.__file__).parent) + os.sep
 # Python itself reports and drops what a finalizer raises.
 _FINALIZERS = ("__del__", "doom", "finalize")

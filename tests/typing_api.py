@@ -6,13 +6,11 @@ import ctypes
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import assert_type
+from typing import Any, assert_type
 
 import llama_state as ls
 from llama_state import inspection
-from llama_state.adapters.llama_cpp import LlamaContext, PromptCache
+from llama_state.adapters.llama_cpp import CacheStats, LlamaContext, PromptCache
 from llama_state.aio import AsyncContext
 from llama_state.checkpoint.fingerprint import adapter_digest, model_fields
 from llama_state.layout import Layout, MediaChunk, SlotTokens
@@ -101,6 +99,7 @@ def attached_llama(llm: object, path: Path) -> None:
     assert_type(ctx.save_state(path), int)
     cache = PromptCache(llm, capacity_bytes=1 << 30)
     assert_type(PromptCache(llm, path, capacity_bytes=1, adapters=[(path, 1.0)]), PromptCache)
+    assert_type(cache.stats(), CacheStats)
     assert_type(PromptCache(llm, PrefixStore("memory:")), PromptCache)
     places = ["memory:?size=1GiB", "kv"]
     assert_type(PromptCache(llm, places), PromptCache)

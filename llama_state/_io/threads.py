@@ -16,10 +16,7 @@ from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from typing import Any, Final, Generic, Self, TypeVar
 
 T = TypeVar("T")
 

@@ -17,15 +17,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from .._io.forks import check_process, in_each_child
 from ..errors import ClosedError
 from ._llama_cffi import ffi, lib
 from .library import Library
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # Seconds that a call in a daemon thread may go on at the interpreter's exit.
 _PATIENCE = 5.0

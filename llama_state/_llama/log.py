@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from .._io.records import logger
 from ._llama_cffi import ffi, lib
 
-LOGGER = logging.getLogger("llama_state.llama_cpp")
-logging.getLogger("llama_state").addHandler(logging.NullHandler())
+LOGGER = logger("llama_cpp")
 
 # ggml_log_level: none, debug, info, warning, error; 5 continues the line before.
 _LEVELS = (logging.INFO, logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)

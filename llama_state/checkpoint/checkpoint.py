@@ -19,7 +19,7 @@ from ..layout.appended import pack_points, parse_payload
 from ..layout.recognition import expect, naming
 from ..layout.restore_points import first_known, listed
 from ..layout.slots import given_prompt, pack_listed
-from . import container
+from . import container, display
 from .fingerprint import Fingerprint
 from .metadata import (
     POINTS,
@@ -179,20 +179,11 @@ class Checkpoint:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        what = "the whole context" if self.kind == "whole" else f"sequence {self.source}"
-        arch = self.fingerprint.model.get("architecture", "an unknown model")
-        tokens = self.slot.tokens if self.slot else self.tokens
-        extras = [f"{len(tokens)} tokens", f"{len(self)} bytes"]
-        if self.media:
-            extras[0] += f" with {len(self.media)} media"
-        if self.logits is not None:
-            extras.append("logits")
-        if self.restore_points:
-            extras.append(f"{len(self.restore_points)} restore points")
-        return (
-            f"<Checkpoint of {what} of {arch}: {', '.join(extras)}, "
-            f"session version {self.session_version}>"
-        )
+        return display.line(self)
+
+    def _repr_html_(self) -> str:
+        """Return what it holds as a table, for notebooks."""
+        return display.as_table(self)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         states = map(pickle.PickleBuffer if protocol >= 5 else bytes, self._states())

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ class Checked:
 
     report: Report
     problem: str | None = None
-    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def outcomes(self) -> set[str]:
@@ -203,7 +203,7 @@ def _checked(path: str, library: Library, options: argparse.Namespace) -> Checke
     """Check the model at *path*; an error is a result too, and other models follow."""
     from ..testing.conformance import QUICK, Report, check_model
 
-    started = datetime.now(timezone.utc)
+    started = datetime.now(UTC)
     some: dict[str, Any] = {"configurations": QUICK} if options.quick else {}
     try:
         with shown(f"check {Path(path).name}", unit="round trips") as progress:

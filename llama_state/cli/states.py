@@ -45,6 +45,11 @@ def _add_inspect(commands: Commands) -> None:
     parser.add_argument(
         "--plot", metavar="OUT", help="also draw cells, positions and values: OUT is .png or .svg"
     )
+    parser.add_argument(
+        "--html",
+        metavar="OUT.html",
+        help="also write a web page that needs nothing else: the same text, pictures, digests",
+    )
     _add_model(parser)
     _add_reading(parser)
 
@@ -166,12 +171,24 @@ def run_inspect(options: argparse.Namespace) -> Status:
         print_json(summary.describe(found))
     else:
         print(text.text(found))
+    if options.html:
+        _write_page(found, options.html)
     if found.problem:
         print(f"{options.file}: {words.problem_text(found.problem)}", file=sys.stderr)
         return Status.NO
     if options.plot:
         _plot(found, options.plot)
     return Status.OK
+
+
+def _write_page(found: StateFile, target: str) -> None:
+    from ..inspection import render_html
+    from ..inspection.web import require_suffix
+
+    with naming(found.path):
+        require_suffix(target)
+        page = render_html(found)
+    write_file(target, page)
 
 
 def _plot(found: StateFile, target: str) -> None:

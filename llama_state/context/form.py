@@ -7,12 +7,12 @@ bytes: what the table of architectures says, and what the library says of its mo
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from .. import layout
+from .._io.records import logger
 from .._llama import calls
 from .._llama.calls import Target
 from .._llama.facts import Facts
@@ -26,7 +26,7 @@ from ..layout.restore_points import RestorePoint, check_point, listed
 if TYPE_CHECKING:
     from .._io import Buffer
 
-LOGGER = logging.getLogger("llama_state.layout")
+LOGGER = logger("layout")
 
 # The last session version whose whole restore keeps only the last stream of a split context.
 LOSES_STREAMS: Final = 9

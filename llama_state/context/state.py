@@ -18,6 +18,7 @@ from .. import layout
 from .._io import Progress, StrPath, atomic, pages
 from .._io.buffers import POOL, flat, write_parts
 from .._io.lease import opened
+from .._io.records import Doing, logger
 from .._llama import calls
 from .._llama.calls import Target
 from .._llama.facts import Facts
@@ -44,6 +45,8 @@ _FILE_KINDS: Final[Mapping[layout.Kind, Sequence[str]]] = {
     "sequence": ("sequence file", "slot file"),
 }
 _SHOWN_TOKENS: Final = 4
+
+LOGGER = logger("context")
 
 Parsed = TypeVar("Parsed")
 
@@ -148,11 +151,15 @@ class ContextState:
         self, target: Target, out: Buffer | None = None, *, partial: bool = False
     ) -> bytes | memoryview:
         """Return the state as bytes, or write it to the start of *out*."""
-        with self._handle.use() as call:
+        with Doing(LOGGER, "snapshot", target=target) as doing, self._handle.use() as call:
             flags = self._flags(call, target, partial)
+            state: bytes | memoryview
             if out is None:
-                return calls.read(call, target, flags)
-            return calls.read_into(call, target, out, flags)
+                state = calls.read(call, target, flags)
+            else:
+                state = calls.read_into(call, target, out, flags)
+            doing.add(nbytes=len(state))
+            return state
 
     def own_points(
         self, target: Target, points: Sequence[RestorePoint], blob: Buffer
@@ -183,7 +190,8 @@ class ContextState:
         """Write llama.cpp's own session or sequence file, and return its bytes."""
         self._handle.library.warn_of_version(stacklevel=4)
         ids = None if tokens is None else layout.token_array(tokens)
-        with POOL.limited(memory_limit), ExitStack() as stack:
+        told = Doing(LOGGER, "save", target=target, path=str(path))
+        with told as doing, POOL.limited(memory_limit), ExitStack() as stack:
             with self._handle.use() as call:
                 if ids is None:
                     ids = array("i", self._keeper.known_tokens(call, target) or ())
@@ -196,10 +204,13 @@ class ContextState:
                 except MemoryError:
                     fill = _filler(call, target, header, place, pack)
                     size = place.file_size(need) + packed_size(points)
+                    doing.add(nbytes=size, tokens=len(ids))
                     return atomic.fill_file(path, size, fill, durable=durable, progress=progress)
                 blob = calls.read_into(call, target, buffer)
             parts: list[Buffer] = [header, place.payload(blob), *pack(blob)]
-            return atomic.write_file(path, parts, durable=durable, progress=progress)
+            written = atomic.write_file(path, parts, durable=durable, progress=progress)
+            doing.add(nbytes=written, tokens=len(ids))
+            return written
 
     # -- into the context
 
@@ -217,6 +228,7 @@ class ContextState:
         """Restore from llama.cpp's own session or sequence file."""
         given = _listed(tokens)
         with (
+            Doing(LOGGER, "load", target=target, path=str(path)) as doing,
             POOL.limited(memory_limit),
             naming(path),
             # First, since a writer of the file waits only so long for the lease on it.
@@ -236,6 +248,7 @@ class ContextState:
                 restored = self._put(target, incoming, given)
             except MismatchError as error:
                 restored = self._put_converted(target, incoming, given, error)
+            doing.add(**_told(restored))
             return replace(restored, restore_points=tuple(copies))
 
     def _incoming(
@@ -289,15 +302,18 @@ class ContextState:
             self._handle.library.require("state-flags")
         given = _listed(tokens)
         data = flat(blob)
-        parsed, headed = None, self._form.is_headed(data)
-        if validate or partial:
-            parsed, headed = self._described(target, data, headed, partial, version)
-        native = self._form.native(target, data, headed)
-        incoming = Incoming(native, parsed, len(data), partial=partial)
-        try:
-            return self._put(target, incoming, given)
-        except MismatchError as error:
-            return self._put_converted(target, incoming, given, error)
+        with Doing(LOGGER, "restore", target=target, nbytes=len(data)) as doing:
+            parsed, headed = None, self._form.is_headed(data)
+            if validate or partial:
+                parsed, headed = self._described(target, data, headed, partial, version)
+            native = self._form.native(target, data, headed)
+            incoming = Incoming(native, parsed, len(data), partial=partial)
+            try:
+                restored = self._put(target, incoming, given)
+            except MismatchError as error:
+                restored = self._put_converted(target, incoming, given, error)
+            doing.add(**_told(restored))
+            return restored
 
     def _described(
         self,
@@ -363,6 +379,13 @@ class ContextState:
         # the sequence was: the full state does.
         is_left_out = calls.size(call, target, calls.PARTIAL_ONLY) == layout.SEQUENCE_HEAD.size
         return 0 if is_left_out else calls.PARTIAL_ONLY
+
+
+def _told(restored: Restored) -> dict[str, object]:
+    """Return what the log says of a restore: how much it was, not what."""
+    positions = {seq_id: span.n_past for seq_id, span in restored.sequences.items()}
+    facts = {"nbytes": restored.nbytes, "tokens": len(restored.tokens), "n_past": positions}
+    return {**facts, "converted": restored.converted} if restored.converted else facts
 
 
 def _listed(tokens: Iterable[int] | None) -> tuple[int, ...] | None:

@@ -1,6 +1,7 @@
 """Describe, verify, compare, draw and convert state files, without any libllama.
 
-Comparing values needs numpy and gguf, drawing matplotlib (``pip install 'llama-state[plot]'``).
+Comparing values, and showing them on a page, needs numpy and gguf, drawing a picture matplotlib
+(``pip install 'llama-state[plot]'``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from .source import inspect_file
 from .statefile import Digests, FileKind, StateFile
 from .summary import describe
 from .verification import Verdict, verify_file
+from .web import render_html
 
 __all__ = [
     "Comparison",
@@ -27,5 +29,6 @@ __all__ = [
     "describe",
     "inspect_file",
     "render",
+    "render_html",
     "verify_file",
 ]

@@ -95,6 +95,12 @@ class Comparison:
         rows_differ = any(row.n_differ for row in self.rows)
         return not (self.fields or self.positions or rows_differ)
 
+    def _repr_html_(self) -> str:
+        """Return what differs as tables, for notebooks."""
+        from .report import tables  # which shows what is compared here
+
+        return tables(self)
+
 
 @checked
 def compare(a: StateFile, b: StateFile) -> Comparison:

@@ -9,8 +9,9 @@ from itertools import chain
 from math import isfinite
 from typing import Any
 
+from .._io.markup import element, table
 from .diff import Comparison, RowDifference
-from .words import count, fact, ranges_text
+from .words import Fact, count, fact, ranges_text
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
@@ -39,25 +40,58 @@ def text(comparison: Comparison) -> str:
 
 
 def _paragraphs(comparison: Comparison) -> Iterator[Iterator[str]]:
+    for key, told, _ in _heads(comparison):
+        yield fact(key, told)
+    if comparison.rows:
+        yield _table(comparison)
+    for key, told, _ in _rotated(comparison):
+        yield fact(key, told)
+    yield _notes(comparison)
+
+
+def tables(comparison: Comparison) -> str:
+    """Return a comparison as HTML: tables, and a line below each other for the rest."""
+    parts = []
+    if found := [(key, told) for key, told, _ in (*_heads(comparison), *_rotated(comparison))]:
+        parts.append(table(found, head=("what differs", "first | second")))
+    head = ("cache", "layer", "rows", "of them differ", "max abs", "relative")
+    rows = [
+        (
+            row.cache,
+            f"{row.layer} {row.name}",
+            f"{row.n_row:,}",
+            f"{row.n_differ:,}",
+            *map(str.strip, map(_column, (row.max_abs, row.relative))),
+        )
+        for row in comparison.rows
+        if row.n_differ
+    ]
+    if rows:
+        parts.append(table(rows, head=head))
+    return "\n".join([*parts, *(element("p", note) for note in _notes(comparison))])
+
+
+def _heads(comparison: Comparison) -> Iterator[Fact]:
+    """Yield the fields and the positions that differ."""
     for field in comparison.fields:
-        yield fact(field.name, f"{field.saved} | {field.current}")
+        yield Fact(field.name, f"{field.saved} | {field.current}")
     for positions in comparison.positions:
         cache, seq_id = positions.cache, positions.seq_id
         name = cache if seq_id is None else f"{cache}, seq. {seq_id}"
         only = (("first", positions.only_a), ("second", positions.only_b))
         texts = [f"only in the {which}: {ranges_text(runs)}" for which, runs in only if runs]
-        yield fact(name, "; ".join(texts))
-    if comparison.rows:
-        yield _table(comparison)
-    elif not comparison.equal:
-        yield iter(["the states have no rows in common that can be compared"])
-    yield _rotated(comparison)
+        yield Fact(name, "; ".join(texts))
+
+
+def _notes(comparison: Comparison) -> Iterator[str]:
+    if not comparison.rows and not comparison.equal:
+        yield "the states have no rows in common that can be compared"
     if comparison.moved:
         rows = count(comparison.moved, "row is", "rows are")
-        yield iter([f"{rows} in other cells, which is not a difference"])
+        yield f"{rows} in other cells, which is not a difference"
     if not comparison.computed:
-        yield iter(["to compare values, install numpy and gguf: pip install 'llama-state[plot]'"])
-    yield iter(["the states are equal" if comparison.equal else "the states differ"])
+        yield "to compare values, install numpy and gguf: pip install 'llama-state[plot]'"
+    yield "the states are equal" if comparison.equal else "the states differ"
 
 
 def _table(comparison: Comparison) -> Iterator[str]:
@@ -78,14 +112,14 @@ def _table(comparison: Comparison) -> Iterator[str]:
             yield f"{cache:<12}all rows of {tensors} equal ({n_row:,} each)"
 
 
-def _rotated(comparison: Comparison) -> Iterator[str]:
+def _rotated(comparison: Comparison) -> Iterator[Fact]:
     """Yield for each cache what was rotated in one of the two states only."""
     found: dict[str, dict[str, None]] = defaultdict(dict)
     for row in comparison.rows:
         if row.rotation:
             found[row.cache][f"{row.name} by {row.rotation}"] = None
     for cache, texts in found.items():
-        yield from fact(cache, f"rotated in one of the two, which was undone: {', '.join(texts)}")
+        yield Fact(cache, f"rotated in one of the two, which was undone: {', '.join(texts)}")
 
 
 def _column(value: float | None) -> str:

@@ -111,6 +111,12 @@ class StateFile:
         """Whether it has a token list, which can be empty: blobs have none."""
         return self.version is not None
 
+    def _repr_html_(self) -> str:
+        """Return what ``inspect`` says as a table, for notebooks."""
+        from .web import fact_table  # which shows what is described here
+
+        return fact_table(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:

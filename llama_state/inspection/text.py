@@ -10,7 +10,7 @@ from .._io.arguments import checked
 from ..layout import Module
 from .statefile import StateFile
 from .summary import LETTERS, Data, describe
-from .words import count, fact, first_few, ranges_text, size
+from .words import Fact, count, fact, first_few, ranges_text, size
 
 _NAMED = ("architecture", "tensor types", "weights")
 _LONG = 400
@@ -33,66 +33,68 @@ _MEMORY: Mapping[Module, str] = {
 @checked
 def text(file: StateFile) -> str:
     """Return the description of a file as text."""
-    return "\n".join(chain.from_iterable(_paragraphs(describe(file))))
+    about = describe(file)
+    lines = (fact(key, told, indent=indent) for key, told, indent in facts(about))
+    return "\n".join([about["path"], *chain.from_iterable(lines)])
 
 
-def _paragraphs(about: Data) -> Iterator[Iterator[str]]:
-    yield iter([about["path"]])
-    yield _head(about)
+def facts(about: Data) -> Iterator[Fact]:
+    """Yield what a description says, fact by fact, but for the path of the file."""
+    yield from _head(about)
     if about["state"]:
-        yield _memory(about["state"])
-    yield _points(about["restore_points"])
-    yield _salvaged(about["leading_cells"])
-    yield _tail(about)
+        yield from _memory(about["state"])
+    yield from _points(about["restore_points"])
+    yield from _salvaged(about["leading_cells"])
+    yield from _tail(about)
 
 
-def _head(about: Data) -> Iterator[str]:
+def _head(about: Data) -> Iterator[Fact]:
     version = about["version"]
     kind = about["kind"] if version is None else f"{about['kind']}, version {version}"
     if about["kind"] == "checkpoint" and about["session_versions"]:
         kind += f" (of a state of session version {about['session_versions'][0]})"
-    yield from fact("kind", f"{kind}, {size(about['nbytes'])}")
+    yield Fact("kind", f"{kind}, {size(about['nbytes'])}")
     tokens = about["tokens"]
     if tokens is None:
         return
     if tokens["packed"] and tokens["packed_version"] is None:
-        yield from fact("tokens", "packed by llama-server, not readable")
+        yield Fact("tokens", "packed by llama-server, not readable")
         return
     listed = first_few([t if t >= 0 else "media" for t in tokens["first"]])
     summary = f"{tokens['count']:,}"
     if tokens["packed"]:
         summary += ", packed by llama-server"
-    yield from fact("tokens", f"{summary}: {listed}" if listed else summary)
+    yield Fact("tokens", f"{summary}: {listed}" if listed else summary)
     for chunk in tokens["media"]:
         grid = "" if chunk["grid"] is None else f" ({chunk['grid'][0]} x {chunk['grid'][1]})"
         name = "" if not chunk["id"] else f", id {chunk['id'][:24]}"
         where = f"from token {chunk['start']:,}: {count(chunk['n_tokens'], 'token')}{grid}{name}"
-        yield from fact("", f"{chunk['kind'] or 'media'} {where}")
+        yield Fact("", f"{chunk['kind'] or 'media'} {where}")
 
 
-def _points(points: list[Data]) -> Iterator[str]:
+def _points(points: list[Data]) -> Iterator[Fact]:
     for i, point in enumerate(points):
         held = f"positions {point['pos_min']:,} to {point['pos_max']:,}"
-        yield from fact(
+        yield Fact(
             "" if i else "restore points",
             f"after {count(point['n_tokens'], 'token')}: {held}, {size(point['nbytes'])}",
         )
 
 
-def _memory(state: Data) -> Iterator[str]:
+def _memory(state: Data) -> Iterator[Fact]:
     if state["architecture"]:
-        yield from fact("architecture", state["architecture"])
+        yield Fact("architecture", state["architecture"])
     partial = ", partial" if state["partial"] else ""
-    yield from fact("memory", f"{state['module']}{partial}: {_MEMORY[state['module']]}")
+    yield Fact("memory", f"{state['module']}{partial}: {_MEMORY[state['module']]}")
     for cache in state["caches"]:
-        yield from fact(f"cache {cache['name']}", "; ".join(_cache_facts(cache)))
+        yield Fact(f"cache {cache['name']}", "; ".join(_cache_facts(cache)))
         for name, runs in cache["rows"].items():
-            yield from fact(LETTERS[name], _rows_text(runs), indent=2)
+            yield Fact(LETTERS[name], _rows_text(runs), indent=2)
     if not state["sequences"]:
-        yield from fact("sequences", "none: the state is empty")
+        yield Fact("sequences", "none: the state is empty")
     for sequence in state["sequences"]:
         name = "not named" if sequence["id"] is None else f"sequence {sequence['id']}"
-        yield from fact(name, "; ".join(_sequence_facts(sequence)))
+        yield Fact(name, "; ".join(_sequence_facts(sequence)))
 
 
 def _cache_facts(cache: Data) -> Iterator[str]:
@@ -130,10 +132,10 @@ def _row_text(run: Data) -> str:
     return f"{run['type']}, {run['values']:,} values ({run['nbytes']:,} bytes) a row"
 
 
-def _salvaged(sequences: Sequence[Data]) -> Iterator[str]:
+def _salvaged(sequences: Sequence[Data]) -> Iterator[Fact]:
     for held in sequences:
         text = f"{_cells_text(held)}; tensors damaged or cut off"
-        yield from fact(f"sequence {held['id']}", text)
+        yield Fact(f"sequence {held['id']}", text)
 
 
 def _cells_text(held: Data) -> str:
@@ -151,35 +153,35 @@ def _sequence_facts(sequence: Data) -> Iterator[str]:
         yield cells if len(caches) == 1 else f"{', '.join(names)}: {cells}"
 
 
-def _tail(about: Data) -> Iterator[str]:
+def _tail(about: Data) -> Iterator[Fact]:
     parts = [f"{name} {size(nbytes)}" for name, nbytes in about["bytes"].items() if nbytes]
-    yield from fact("bytes", ", ".join(parts))
+    yield Fact("bytes", ", ".join(parts))
     yield from _trust(about)
     for note in about["notes"]:
-        yield from fact("note", note)
+        yield Fact("note", note)
     if about["problem"]:
-        yield from fact("PROBLEM", about["problem"]["text"])
+        yield Fact("PROBLEM", about["problem"]["text"])
 
 
-def _trust(about: Data) -> Iterator[str]:
+def _trust(about: Data) -> Iterator[Fact]:
     """Yield what the state belongs to and what its digests show."""
     if about["logits"]:
-        yield from fact("logits", f"{about['logits']['count']:,}, of sequence {_of(about)}")
+        yield Fact("logits", f"{about['logits']['count']:,}, of sequence {_of(about)}")
     if about["meta"]:
-        yield from fact("meta", json.dumps(about["meta"], ensure_ascii=False)[:_LONG])
+        yield Fact("meta", json.dumps(about["meta"], ensure_ascii=False)[:_LONG])
     if about["kind"] != "checkpoint":
-        yield from fact("fingerprint", "none: native states do not name their model")
-        yield from fact("digests", "none: native states have no checksums")
+        yield Fact("fingerprint", "none: native states do not name their model")
+        yield Fact("digests", "none: native states have no checksums")
         return
     if about["fingerprint"]:
         yield from _fingerprint(about["fingerprint"])
     if digests := about["digests"]:
         state = f"{len(digests['damaged'])} DAMAGED" if digests["damaged"] else "all sound"
         keyed = ", authenticated with the key" if digests["keyed"] else ", without a key"
-        yield from fact("digests", f"{digests['count']:,} {digests['kind']}{keyed}: {state}")
+        yield Fact("digests", f"{digests['count']:,} {digests['kind']}{keyed}: {state}")
         for part in digests["damaged"][:_MOST_DAMAGED]:
             where = f"{part['name']}: {size(part['nbytes'])} at byte {part['offset']:,}"
-            yield from fact("", where)
+            yield Fact("", where)
 
 
 def _of(about: Data) -> str:
@@ -187,17 +189,17 @@ def _of(about: Data) -> str:
     return "unknown" if seq_id is None else str(seq_id)
 
 
-def _fingerprint(fingerprint: Data) -> Iterator[str]:
+def _fingerprint(fingerprint: Data) -> Iterator[Fact]:
     model, context, unknown = (fingerprint[name] for name in ("model", "context", "unknown"))
     if not (model or context):
-        yield from fact("fingerprint", "empty: it does not record the model")
+        yield Fact("fingerprint", "empty: it does not record the model")
         return
     named = [f"{name} {model[name]}" for name in _NAMED if name in model]
     rest = len(model) - len(named)
     if rest:
         named.append(f"and {count(rest, 'more field')} of the model")
-    yield from fact("fingerprint", "; ".join(named))
+    yield Fact("fingerprint", "; ".join(named))
     if context:
-        yield from fact("settings", "; ".join(f"{name} {text}" for name, text in context.items()))
+        yield Fact("settings", "; ".join(f"{name} {text}" for name, text in context.items()))
     for name, why in unknown.items():
-        yield from fact("not known", f"{name}: {why}")
+        yield Fact("not known", f"{name}: {why}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from ..errors import FormatError, TruncatedError
 
@@ -12,6 +13,14 @@ KEY_WIDTH = 17
 
 Ranges = Sequence["tuple[int, int]"]
 """(first, last) each, increasing."""
+
+
+class Fact(NamedTuple):
+    """A line of a description; the key is empty where it goes on from the line before."""
+
+    key: str
+    text: str
+    indent: int = 0
 
 
 def size(nbytes: int) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from .._io.markup import table
 from . import spans as _spans
-from .blocks import Cache, Compressed
+from .blocks import UNKNOWN_ID, Cache, Compressed
 from .geometry import Geometry, geometry_of
 from .headers import Kind
 from .spans import Span
@@ -94,3 +95,29 @@ class Layout:
         cells.
         """
         return _spans.rewind_min(self.caches, self.traits, seq_id)
+
+    def _repr_html_(self) -> str:
+        """Return its caches and its sequences as tables, for notebooks."""
+        what = "whole context" if self.kind == "whole" else "sequence"
+        partial = "partial " if self.partial else ""
+        arch = f" of {self.arch}" if self.arch else ""
+        caption = f"{partial}state of a {what}{arch}: {self.module}, session version {self.version}"
+        caches = [
+            (cache.name, f"{sum(map(len, cache.cells)):,}", f"{cache.nbytes:,}")
+            for cache in self.caches
+        ]
+        sequences = [
+            (
+                "not named" if seq_id == UNKNOWN_ID else seq_id,
+                span.first,
+                span.last,
+                self.rewind_min(seq_id),
+            )
+            for seq_id, span in self.spans.items()
+        ]
+        return "\n".join(
+            [
+                table(caches, head=("cache", "cells", "bytes"), caption=caption),
+                table(sequences, head=("sequence", "first", "last", "can be cut back to")),
+            ]
+        )

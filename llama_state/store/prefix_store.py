@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from .._io import Progress
 from .._io.arguments import checked
@@ -34,8 +34,6 @@ from .upkeep import Tree
 from .writing import Writer
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from .._io import StrPath
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .._io import records
 from ..errors import ClosedError, SequenceIdError, StateError
 
-LOGGER = logging.getLogger("llama_state.store")
+LOGGER = records.logger("store")
 
 _OF_THE_CALLER = (ClosedError, SequenceIdError)
 
@@ -46,9 +46,7 @@ class Troubles:
 
     def done(self, doing: str, **facts: object) -> None:
         """Log what was done, for who has set the level to DEBUG: as text, and as ``facts``."""
-        if LOGGER.isEnabledFor(logging.DEBUG):
-            text = " ".join(f"{name}={value!r}" for name, value in facts.items())
-            LOGGER.debug("%s %s", doing, text, extra={"facts": {"doing": doing, **facts}})
+        records.done(LOGGER, doing, facts)
 
     @contextmanager
     def tolerated(self, doing: str) -> Iterator[None]:

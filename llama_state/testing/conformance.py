@@ -12,7 +12,7 @@ import itertools
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -112,11 +112,11 @@ def check_model(
                 progress=progress,
             )
     rows: list[Row] = []
-    done, total = 0, sum(map(_n_trips, configurations.values()))
+    done, total = 0, sum(len(functions_of(options)) for options in configurations.values())
     for name, options in configurations.items():
         for row in round_trips(model, options, name=name, n_tokens=n_tokens, seed=seed):
             rows.append(row)
-            done += _n_trips(options) if row.outcome == "not available" else 1
+            done += len(functions_of(options)) if row.outcome == "not available" else 1
             if progress is not None:
                 progress(done, total)
     return Report(model.path, str(model.library.path), tuple(rows))
@@ -138,6 +138,26 @@ def round_trips(
     Yields:
         A row for each method, or a single one if llama.cpp rejects the configuration.
     """
+    functions = functions_of(options)
+    yield from some_round_trips(model, options, functions, name=name, n_tokens=n_tokens, seed=seed)
+
+
+def functions_of(options: Mapping[str, Any]) -> list[str]:
+    """Return what the rows of a configuration are called, in their order."""
+    every = (*methods(options.get("n_seq_max", 1)), *methods_for_empty())
+    return [method.function for method in every]
+
+
+def some_round_trips(
+    model: Model,
+    options: Mapping[str, Any],
+    functions: Collection[str],
+    *,
+    name: str,
+    n_tokens: int = 48,
+    seed: int = 0,
+) -> Iterator[Row]:
+    """Yield the rows of :func:`round_trips` that *functions* names."""
     n_seq = options.get("n_seq_max", 1)
     make = partial(model.context, **{"n_ctx": n_seq * (n_tokens + n_seq + SPARE), **options})
     rng = random.Random(seed)  # noqa: S311 - no secrets
@@ -151,20 +171,18 @@ def round_trips(
     empty = run(make, [()] * n_seq)
     with tempfile.TemporaryDirectory() as folder:
         for expected, listed in ((filled, methods(n_seq)), (empty, methods_for_empty())):
+            chosen = [method for method in listed if method.function in functions]
+            if not chosen:
+                continue
             controls = Controls(make, expected)
             with make() as source:
                 fill(source, expected.texts)
-                for method in listed:
+                for method in chosen:
                     before = expected.texts if method.in_place else others
                     with make() as target:
                         fill(target, before)
                         trip = Trip(method, expected, before, source, target, Path(folder, "state"))
                         yield _run(trip, controls, Row(name, method.function))
-
-
-def _n_trips(options: Mapping[str, Any]) -> int:
-    """Return how many rows a configuration has."""
-    return len([*methods(options.get("n_seq_max", 1)), *methods_for_empty()])
 
 
 def _run(trip: Trip, controls: Controls, row: Row) -> Row:

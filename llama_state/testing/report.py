@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from .._io.markup import table
+
 Outcome: TypeAlias = Literal["same", "as llama.cpp itself", "differs", "error", "not available"]
 
 EQUAL: frozenset[Outcome] = frozenset({"same", "as llama.cpp itself"})
@@ -76,6 +78,24 @@ class Report:
         foot = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
         lines = itertools.chain.from_iterable(map(_lines, self.rows))
         return "\n".join([self.model, self.library, "", head, *lines, "", foot])
+
+    def _repr_html_(self) -> str:
+        """Return the table for notebooks."""
+        head = ("configuration", "function", "bytes", "ms", "nmse", "outcome", "detail")
+        rows = [
+            (
+                row.configuration,
+                row.function,
+                f"{row.nbytes:,}",
+                f"{1000 * row.seconds:.2f}",
+                f"{row.nmse:.1e}" if row.nmse else "0",
+                row.outcome,
+                row.detail,
+            )
+            for row in self.rows
+        ]
+        verdict = "passed" if self.ok else "NOT passed"
+        return table(rows, head=head, caption=f"{self.model}, {self.library}: {verdict}")
 
 
 _LINE = "{:<24} {:<35} {:>10} {:>7} {:>7} {}"

@@ -12,12 +12,12 @@ import pytest
 
 from llama_state import MismatchWarning, StateError, attach
 from llama_state.adapters.llama_cpp import PromptCache
-from tests.interruptions import at_places, at_signals, is_free, needs_places
+from tests.interruptions import at_places, at_signals, is_free
 from tests.layout.ggufs import adapter
 
 from .llamas import models
 
-pytestmark = [pytest.mark.llama_cpp, needs_places]
+pytestmark = pytest.mark.llama_cpp
 
 A, B = list(b"The password of chat A"), list(b"Hello, I am chat B and longer")
 MORE = list(b" goes on for more than one piece of sixteen tokens")

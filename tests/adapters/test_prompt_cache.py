@@ -104,6 +104,22 @@ def test_answers_stay_the_same(make: Make, kind: str) -> None:
     assert not cache.store.stats().failures
 
 
+def test_what_it_did_is_counted(make: Make) -> None:
+    """Lookups by what came of them, what was kept, and the store's own figures."""
+    llm = make(n_ctx=1024)
+    cache = with_cache(llm)
+    assert (cache.stats().lookups, cache.stats().store.recalls) == (0, 0)
+    answer(llm, QUESTIONS[0])  # a miss
+    answer(llm, QUESTIONS[1])
+    llm.eval(llm.tokenize(b"all of this", add_bos=False))
+    assert cache[llm.input_ids[: llm.n_tokens].tolist()]
+    stats = cache.stats()
+    assert (stats.lookups, stats.hits, stats.as_it_was, stats.failed) == (3, 1, 1, 0)
+    assert (stats.kept, stats.not_kept, stats.forgotten) == (2, 0, 0)
+    assert stats.store == cache.store.stats()
+    assert (stats.store.recalls, stats.store.hits) == (2, 1)
+
+
 @pytest.mark.parametrize("kind", CUT)
 def test_a_shared_prefix_is_evaluated_once(make: Make, kind: str) -> None:
     llm = make(kind, n_ctx=1024)
@@ -610,6 +626,7 @@ def test_a_cache_that_somebody_else_changed(make: Make, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING, "llama_state.prompt_cache"):
         cache[[65, 66, 67]] = state
     assert "not cached" in caplog.text
+    assert (cache.stats().kept, cache.stats().not_kept) == (0, 1)
     assert cache.store.entries() == []
     assert answer(llm, QUESTIONS[0])[0] == fresh_answer(make, "llama-dense", QUESTIONS[0])
     assert len(cache.store.entries()) == 1

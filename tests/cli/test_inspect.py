@@ -16,6 +16,7 @@ import pytest
 import llama_state as ls
 from llama_state.errors import UnsupportedError
 from tests.cli.commands import Run, llama_state
+from tests.inspection.pages import Page
 from tests.libllama import LIBRARY, MODELS
 
 pytestmark = pytest.mark.libllama
@@ -176,6 +177,53 @@ def test_plots_that_cannot_be(llama: ls.Model, run: Run, tmp_path: Path) -> None
         status, out, err = run("inspect", tmp_path / "s", "--plot", tmp_path / name)
         assert (status, err) == (2, f"{sentence}\n")
         assert "session file" in out
+
+
+def test_page(chat: ls.Context, model: ls.Model, run: Run, tmp_path: Path) -> None:
+    """A page of every kind of memory, with what is printed; of a damaged state what is left."""
+    chat.save_state(tmp_path / "s", TOKENS)
+    target = tmp_path / "report.html"
+    target.write_text("an older one")
+    status, out, err = run("inspect", tmp_path / "s", "--model", model.path, "--html", target)
+    assert (status, err) == (0, "")
+    page = Page(target.read_bytes())
+    # The same words in the same order; a page indents no names, and repeats none.
+    words = iter(page.text.split())
+    assert all(word in words for word in out.replace(str(tmp_path / "s"), "").split())
+    about = json.loads(run("inspect", tmp_path / "s", "--json", "--model", model.path)[1])
+    cells = {one["name"]: sum(one["cells"]) for one in about["state"]["caches"] if "cells" in one}
+    drawn = {
+        one["name"]: sum(stream["cells"] for stream in one["streams"]) for one in page.data["cells"]
+    }
+    assert drawn == {name: number for name, number in cells.items() if number}
+    assert page.data["heats"]
+    before = target.read_bytes()
+    assert run("inspect", tmp_path / "s", "--json", "--model", model.path, "--html", target)[0] == 0
+    assert target.read_bytes() == before
+    (tmp_path / "s").write_bytes((tmp_path / "s").read_bytes()[:-1])
+    status, _, err = run("inspect", tmp_path / "s", "--html", target)
+    assert status == 1
+    assert "This file is damaged" in Page(target.read_bytes()).text
+
+
+def test_page_and_picture(llama: ls.Model, run: Run, tmp_path: Path) -> None:
+    """Both at once; no file that is not named like a page is replaced."""
+    with llama.context(n_ctx=256) as ctx:
+        ctx.decode(TOKENS[:6])
+        ctx.save_state(tmp_path / "s")
+    page, picture = tmp_path / "p.html", tmp_path / "p.png"
+    assert run("inspect", tmp_path / "s", "--html", page, "--plot", picture)[0] == 0
+    assert Page(page.read_bytes()).figures()
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    before = (tmp_path / "s").read_bytes()
+    for name, sentence in (
+        ("s", f"{tmp_path / 's'}: pages are .html or .htm, not without a suffix"),
+        ("none/p.html", f"{tmp_path / 'none/p.html'}: No such file or directory"),
+    ):
+        status, out, err = run("inspect", tmp_path / "s", "--html", tmp_path / name)
+        assert (status, err) == (2, f"{sentence}\n")
+        assert "session file" in out
+    assert (tmp_path / "s").read_bytes() == before
 
 
 def test_convert(chat: ls.Context, run: Run, tmp_path: Path) -> None:

@@ -252,6 +252,7 @@ class World:
             "convert_file": (inspection.convert_file, {"source": self.whole, "target": new}),
             "compare": (inspection.compare, {"a": self.file, "b": self.file}),
             "render": (inspection.render, {"file": self.file, "suffix": ".svg"}),
+            "render_html": (inspection.render_html, {"file": self.file}),
             "check_model": (testing.check_model, {"model": model}),
             "round_trips": (
                 lambda **given: next(iter(testing.round_trips(**given))),

@@ -30,13 +30,12 @@ from tests.interruptions import (
     at_signals,
     interrupted,
     is_free,
-    needs_places,
     places,
     said_of,
 )
 from tests.libllama import MODELS
 
-pytestmark = [pytest.mark.libllama, needs_places]
+pytestmark = pytest.mark.libllama
 
 LONG = list(range(1, 20))  # three pieces
 BLOCK = [2, 2]

@@ -19,7 +19,7 @@ from llama_state.store.places.folder import FolderBackend
 from llama_state.store.places.memory import MemoryBackend
 from llama_state.store.prompt import Prompt
 from llama_state.store.troubles import Troubles
-from tests.interruptions import STRIDE, interrupted, needs_places, places
+from tests.interruptions import STRIDE, interrupted, places
 
 from .objects import as_one, chain, packed
 
@@ -168,7 +168,6 @@ def test_many_threads() -> None:
             assert not thread.is_alive()
 
 
-@needs_places
 def test_interrupted() -> None:
     """Wherever a call ends: what it put is written whole or not at all, and the next one works."""
     made: list[tuple[MemoryBackend, WriteBehind]] = []

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .context import LlamaContext
-from .prompt_cache import PromptCache
+from .prompt_cache import CacheStats, PromptCache
 
-__all__ = ["LlamaContext", "PromptCache"]
+__all__ = ["CacheStats", "LlamaContext", "PromptCache"]

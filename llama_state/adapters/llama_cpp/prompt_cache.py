@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ..._io.arguments import checked
+from ..._io.records import logger
 from ...errors import ClosedError, StateError, UnsupportedError
-from ...store import PrefixStore, Remembered
+from ...store import PrefixStore, Remembered, Stats
 from .context import LlamaContext
 from .llama import LlamaHandle, check_llama
 
 if TYPE_CHECKING:
     from ..._io import StrPath
 
-LOGGER = logging.getLogger("llama_state.prompt_cache")
+LOGGER = logger("prompt_cache")
 
 _CAPACITY: Final = 2 << 30
 
@@ -40,6 +42,31 @@ class Stored:
     def scores(self) -> Any:
         """What the ``Llama`` of another cache reads first, before it has changed anything."""
         raise UnsupportedError("this is of the PromptCache of another Llama: each needs its own")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What a :class:`PromptCache` has done for its ``Llama``, and its store for all.
+
+    Attributes:
+        store: The figures of the store, which others may use too.
+        lookups: Prompts that were looked up.
+        hits: Those of which the ``Llama`` holds a part since then: stored, or its own.
+        as_it_was: Those that it held as a whole, so that nothing was looked for; they are no hits.
+        failed: Those that could not be looked up.
+        kept: Prompts and answers that were given to the store.
+        not_kept: Those that were not, since the ``Llama`` and its cache did not agree.
+        forgotten: How often it was emptied because its adapters had changed.
+    """
+
+    store: Stats
+    lookups: int = 0
+    hits: int = 0
+    as_it_was: int = 0
+    failed: int = 0
+    kept: int = 0
+    not_kept: int = 0
+    forgotten: int = 0
 
 
 @checked
@@ -93,6 +120,7 @@ class PromptCache:
         self._ctx = LlamaContext.of(LlamaHandle(self._llm))
         if adapters is not None:
             self._ctx.declare(adapters=adapters)
+        self._counts: Counter[str] = Counter()
         # The adapters that what the Llama holds was evaluated with.
         self._scope = self._scope_now()
         self._owns = not isinstance(store, PrefixStore)
@@ -113,6 +141,10 @@ class PromptCache:
     def capacity_bytes(self) -> int:
         """The most that it may take."""
         return self.store.stats().capacity_bytes
+
+    def stats(self) -> CacheStats:
+        """Return what was done so far, in figures."""
+        return CacheStats(self.store.stats(), **self._counts)
 
     def declare(self, *, adapters: Sequence[tuple[StrPath, float]]) -> None:
         """Say which adapters the ``Llama`` uses from now on, where that cannot be read.
@@ -164,7 +196,9 @@ class PromptCache:
         """
         if self._scope_now() != self._scope:
             raise StateError("the adapters were changed since the last prompt: declare them first")
-        return self.store.remember(self._ctx, self._ctx.tokens)
+        remembered = self.store.remember(self._ctx, self._ctx.tokens)
+        self._counts["kept"] += 1
+        return remembered
 
     # -- what a Llama calls
 
@@ -181,19 +215,23 @@ class PromptCache:
             KeyError: Nothing; it says why.
         """
         prompt = tuple(key)
+        self._counts["lookups"] += 1
         self._follow()
         if self._listed() == prompt and not getattr(self._llm(), "_requires_eval", True):
+            self._counts["as_it_was"] += 1
             return Stored(prompt)  # it can sample as it is
         try:
             recalled = self.store.recall(self._ctx, prompt)
         except ClosedError:
             raise
         except StateError as error:
+            self._counts["failed"] += 1
             LOGGER.warning("no prompt can be looked up", exc_info=True)
             self._ctx.clear()  # it would be cut back, even where that is not possible
             raise KeyError(str(error)) from error
         if not recalled.n_past:
             raise KeyError(str(recalled.why))
+        self._counts["hits"] += 1
         return Stored(self._listed())
 
     def __setitem__(self, key: Sequence[int], value: Any) -> None:
@@ -213,6 +251,7 @@ class PromptCache:
         except ClosedError:
             raise
         except StateError:
+            self._counts["not_kept"] += 1
             LOGGER.warning("this prompt is not cached", exc_info=True)
 
     def _load(self, stored: Stored) -> None:
@@ -234,6 +273,7 @@ class PromptCache:
         """Forget what the ``Llama`` holds if it was evaluated with other adapters."""
         scope = self._scope_now()
         if scope != self._scope:
+            self._counts["forgotten"] += 1
             self._ctx.clear()
             self._scope = scope
 
