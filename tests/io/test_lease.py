@@ -16,6 +16,7 @@ import llama_state as ls
 from llama_state._io import lease, pages
 from llama_state._io.buffers import POOL
 from llama_state._io.lease import opened
+from llama_state._io.platform import files
 from llama_state.errors import TruncatedError
 
 pytestmark = pytest.mark.libllama
@@ -88,7 +89,7 @@ def test_a_lease_that_is_asked_back_is_given_back(
 
 def test_without_leases(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy; where there is no memory for one, the pages themselves."""
-    monkeypatch.setattr(lease, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     with opened(path) as file:
         assert not is_mapped(file.view)
         assert file.view == CONTENT

@@ -11,6 +11,7 @@ import pytest
 
 import llama_state as ls
 from llama_state._io import atomic, buffers, lease
+from llama_state._io.platform import files
 from llama_state.testing import write_benchmark_model
 from tests.libllama import LIBRARY
 
@@ -26,7 +27,7 @@ def test_a_limit_changes_no_byte(
     """With no memory at all for copies the files are the same, and so is what comes back."""
     monkeypatch.setattr(lease, "_WORTH_MAPPING", 0)
     if not leases:
-        monkeypatch.setattr(lease, "fcntl", None)
+        monkeypatch.setattr(files, "fcntl", None)
     ls.trim_buffers()
     with (
         model.context(n_ctx=256, n_seq_max=2, n_threads=1) as source,
