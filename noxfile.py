@@ -71,6 +71,10 @@ def types(session: nox.Session) -> None:
     with TemporaryDirectory() as cache:
         session.run("mypy", f"--cache-dir={cache}", *session.posargs)
         session.run("mypy", f"--cache-dir={cache}", ".ci")
+        # The parts for other systems, as a type checker sees them there.
+        for system in ("darwin", "win32"):
+            options = (f"--cache-dir={cache}", f"--platform={system}")
+            session.run("mypy", *options, "llama_state", "pytest_llama_state.py")
 
 
 @nox.session

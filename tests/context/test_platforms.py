@@ -16,7 +16,7 @@ from tests.libllama import LIBRARY
 from tests.llama.hosts import compile_code
 from tests.systems import OPERATIONS, SYSTEMS
 
-pytestmark = pytest.mark.libllama
+pytestmark = [pytest.mark.libllama, pytest.mark.linux]
 
 NO_SPACE: Final = (
     "SaveError: [Errno 12] state not saved, the old file is unchanged: no memory for a copy, and"

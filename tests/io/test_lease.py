@@ -37,6 +37,7 @@ def is_mapped(view: memoryview) -> bool:
     return view.readonly and isinstance(view.obj, mmap.mmap)
 
 
+@pytest.mark.linux
 def test_a_large_file_is_mapped(path: Path) -> None:
     """No memory is taken for it."""
     ls.trim_buffers()
@@ -46,6 +47,7 @@ def test_a_large_file_is_mapped(path: Path) -> None:
     assert POOL.idle == 0
 
 
+@pytest.mark.linux
 def test_a_writer_waits(path: Path) -> None:
     """Writing to the file or truncating it waits until the block ends."""
     writing = threading.Thread(target=path.write_bytes, args=(b"new",))
@@ -66,6 +68,7 @@ def test_a_file_that_somebody_writes_to_is_copied(path: Path) -> None:
         assert file.view == CONTENT
 
 
+@pytest.mark.linux
 def test_a_lease_that_is_asked_back_is_given_back(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +108,7 @@ def test_an_older_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert file.view == CONTENT
 
 
+@pytest.mark.linux
 def test_a_broken_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that cannot be read is an OSError, before it is used."""
     monkeypatch.setattr(pages, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EFAULT))
@@ -163,6 +167,7 @@ def test_a_load_reads_while_somebody_saves(make: Make, tmp_path: Path) -> None:
     assert b.load_state(path).sequences[0].n_past == 101
 
 
+@pytest.mark.linux
 def test_a_lease_that_was_lost(path: Path) -> None:
     """The end of the block is no error then, nor if the file is closed already."""
     with opened(path) as file:
@@ -173,6 +178,7 @@ def test_a_lease_that_was_lost(path: Path) -> None:
     lost.end()
 
 
+@pytest.mark.linux
 def test_a_writer_who_comes_later(path: Path) -> None:
     """What he waits for is copied, and he gets the file at once."""
     writing = threading.Thread(target=path.write_bytes, args=(b"new",))
@@ -210,6 +216,7 @@ def test_no_lease_while_a_context_is_busy(
     loading.join(30)
 
 
+@pytest.mark.linux
 def test_a_file_that_is_rewritten_after_it_was_parsed(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ def test_a_limit_changes_no_byte(
     """With no memory at all for copies the files are the same, and so is what comes back."""
     monkeypatch.setattr(lease, "_WORTH_MAPPING", 0)
     if not leases:
-        monkeypatch.setattr(files, "fcntl", None)
+        monkeypatch.setattr(files, "take_lease", lambda fd: False)
     ls.trim_buffers()
     with (
         model.context(n_ctx=256, n_seq_max=2, n_threads=1) as source,
@@ -170,6 +170,7 @@ assert chunk * 0.9 < back < 2 * chunk + slack
 """
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize("scope", ["whole", "sequence"])
 def test_half_a_gibibyte_without_room_for_a_second(tmp_path: Path, scope: str) -> None:
     """With 1.3 times the state's size above the process without context, both succeed.
@@ -180,6 +181,7 @@ def test_half_a_gibibyte_without_room_for_a_second(tmp_path: Path, scope: str) -
     run(LIMITED, tmp_path, scope)
 
 
+@pytest.mark.linux
 def test_a_store_holds_one_chunk_or_two(tmp_path: Path) -> None:
     """What is kept of 4,096 tokens goes through memory chunk by chunk; a recall maps two of them.
 
@@ -202,6 +204,7 @@ def run(program: str, folder: Path, what: str) -> None:
     assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
 
 
+@pytest.mark.linux
 def test_a_state_that_the_pool_would_not_keep(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

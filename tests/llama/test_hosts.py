@@ -21,7 +21,7 @@ from tests.llama.hosts import (
 )
 from tests.llama.test_library import run
 
-pytestmark = pytest.mark.libllama
+pytestmark = [pytest.mark.libllama, pytest.mark.linux]
 
 OPTIONAL = {name for names in CAPABILITIES.values() for name in names}
 # What these packages lack of what is needed.

@@ -81,6 +81,7 @@ def test_imports_go_one_way(path: Path) -> None:
     assert set(imported(path)) - {own} <= allowed
 
 
+@pytest.mark.linux
 def test_importing_loads_no_libllama() -> None:
     """``import llama_state`` opens no shared object but our own and prints nothing."""
     code = (
