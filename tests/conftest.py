@@ -1,8 +1,8 @@
 """Markers, hypothesis profiles, and fixtures of several rooms.
 
 The markers say what a test needs: ``libllama`` (the one that ``load_library()`` finds),
-``llama_cpp`` (llama-cpp-python). What has neither needs no llama.cpp at all. ``linux`` is left out on
-other systems.
+``llama_cpp`` (llama-cpp-python). What has neither needs no llama.cpp at all. ``linux`` is left out
+on other systems.
 """
 
 from __future__ import annotations

@@ -37,7 +37,9 @@ NOT_SUPPORTED: Final = frozenset(
 
 # Without O_NONBLOCK, opening a FIFO would wait for a writer; without O_BINARY, Windows would change
 # the ends of lines.
-_READING: Final = ("O_RDONLY", "O_CLOEXEC", "O_NONBLOCK", "O_BINARY", "O_NOINHERIT")
+_READING: Final = os.O_RDONLY | sum(
+    getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY", "O_NOINHERIT")
+)
 # macOS, <sys/fcntl.h>: Python has no names for these.
 _F_PREALLOCATE: Final = 42
 _F_ALLOCATEALL: Final = 4
@@ -55,10 +57,7 @@ _BUSY_SECONDS: Final = 1.0
 
 def open_for_reading(path: str | os.PathLike[str]) -> FileIO:
     """Open a file of any type without waiting for anybody."""
-    flags = 0
-    for name in _READING:
-        flags |= getattr(os, name, 0)
-    return FileIO(os.open(path, flags))  # at once: what is lost of it is closed
+    return FileIO(os.open(path, _READING))  # at once: what is lost of it is closed
 
 
 def read_at(fd: int, size: int, start: int) -> bytes:
