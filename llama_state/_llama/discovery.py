@@ -19,6 +19,7 @@ from typing import NamedTuple
 from .._io import StrPath
 from .._io.arguments import checked
 from .._io.forks import in_each_child
+from .._install import pip_install
 from ..errors import LibraryNotFoundError
 from .library import Library
 
@@ -116,7 +117,7 @@ def advice(path: StrPath | None = None, tried: Iterable[tuple[str, str]] = ()) -
             "of a shared library that exports llama.cpp's C API, or unset it to use one that is "
             "installed"
         )
-    return "no usable libllama; install one with: pip install 'llama-state[engine]'"
+    return f"no usable libllama; install one with: {pip_install('engine')}"
 
 
 def examine(path: StrPath | None = None) -> Iterator[Verdict]:

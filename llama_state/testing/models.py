@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._io import StrPath
 from .._io.arguments import checked
+from .._install import pip_install
 from ..errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def _write(path: StrPath, spec: _Spec, seed: int) -> Path:
         import gguf
     except ImportError as error:
         raise UnsupportedError(
-            f"writing a model needs {error.name}: pip install 'llama-state[testing]'"
+            f"writing a model needs {error.name}: {pip_install('testing')}"
         ) from error
     target = Path(path)
     keys = dict(spec.kv)

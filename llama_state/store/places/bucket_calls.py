@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..._io.threads import Threads
+from ..._install import pip_install
 from ...errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def load_obstore() -> ModuleType:
         import obstore
     except ImportError:
         raise UnsupportedError(
-            "a store in a bucket needs obstore: pip install 'llama-state[s3]'"
+            f"a store in a bucket needs obstore: {pip_install('s3')}"
         ) from None
     return obstore
 
