@@ -75,9 +75,7 @@ def draw(report: Report, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UnsupportedError(
-            f"a chart needs {error.name}: {pip_install('plot')}"
-        ) from error
+        raise UnsupportedError(f"a chart needs {error.name}: {pip_install('plot')}") from error
     states = [one for one in report.timings if one.section == "states"]
     sizes = [
         one for one in report.timings if one.section == "sizes" and one.configuration == _FLASH

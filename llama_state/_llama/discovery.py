@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .._install import pip_install
 from .._io import StrPath
 from .._io.arguments import checked
 from .._io.forks import in_each_child
-from .._install import pip_install
 from ..errors import LibraryNotFoundError
 from .library import Library
 

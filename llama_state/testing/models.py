@@ -17,9 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._install import pip_install
 from .._io import StrPath
 from .._io.arguments import checked
-from .._install import pip_install
 from ..errors import UnsupportedError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ..._io.threads import Threads
 from ..._install import pip_install
+from ..._io.threads import Threads
 from ...errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ def load_obstore() -> ModuleType:
     try:
         import obstore
     except ImportError:
-        raise UnsupportedError(
-            f"a store in a bucket needs obstore: {pip_install('s3')}"
-        ) from None
+        raise UnsupportedError(f"a store in a bucket needs obstore: {pip_install('s3')}") from None
     return obstore
 
 
