@@ -91,7 +91,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         rows = count(comparison.moved, "row is", "rows are")
         yield f"{rows} in other cells, which is not a difference"
     if not comparison.computed:
-        yield f"values need numpy and gguf: {pip_install('plot')}"
+        yield f"values need numpy, gguf: {pip_install('plot')}"
     yield "the states are equal" if comparison.equal else "the states differ"
 
 
