@@ -127,8 +127,8 @@ def run_demo(options: argparse.Namespace) -> Status:
 def _folder(keep: str | None) -> Iterator[Path]:
     """Give the folder to write to: the one to keep, or one that is removed."""
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="llama_state-demo-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="llama_state-demo-") as made:
+            yield Path(made)
         return
     folder = Path(keep)
     folder.mkdir(parents=True, exist_ok=True)
