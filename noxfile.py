@@ -93,6 +93,17 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Look at pages of states in Chromium."""
+    session.install("-e", ".[test,browser]")
+    with TemporaryDirectory() as folder:
+        xml = f"{folder}/results.xml"
+        options = ("-q", f"--junitxml={xml}", *session.posargs)
+        session.run("python", "-m", "pytest", *options, "tests/inspection/test_in_browser.py")
+        session.run("python", CHECKS, "skips", "browser", xml)
+
+
+@nox.session
 def builds(session: nox.Session) -> None:
     """Run the libllama tests on every build of llama.cpp, or whole on the versions behind --."""
     session.install("-e", ".[test]")
