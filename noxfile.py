@@ -162,8 +162,8 @@ def real(session: nox.Session) -> None:
 def kinds(session: nox.Session) -> None:
     """Test in full the kinds of model of which the other sessions try few examples."""
     session.install("-e", ".[test]")
-    names = ("test_round_trips", "test_machine", "test_store_machine")
-    slow = [f"tests/context/{name}.py" for name in names]
+    names = ("context/test_round_trips", "context/test_machine", "context/test_store_machine")
+    slow = [f"tests/{name}.py" for name in (*names, "servers/test_machine")]
     env = {"HYPOTHESIS_PROFILE": "whole", "GGML_NO_BACKTRACE": "1"}
     session.run("python", "-m", "pytest", "-q", *(session.posargs or slow), env=env)
     session.run("python", "-m", "tests.fuzz", "--cases", "11050", env=env)
