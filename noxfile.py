@@ -96,6 +96,17 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Look at pages of states in Chromium."""
+    session.install("-e", ".[test,browser]")
+    with TemporaryDirectory() as folder:
+        xml = f"{folder}/results.xml"
+        options = ("-q", f"--junitxml={xml}", *session.posargs)
+        session.run("python", "-m", "pytest", *options, "tests/inspection/test_in_browser.py")
+        session.run("python", CHECKS, "skips", "browser", xml)
+
+
+@nox.session
 def builds(session: nox.Session) -> None:
     """Run the libllama tests on every build of llama.cpp, or whole on the versions behind --."""
     session.install("-e", ".[test]")
@@ -154,8 +165,8 @@ def real(session: nox.Session) -> None:
 def kinds(session: nox.Session) -> None:
     """Test in full the kinds of model of which the other sessions try few examples."""
     session.install("-e", ".[test]")
-    names = ("test_round_trips", "test_machine", "test_store_machine")
-    slow = [f"tests/context/{name}.py" for name in names]
+    names = ("context/test_round_trips", "context/test_machine", "context/test_store_machine")
+    slow = [f"tests/{name}.py" for name in (*names, "servers/test_machine")]
     env = {"HYPOTHESIS_PROFILE": "whole", "GGML_NO_BACKTRACE": "1"}
     session.run("python", "-m", "pytest", "-q", *(session.posargs or slow), env=env)
     session.run("python", "-m", "tests.fuzz", "--cases", "11050", env=env)

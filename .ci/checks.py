@@ -40,7 +40,7 @@ NOT_IN_THE_WHEEL = r"(.*\.(c|h|o|pyc)|(tests|benchmarks|docs|examples)/.*|(build
 ALLOWED_SKIPS = {
     ("test", "tests.adapters."): "the tests inside llama-cpp-python run in step builds",
     ("test", "::tests.adapters."): "as modules, likewise",
-    ("test", "tests.inspection.test_in_browser"): "Chromium takes minutes to install",
+    ("test", "tests.inspection.test_in_browser"): "they run in step browser",
     ("test", "tests.real."): "the tests with real models run in step real",
     ("test", "tests.servers.test_namespaces"): "it needs root, and a kernel that lets it",
 }
