@@ -66,7 +66,7 @@ def extras_of(requirement: str) -> list[str]:
 
 def test_all_brings_what_users_need() -> None:
     """Every extra but the binding that is compiled for minutes, and those for work on this."""
-    of_the_project = {"real", "test", "docs", "lint", "workflows", "release", "dev"}
+    of_the_project = {"real", "test", "browser", "docs", "lint", "workflows", "release", "dev"}
     (everything,) = EXTRAS["all"]
     assert {*extras_of(everything), "all", "llama-cpp-python"} == set(EXTRAS) - of_the_project
 
