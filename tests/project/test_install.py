@@ -35,7 +35,7 @@ def names(requirements: list[str]) -> set[str]:
 
 
 def rows() -> dict[str, str]:
-    """The tables of the guide: extra -> what it installs."""
+    """The table of the guide: extra -> what it installs."""
     text = (ROOT / "docs" / "guide.md").read_text()
     lines = re.findall(
         r"^\| `([\w-]+)` \| (.*?) \|", text.partition("## Models and contexts")[0], re.MULTILINE
