@@ -233,7 +233,7 @@ class Checkpoint:
         Raises:
             SaveError: It could not be written; the old file is unchanged.
             FileExistsError: There is a file, with ``replace=False``.
-            UnsupportedError: It is compressed, and zstandard is not installed.
+            UnsupportedError: *compress* needs zstandard, which is not installed.
         """
         parts = self._parts(key, compress)
         size = container.at_most(
