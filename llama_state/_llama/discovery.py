@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .._install import pip_install
 from .._io import StrPath
 from .._io.arguments import checked
 from .._io.platform import libraries
@@ -122,7 +123,7 @@ def advice(path: StrPath | None = None, tried: Iterable[tuple[str, str]] = ()) -
             "of a shared library that exports llama.cpp's C API, or unset it to use one that is "
             "installed"
         )
-    return "no usable libllama; install one with: pip install 'llama-state[engine]'"
+    return f"no usable libllama; install one with: {pip_install('engine')}"
 
 
 def examine(path: StrPath | None = None) -> Iterator[Verdict]:

@@ -234,7 +234,7 @@ class Checkpoint:
         Raises:
             SaveError: It could not be written; the old file is unchanged.
             FileExistsError: There is a file, with ``replace=False``.
-            UnsupportedError: xxhash, or zstandard, is not installed.
+            UnsupportedError: *compress* needs zstandard, which is not installed.
         """
         parts = self._parts(key, compress)
         size = container.at_most(
@@ -293,7 +293,7 @@ class Checkpoint:
             OSError: It cannot be read.
             FormatError: Not a checkpoint, or damaged: also as ChecksumError, TruncatedError or
                 VersionError. Or it has more than *max_size* bytes.
-            UnsupportedError: xxhash, or zstandard, is not installed.
+            UnsupportedError: It is compressed, and zstandard is not installed.
             ValueError: Both *key* and *mapped* are given.
         """
         if mapped and key is not None:
