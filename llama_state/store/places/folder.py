@@ -58,6 +58,7 @@ class FolderBackend:
 
     Raises:
         OSError: The folder cannot be made, or not be used.
+        UnsupportedError: The system has no file locks, and it is not *readonly*.
     """
 
     remote = False
