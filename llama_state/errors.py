@@ -15,6 +15,7 @@ Each class also derives from a built-in exception, so ``except ValueError`` arou
     |- DecodeError (RuntimeError)
     |- ModelLoadError (RuntimeError)
     |  `- ModelNotFoundError (FileNotFoundError)
+    |- ContextError (RuntimeError)
     |- ClosedError (RuntimeError)
     |- StaleError (RuntimeError)
     |- LibraryNotFoundError (ImportError)
@@ -36,6 +37,7 @@ __all__ = [
     "CapacityError",
     "ChecksumError",
     "ClosedError",
+    "ContextError",
     "DecodeError",
     "Difference",
     "FormatError",
@@ -75,6 +77,11 @@ class Difference(NamedTuple):
 class StateError(Exception):
     """Base of every error raised by llama_state."""
 
+    def of_file(self, path: str | os.PathLike[str]) -> StateError:
+        """Name the file that holds the data. Return the error itself."""
+        self.args = (f"{os.fspath(path)}: {self}", *self.args[1:])
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls the class with the text alone. This one calls no constructor.
         kept = {name: value for name in _SLOTS if (value := getattr(self, name, None)) is not None}
@@ -110,8 +117,9 @@ class FormatError(StateError, ValueError):
         return self
 
     def of_file(self, path: str | os.PathLike[str]) -> FormatError:
-        """Name the file that holds the data. Return the error itself."""
-        self.path = os.fspath(path)
+        """Name the file that holds the data, unless one is named. Return the error itself."""
+        if self.path is None:
+            self.path = os.fspath(path)
         return self
 
 
@@ -174,7 +182,10 @@ class MismatchError(StateError, ValueError):
 
 
 class IdentityWarning(UserWarning):
-    """A checkpoint does not know all that it belongs to; the text says what, and what to do."""
+    """A checkpoint does not know what it belongs to, or which tokens gave it.
+
+    The text says what, and what to do.
+    """
 
 
 class MismatchWarning(UserWarning):
@@ -251,7 +262,7 @@ class DecodeError(StateError, RuntimeError):
 
 
 class ModelLoadError(StateError, RuntimeError):
-    """A model could not be loaded, or a context could not be created from it.
+    """A model could not be loaded.
 
     Attributes:
         path: The model file.
@@ -278,6 +289,20 @@ class ModelNotFoundError(ModelLoadError, FileNotFoundError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class ContextError(StateError, RuntimeError):
+    """llama.cpp did not make a context: the options do not go together, or there is no memory.
+
+    Attributes:
+        path: The model file.
+        log: The lines that llama.cpp logged during the call.
+    """
+
+    def __init__(self, reason: str, *, path: str, log: Sequence[str] = ()) -> None:
+        super().__init__(_with_log(f"{path}: {reason}", log))
+        self.path = path
+        self.log = tuple(log)
 
 
 class ClosedError(StateError, RuntimeError):

@@ -272,7 +272,7 @@ class Handle:
         self._what = what
 
     def __reduce__(self) -> Any:
-        raise TypeError(f"a {self._what} lives in its process and cannot be pickled")
+        raise TypeError(f"a {self._what} lives in its process: it cannot be copied or pickled")
 
     @property
     def address(self) -> Any:
@@ -322,6 +322,10 @@ class Owner:
     """A context manager around a handle: what a Model and a Context have in common."""
 
     _handle: Handle
+
+    def __reduce__(self) -> Any:
+        # copy.copy() asks this too: of two owners of one handle the first to close closes both.
+        return self._handle.__reduce__()
 
     def __enter__(self) -> Self:
         return self

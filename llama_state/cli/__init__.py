@@ -32,7 +32,9 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    options = _parser().parse_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
+    if rest:  # the usage of the command, and not that of all commands
+        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     run: Run = options.run
     try:
         status = run(options)

@@ -56,11 +56,13 @@ class Context(SequenceFiles):
 
     def __init__(
         self,
-        handle: Handle,
+        handle: Handle | None = None,
         options: CreationOptions = NO_OPTIONS,
         origin: identity.Origin = identity.UNKNOWN,
         keeper: Keeper | None = None,
     ) -> None:
+        if handle is None:
+            raise TypeError("make a context with Model.context(), or with attach()")
         with handle.use() as call:
             facts = context_facts(call, options)
         keeper = keeper or (HeldTokens() if handle.pointer.owned else Keeper())

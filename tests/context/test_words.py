@@ -157,7 +157,8 @@ def test_what_is_printed_is_short(make: Callable[..., ls.Context], tmp_path: Pat
     ctx.decode([1, 2, 3])
     tokens = list(range(100_000, 200_000))
     ctx.save_state(tmp_path / "state", tokens)
-    ctx.checkpoint(0, tokens=tokens).save(tmp_path / "checkpoint")
+    with pytest.warns(ls.IdentityWarning, match="100000 tokens"):
+        ctx.checkpoint(0, tokens=tokens).save(tmp_path / "checkpoint")
     restored = ctx.load_state(tmp_path / "state")
     assert len(restored.tokens) == len(tokens)
     assert "100000 in all" in repr(restored)

@@ -35,7 +35,12 @@ def _typed(row: Row) -> str:
 
 
 ROWS = [
-    Row("inspect a.seq --model text.txt", 2, ("the model text.txt: this is no file",), ("text.txt: text.txt",)),
+    Row(
+        "inspect a.seq --model text.txt",
+        2,
+        ("the model text.txt: this is no file",),
+        ("text.txt: text.txt",),
+    ),
     Row("inspect a.seq --model none", 2, ("none: No such file",)),
     Row("inspect a.seq b.seq", 0, ("a.seq", "b.seq", "10 cells")),
     Row("inspect a.seq none b.seq", 2, ("a.seq", "none: No such file", "b.seq")),
@@ -45,7 +50,12 @@ ROWS = [
     Row("inspect a.seq b.seq --html p.html", 2, ("--html", "one FILE")),
     Row("doctor --json", 0, ('"library": {', '"session_version": ')),
     # A PDF too would be one word in the table of formats; nobody has asked for one.
-    Row("inspect a.seq --plot c", 2, ("pictures are .png or .svg, not without a suffix",), ("sequence",)),
+    Row(
+        "inspect a.seq --plot c",
+        2,
+        ("pictures are .png or .svg, not without a suffix",),
+        ("sequence",),
+    ),
     Row("inspect a.seq --plot c.pdf", 2, ("pictures are .png or .svg, not .pdf",), ("sequence",)),
     Row("inspect a.seq --plot none/c.png", 2, ("none/c.png: No such file",), ("sequence",)),
     Row("inspect a.seq --html c", 2, ("pages are .html or .htm, not without",), ("sequence",)),
