@@ -89,11 +89,11 @@ class AsyncContext:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.library: Library = context.library
-        self.n_ctx = context.n_ctx
-        self.n_batch = context.n_batch
-        self.n_seq_max = context.n_seq_max
-        self.n_vocab = context.n_vocab
-        self.arch = context.arch
+        self.n_ctx: int = context.n_ctx
+        self.n_batch: int = context.n_batch
+        self.n_seq_max: int = context.n_seq_max
+        self.n_vocab: int = context.n_vocab
+        self.arch: str = context.arch
         self._worker = ThreadPoolExecutor(1, "llama_state-aio")
 
     def __repr__(self) -> str:

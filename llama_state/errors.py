@@ -79,7 +79,7 @@ class StateError(Exception):
 
     def of_file(self, path: str | os.PathLike[str]) -> StateError:
         """Name the file that holds the data. Return the error itself."""
-        self.args = (f"{os.fspath(path)}: {self}", *self.args[1:])
+        self.args: tuple[Any, ...] = (f"{os.fspath(path)}: {self}", *self.args[1:])
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,8 +133,8 @@ class TruncatedError(FormatError):
 
     def __init__(self, what: str, *, need: int, have: int, offset: int | None = None) -> None:
         super().__init__(what, offset=offset)
-        self.need = need
-        self.have = have
+        self.need: int = need
+        self.have: int = have
 
     def __str__(self) -> str:
         hint = "" if self.path is None else "; inspect_file() shows what is there"
@@ -178,7 +178,7 @@ class MismatchError(StateError, ValueError):
     def __init__(self, differences: Sequence[Difference], *, hint: str = "") -> None:
         why = "; ".join([*map(str, differences), *([hint] if hint else [])])
         super().__init__(f"the state does not fit: {why}")
-        self.differences = tuple(differences)
+        self.differences: tuple[Difference, ...] = tuple(differences)
 
 
 class IdentityWarning(UserWarning):
@@ -243,7 +243,7 @@ class RestoreError(StateError, RuntimeError):
     def __init__(self, reason: str, *, log: Sequence[str] = (), rolled_back: bool = False) -> None:
         after = "the destination is as it was" if rolled_back else "the destination was emptied"
         super().__init__(_with_log(f"{reason}; {after}", log))
-        self.log = tuple(log)
+        self.log: tuple[str, ...] = tuple(log)
         self.rolled_back = rolled_back
 
 
@@ -258,7 +258,7 @@ class DecodeError(StateError, RuntimeError):
     def __init__(self, reason: str, *, code: int, log: Sequence[str] = ()) -> None:
         super().__init__(_with_log(f"{reason} (llama_decode returned {code})", log))
         self.code = code
-        self.log = tuple(log)
+        self.log: tuple[str, ...] = tuple(log)
 
 
 class ModelLoadError(StateError, RuntimeError):
@@ -272,7 +272,7 @@ class ModelLoadError(StateError, RuntimeError):
     def __init__(self, reason: str, *, path: str, log: Sequence[str] = ()) -> None:
         super().__init__(_with_log(f"{path}: {reason}", log))
         self.path = path
-        self.log = tuple(log)
+        self.log: tuple[str, ...] = tuple(log)
 
 
 class ModelNotFoundError(ModelLoadError, FileNotFoundError):
@@ -302,7 +302,7 @@ class ContextError(StateError, RuntimeError):
     def __init__(self, reason: str, *, path: str, log: Sequence[str] = ()) -> None:
         super().__init__(_with_log(f"{path}: {reason}", log))
         self.path = path
-        self.log = tuple(log)
+        self.log: tuple[str, ...] = tuple(log)
 
 
 class ClosedError(StateError, RuntimeError):
@@ -318,7 +318,7 @@ class LibraryNotFoundError(StateError, ImportError):
 
     def __init__(self, reason: str, *, tried: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__("\n  ".join([reason, *(f"{place}: {why}" for place, why in tried)]))
-        self.tried = tuple(tried)
+        self.tried: tuple[tuple[str, str], ...] = tuple(tried)
 
 
 class StaleError(StateError, RuntimeError):

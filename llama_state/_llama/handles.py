@@ -73,9 +73,9 @@ class Pointer:
     ) -> None:
         self.library = library
         self.ptr = ptr
-        self.pid = os.getpid()
-        self.lock = threading.RLock()
-        self.freed = False
+        self.pid: int = os.getpid()
+        self.lock: threading.RLock = threading.RLock()
+        self.freed: bool = False
         self.on_device: dict[int, object] = {}
         self.last_logits: LastLogits | None = None
         self.owner: weakref.ref[Any] | None = None
@@ -189,7 +189,7 @@ class Resource:
     __slots__ = ("__weakref__", "_keep", "pointer")
 
     def __init__(self, pointer: Pointer, *, owned: bool, keep: object = None) -> None:
-        self.pointer = pointer
+        self.pointer: Pointer = pointer
         self._keep = keep
         if owned:
             weakref.finalize(self, pointer.doom)

@@ -103,14 +103,16 @@ class Checkpoint:
         self.kind: layout.Kind = kind
         self.session_version = session_version
         self.source = source
-        self.packed_tokens = tuple(layout.token_array(packed_tokens))
+        self.packed_tokens: tuple[int, ...] = tuple(layout.token_array(packed_tokens))
         prompt = given_prompt(layout.token_array(tokens), layout.token_array(self.packed_tokens))
-        self.tokens, self.media, self.slot = prompt.tokens, prompt.media, prompt.slot
+        self.tokens: tuple[int, ...] = prompt.tokens
+        self.media: tuple[layout.MediaChunk, ...] = prompt.media
+        self.slot: layout.SlotTokens | None = prompt.slot
         self.fingerprint = fingerprint
-        self.payload = flat(payload).toreadonly()
-        self.logits = checked_logits(logits)
+        self.payload: memoryview = flat(payload).toreadonly()
+        self.logits: memoryview[float] | None = checked_logits(logits)
         self.logits_of = logits_of
-        self.restore_points = tuple(
+        self.restore_points: tuple[layout.RestorePoint, ...] = tuple(
             replace(point, blob=flat(point.blob).toreadonly()) for point in listed(restore_points)
         )
         self._metadata = encode(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .._llama.library import Library
     from ..testing.conformance import Report
 
-DEMO_CONFIGURATIONS = {
+DEMO_CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
     "one sequence": {},
     "three, split": {"n_seq_max": 3},
     "three, unified": {"n_seq_max": 3, "kv_unified": True},

@@ -53,14 +53,14 @@ class Model(Owner):
     def __init__(
         self, path: StrPath, library: Library | None = None, n_gpu_layers: int | None = None
     ) -> None:
-        self.path = os.fspath(path)
-        self.library = library if library is not None else load_library()
+        self.path: str = os.fspath(path)
+        self.library: Library = library if library is not None else load_library()
         self._origin = origin_of_file(self.path)
         self._handle = engine.load_model(self.library, self.path, n_gpu_layers)
         with self._handle.use() as call:
-            self.arch = metadata(call.api, call.ptr, "general.architecture") or ""
+            self.arch: str = metadata(call.api, call.ptr, "general.architecture") or ""
             vocab = lib.llama_model_get_vocab(call.api, call.ptr)
-            self.n_vocab = lib.llama_vocab_n_tokens(call.api, vocab)
+            self.n_vocab: int = lib.llama_vocab_n_tokens(call.api, vocab)
 
     def __repr__(self) -> str:
         closed = ", closed" if self._handle.closed else ""

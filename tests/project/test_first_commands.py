@@ -102,7 +102,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("row", ROWS, ids=_typed)
 def test_what_is_typed(row: Row, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The status and the sentence that were asked for; no file is left behind by a mistake."""
-    before = sorted(os.listdir())
+    before = sorted(Path().iterdir())
     try:
         status = cli.main(shlex.split(row.typed))
     except SystemExit as done:  # of argparse
@@ -113,4 +113,4 @@ def test_what_is_typed(row: Row, folder: Path, capsys: pytest.CaptureFixture[str
     assert status == row.status, text
     assert "Traceback" not in text
     if row.status:
-        assert sorted(os.listdir()) == before
+        assert sorted(Path().iterdir()) == before

@@ -226,10 +226,10 @@ def test_what_is_typed(row: Row, world: World) -> None:
 def _answer(row: Row, world: World) -> str:
     """Return the text of the error of a row, or the ``repr`` of what it gives."""
     if row.error is None:
-        return repr(eval(row.typed, world.names()))
-    files = sorted(os.listdir())
+        return repr(eval(row.typed, world.names()))  # noqa: S307
+    files = sorted(Path().iterdir())
     with pytest.raises(row.error) as caught:
-        eval(row.typed, world.names())
+        eval(row.typed, world.names())  # noqa: S307
     assert world.ctx.snapshot() == world.blob
-    assert sorted(os.listdir()) == files
+    assert sorted(Path().iterdir()) == files
     return str(caught.value)
