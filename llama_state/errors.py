@@ -283,9 +283,9 @@ class ModelNotFoundError(ModelLoadError, FileNotFoundError):
 
     def __init__(self, path: str) -> None:
         super().__init__("there is no such file", path=path)
-        self.errno = errno.ENOENT
-        self.strerror = os.strerror(errno.ENOENT)
-        self.filename = path
+        self.errno: int | None = errno.ENOENT
+        self.strerror: str | None = os.strerror(errno.ENOENT)
+        self.filename: Any = path
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -74,7 +74,8 @@ class Library:
         self.capabilities: frozenset[str] = frozenset(
             name for name, functions in CAPABILITIES.items() if missing.isdisjoint(functions)
         )
-        self.log = LogTap(self.api, owned=not borrowed, readable="log-get" in self.capabilities)
+        readable = "log-get" in self.capabilities
+        self.log: LogTap = LogTap(self.api, owned=not borrowed, readable=readable)
         self._start(borrowed=borrowed)
         self.session_version: int
         self.sequence_version: int

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from .. import layout
 from .._io import Progress, StrPath, atomic, reading
@@ -178,7 +178,7 @@ class Checkpoint:
             and all(map(_equal, self._states(), other._states()))
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return display.line(self)
