@@ -66,11 +66,12 @@ def workflows(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with mypy, strictly."""
+    """Check types with mypy, strictly, and with pyright that all public names have them."""
     session.install("-e", ".[lint,test]", "nox", "setuptools>=77")
     with TemporaryDirectory() as cache:
         session.run("mypy", f"--cache-dir={cache}", *session.posargs)
         session.run("mypy", f"--cache-dir={cache}", ".ci")
+    session.run("python", CHECKS, "typed")
 
 
 @nox.session
