@@ -140,11 +140,13 @@ def compile_time() -> None:
 
 def typed() -> None:
     """Ask pyright how many public names have a type that no checker needs to infer."""
-    command = [sys.executable, "-m", "pyright", "--outputjson", "--ignoreexternal"]
     # It takes no package of the folder that it is run in, but one that Python finds elsewhere.
     with tempfile.TemporaryDirectory() as folder:
         found = subprocess.run(
-            [*command, "--verifytypes", "llama_state"],
+            [
+                *(sys.executable, "-m", "pyright", "--outputjson"),
+                *("--ignoreexternal", "--verifytypes", "llama_state"),
+            ],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
             stdout=subprocess.PIPE,

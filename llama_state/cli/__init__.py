@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from .. import __version__
 from ..errors import StateError
-from . import checks, engines, states, stores
+from . import checks, completion, engines, states, stores
 from .parsers import Run, exit_statuses, wrapped
 from .problems import sentence
 from .status import Status
@@ -71,4 +71,5 @@ def _parser() -> argparse.ArgumentParser:
     stores.add_commands(commands)
     checks.add_commands(commands)
     engines.add_commands(commands)
+    completion.add_commands(commands, parser)
     return parser
