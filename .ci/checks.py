@@ -142,7 +142,7 @@ def typed() -> None:
     """Ask pyright how many public names have a type that no checker needs to infer."""
     # It takes no package of the folder that it is run in, but one that Python finds elsewhere.
     with tempfile.TemporaryDirectory() as folder:
-        found = subprocess.run(
+        found = subprocess.run(  # noqa: S603 - our own words
             [
                 *(sys.executable, "-m", "pyright", "--outputjson"),
                 *("--ignoreexternal", "--verifytypes", "llama_state"),

@@ -143,12 +143,16 @@ def test_a_package_that_lacks_a_library(tmp_path: Path) -> None:
         "import llama_state\n"
         "try: llama_state.load_library()\n"
         "except ImportError as error: print(error)\n"
+        "from llama_state.cli import main\n"
+        "sys.exit(main(['doctor']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True
     )
-    first = done.stdout.partition("\n")[0]
-    assert first.startswith("installed package xllamacpp needs libgomp-gone.so.1")
+    headline = "installed package xllamacpp needs libgomp-gone.so.1"
+    assert done.stdout.startswith(headline)
+    assert done.stderr.startswith(headline)
+    assert done.returncode == 1
 
 
 def test_what_is_printed_is_short(make: Callable[..., ls.Context], tmp_path: Path) -> None:

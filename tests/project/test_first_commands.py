@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import os
 import shlex
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ import pytest
 import llama_state as ls
 from llama_state import cli
 from llama_state.testing import write_model
+
+ROOT = Path(ls.__file__).parents[1]
 
 pytestmark = pytest.mark.libllama
 
@@ -114,3 +118,25 @@ def test_what_is_typed(row: Row, folder: Path, capsys: pytest.CaptureFixture[str
     assert "Traceback" not in text
     if row.status:
         assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(("name", "shows"), [("a.seq", False), ("a.llst", True)])
+def test_no_bar_flashes(name: str, shows: bool, folder: Path) -> None:
+    """A terminal sees the bar of a checkpoint's digests, and none for what reports no progress."""
+    ls.Checkpoint.from_native(folder / "a.seq").save(folder / "a.llst")
+    ours, theirs = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "llama_state", "inspect", name],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        check=False,
+    )
+    os.close(theirs)
+    with suppress(BlockingIOError, OSError):  # EIO: the other end is closed
+        os.set_blocking(ours, False)
+        seen = b""
+        seen = os.read(ours, 4096)
+    os.close(ours)
+    assert done.returncode == 0
+    assert bool(seen) == shows

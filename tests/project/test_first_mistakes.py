@@ -7,10 +7,12 @@ this one.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import pickle
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ import pytest
 
 import llama_state as ls
 from llama_state import aio
+from llama_state._llama.discovery import advice
 from llama_state.testing import write_model
 
 pytestmark = pytest.mark.libllama
@@ -72,7 +75,7 @@ ARGUMENTS = [
     Row(
         'model.context(type_v="q8_0", flash_attn=False)',
         ls.ContextError,
-        ("flash_attn=False", "type_v='q8_0'", "quantized V cache requires flash_attn"),
+        ("flash_attn=False", "type_v='q8_0'", "requires flash_attn"),
         ("type_v=8", "flash_attn=0"),
     ),
     Row('model.context(type_v="q8_9")', ls.UnsupportedError, ("'q8_9'", "q8_0")),
@@ -221,6 +224,43 @@ def test_what_is_typed(row: Row, world: World) -> None:
     assert [word for word in row.words if word not in text] == [], text
     assert [word for word in row.not_words if word in text] == [], text
     assert len(text) < 1000
+
+
+def test_names_after_a_dot() -> None:
+    """What a user can want, and nothing that the package happens to have imported."""
+
+    assert hasattr(ls, "checkpoint")
+    modules = {"aio", "errors", "inspection", "layout", "store", "testing"}
+    assert {name for name in dir(ls) if not name.startswith("__")} == {
+        *(name for name in ls.__all__ if not name.startswith("__")),
+        *modules,
+    }
+    assert all(hasattr(ls, name) for name in dir(ls))
+
+
+def test_threads_and_event_loops(world: World) -> None:
+    """Three threads on two contexts, and a blocking call in a coroutine, are right."""
+    contexts = [world.model.context(n_ctx=256, n_threads=1) for _ in range(2)]
+    with ThreadPoolExecutor(3) as pool:
+        done = [pool.submit(contexts[turn % 2].decode, [turn]) for turn in range(20)]
+        assert [future.result() for future in done] == [None] * 20
+    assert [ctx.n_past() for ctx in contexts] == [10, 10]
+
+    async def blocking() -> int:
+        contexts[0].decode([1])
+        return contexts[0].n_past()
+
+    assert asyncio.run(blocking()) == 11
+    for ctx in contexts:
+        ctx.close()
+
+
+def test_the_headline_names_what_is_missing() -> None:
+    """Not "install an engine" where one is installed that cannot be opened on a slim image."""
+    why = "cannot be opened: libgomp.so.1: cannot open shared object file: No such file"
+    text = advice(None, [("installed package xllamacpp", why)])
+    assert text.startswith("installed package xllamacpp needs libgomp.so.1")
+    assert "apt install libgomp1" in text
 
 
 def _answer(row: Row, world: World) -> str:
