@@ -66,7 +66,7 @@ def workflows(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with mypy, strictly."""
+    """Check types with mypy, strictly, and with pyright that all public names have them."""
     session.install("-e", ".[lint,test]", "nox", "setuptools>=77")
     with TemporaryDirectory() as cache:
         session.run("mypy", f"--cache-dir={cache}", *session.posargs)
@@ -75,6 +75,7 @@ def types(session: nox.Session) -> None:
         for system in ("darwin", "win32"):
             options = (f"--cache-dir={cache}", f"--platform={system}")
             session.run("mypy", *options, "llama_state", "pytest_llama_state.py")
+    session.run("python", CHECKS, "typed")
 
 
 @nox.session

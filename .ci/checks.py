@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from xml.etree import ElementTree
 
 MINORS = range(11, 16)
 COMPILE_SECONDS = 10
+# Of the names that users can see, those whose types are written down and not inferred.
+TYPED_PERCENT = 98
 WHEEL_NAME = re.compile(r"-cp311-abi3-manylinux[^-]*\.whl$")
 IN_THE_WHEEL = (
     r"llama_state/_io/_pages\.abi3\.so",
@@ -148,6 +151,31 @@ def compile_time() -> None:
         sys.exit(1)
 
 
+def typed() -> None:
+    """Ask pyright how many public names have a type that no checker needs to infer."""
+    # It takes no package of the folder that it is run in, but one that Python finds elsewhere.
+    with tempfile.TemporaryDirectory() as folder:
+        found = subprocess.run(  # noqa: S603 - our own words
+            [
+                *(sys.executable, "-m", "pyright", "--outputjson"),
+                *("--ignoreexternal", "--verifytypes", "llama_state"),
+            ],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,  # it fails below 100 %
+        )
+    completeness = json.loads(found.stdout)["typeCompleteness"]
+    percent = 100 * completeness["completenessScore"]
+    print(f"{percent:.1f} % of the public names have types (needed: {TYPED_PERCENT} %)")
+    if percent < TYPED_PERCENT:
+        for symbol in completeness["symbols"]:
+            if symbol["isExported"] and not symbol["isTypeKnown"]:
+                print(f"  {symbol['name']}")
+        sys.exit(1)
+
+
 def wheel(path: str) -> None:
     """Check a wheel's name and files."""
     problems = [] if WHEEL_NAME.search(path) else [f"{path} is not tagged for abi3 and manylinux"]
@@ -214,6 +242,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "doctests": doctests,
     "in-the-clone": in_the_clone,
     "compile-time": compile_time,
+    "typed": typed,
     "wheel": wheel,
     "release": release,
     "interpreters": interpreters,

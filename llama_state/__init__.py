@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         CapacityError,
         ChecksumError,
         ClosedError,
+        ContextError,
         DecodeError,
         Difference,
         FormatError,
@@ -56,6 +57,7 @@ __all__ = [
     "ChecksumError",
     "ClosedError",
     "Context",
+    "ContextError",
     "DecodeError",
     "DeviceSnapshot",
     "Difference",
@@ -132,4 +134,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PUBLIC_MODULES})
+    # What a user can want: not what this module imports, nor submodules that have been imported.
+    special = (name for name in globals() if name.startswith("__"))
+    return sorted({*special, *__all__, *_PUBLIC_MODULES})

@@ -23,6 +23,7 @@ from .store.prefix_store import PrefixStore
 
 if TYPE_CHECKING:
     from ._io import Buffer
+    from ._llama.library import Library
     from .store.prompt import Token
     from .store.results import Match, Recalled, Remembered
 
@@ -79,11 +80,27 @@ class AsyncContext:
 
     Args:
         context: The context; use it through this only while coroutines run.
+
+    Attributes:
+        context: The context.
+        library, n_ctx, n_batch, n_seq_max, n_vocab, arch: Those of the context.
     """
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self.library: Library = context.library
+        self.n_ctx: int = context.n_ctx
+        self.n_batch: int = context.n_batch
+        self.n_seq_max: int = context.n_seq_max
+        self.n_vocab: int = context.n_vocab
+        self.arch: str = context.arch
         self._worker = ThreadPoolExecutor(1, "llama_state-aio")
+
+    def __repr__(self) -> str:
+        return f"<AsyncContext of {self.context!r}>"
+
+    def __reduce__(self) -> Any:
+        return self.context.__reduce__()
 
     async def __aenter__(self) -> Self:
         return self

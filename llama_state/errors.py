@@ -15,6 +15,7 @@ Each class also derives from a built-in exception, so ``except ValueError`` arou
     |- DecodeError (RuntimeError)
     |- ModelLoadError (RuntimeError)
     |  `- ModelNotFoundError (FileNotFoundError)
+    |- ContextError (RuntimeError)
     |- ClosedError (RuntimeError)
     |- StaleError (RuntimeError)
     |- LibraryNotFoundError (ImportError)
@@ -36,6 +37,7 @@ __all__ = [
     "CapacityError",
     "ChecksumError",
     "ClosedError",
+    "ContextError",
     "DecodeError",
     "Difference",
     "FormatError",
@@ -75,6 +77,11 @@ class Difference(NamedTuple):
 class StateError(Exception):
     """Base of every error raised by llama_state."""
 
+    def of_file(self, path: str | os.PathLike[str]) -> StateError:
+        """Name the file that holds the data. Return the error itself."""
+        self.args: tuple[Any, ...] = (f"{os.fspath(path)}: {self}", *self.args[1:])
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls the class with the text alone. This one calls no constructor.
         kept = {name: value for name in _SLOTS if (value := getattr(self, name, None)) is not None}
@@ -110,8 +117,9 @@ class FormatError(StateError, ValueError):
         return self
 
     def of_file(self, path: str | os.PathLike[str]) -> FormatError:
-        """Name the file that holds the data. Return the error itself."""
-        self.path = os.fspath(path)
+        """Name the file that holds the data, unless one is named. Return the error itself."""
+        if self.path is None:
+            self.path = os.fspath(path)
         return self
 
 
@@ -125,8 +133,8 @@ class TruncatedError(FormatError):
 
     def __init__(self, what: str, *, need: int, have: int, offset: int | None = None) -> None:
         super().__init__(what, offset=offset)
-        self.need = need
-        self.have = have
+        self.need: int = need
+        self.have: int = have
 
     def __str__(self) -> str:
         hint = "" if self.path is None else "; inspect_file() shows what is there"
@@ -170,11 +178,14 @@ class MismatchError(StateError, ValueError):
     def __init__(self, differences: Sequence[Difference], *, hint: str = "") -> None:
         why = "; ".join([*map(str, differences), *([hint] if hint else [])])
         super().__init__(f"the state does not fit: {why}")
-        self.differences = tuple(differences)
+        self.differences: tuple[Difference, ...] = tuple(differences)
 
 
 class IdentityWarning(UserWarning):
-    """A checkpoint does not know all that it belongs to; the text says what, and what to do."""
+    """A checkpoint does not know what it belongs to, or which tokens gave it.
+
+    The text says what, and what to do.
+    """
 
 
 class MismatchWarning(UserWarning):
@@ -232,7 +243,7 @@ class RestoreError(StateError, RuntimeError):
     def __init__(self, reason: str, *, log: Sequence[str] = (), rolled_back: bool = False) -> None:
         after = "the destination is as it was" if rolled_back else "the destination was emptied"
         super().__init__(_with_log(f"{reason}; {after}", log))
-        self.log = tuple(log)
+        self.log: tuple[str, ...] = tuple(log)
         self.rolled_back = rolled_back
 
 
@@ -247,11 +258,11 @@ class DecodeError(StateError, RuntimeError):
     def __init__(self, reason: str, *, code: int, log: Sequence[str] = ()) -> None:
         super().__init__(_with_log(f"{reason} (llama_decode returned {code})", log))
         self.code = code
-        self.log = tuple(log)
+        self.log: tuple[str, ...] = tuple(log)
 
 
 class ModelLoadError(StateError, RuntimeError):
-    """A model could not be loaded, or a context could not be created from it.
+    """A model could not be loaded.
 
     Attributes:
         path: The model file.
@@ -261,7 +272,7 @@ class ModelLoadError(StateError, RuntimeError):
     def __init__(self, reason: str, *, path: str, log: Sequence[str] = ()) -> None:
         super().__init__(_with_log(f"{path}: {reason}", log))
         self.path = path
-        self.log = tuple(log)
+        self.log: tuple[str, ...] = tuple(log)
 
 
 class ModelNotFoundError(ModelLoadError, FileNotFoundError):
@@ -272,12 +283,26 @@ class ModelNotFoundError(ModelLoadError, FileNotFoundError):
 
     def __init__(self, path: str) -> None:
         super().__init__("there is no such file", path=path)
-        self.errno = errno.ENOENT
-        self.strerror = os.strerror(errno.ENOENT)
-        self.filename = path
+        self.errno: int | None = errno.ENOENT
+        self.strerror: str | None = os.strerror(errno.ENOENT)
+        self.filename: Any = path
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class ContextError(StateError, RuntimeError):
+    """llama.cpp did not make a context: the options do not go together, or there is no memory.
+
+    Attributes:
+        path: The model file.
+        log: The lines that llama.cpp logged during the call.
+    """
+
+    def __init__(self, reason: str, *, path: str, log: Sequence[str] = ()) -> None:
+        super().__init__(_with_log(f"{path}: {reason}", log))
+        self.path = path
+        self.log: tuple[str, ...] = tuple(log)
 
 
 class ClosedError(StateError, RuntimeError):
@@ -293,7 +318,7 @@ class LibraryNotFoundError(StateError, ImportError):
 
     def __init__(self, reason: str, *, tried: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__("\n  ".join([reason, *(f"{place}: {why}" for place, why in tried)]))
-        self.tried = tuple(tried)
+        self.tried: tuple[tuple[str, str], ...] = tuple(tried)
 
 
 class StaleError(StateError, RuntimeError):

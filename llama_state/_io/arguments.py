@@ -27,6 +27,8 @@ Rule: TypeAlias = "Callable[[str, Any], Any]"
 
 # The largest number of a position, and of a sequence id, in llama.cpp.
 _INT32: Final = 2**31 - 1
+# GGML_MAX_N_THREADS: beyond it ggml aborts, or the system kills the process.
+_MAX_THREADS: Final = 512
 _INTEGER_CODES: Final = "bBhHiIlLqQ"
 _FROM_THE_END: Final = "positions count from 0; to mean the end of a sequence leave end out"
 
@@ -46,6 +48,11 @@ RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
     "logits_of": (0, _INT32, "it is a sequence id"),
     "version": (0, 2**32 - 1, ""),
     "size": (0, 2**63 - 1, "it is in bytes"),
+    "n_ctx": (0, _INT32, "0 is what the model was trained with"),
+    "n_batch": (1, _INT32, ""),
+    "n_seq_max": (1, 256, ""),
+    "n_threads": (1, _MAX_THREADS, ""),
+    "n_gpu_layers": (-1, _INT32, "-1 is all of them"),
     "n_tokens": (1, _INT32, ""),
     "n_layer": (1, 512, ""),
     "n_head_kv": (1, 2**12, ""),
@@ -56,7 +63,7 @@ RANGES: Final[Mapping[str, tuple[int, int, str]]] = {
 """Argument -> its smallest value, its largest, and what else to say to who gave another one."""
 
 # What to do instead, for mistakes that are easy to make: by annotation and type of the value.
-_ADVICE: Final[Mapping[tuple[str, type], str]] = {
+_ADVICE: Final[Mapping[tuple[str, type | tuple[type, ...]], str]] = {
     ("Iterable[int]", str): "turn text into tokens with Model.tokenize()",
     ("Iterable[int]", bytes): "turn text into tokens with Model.tokenize()",
     ("Buffer", str): "a file is restored with load_state(), or read it first",
@@ -64,7 +71,7 @@ _ADVICE: Final[Mapping[tuple[str, type], str]] = {
     ("Checkpoint", str): "load it with Checkpoint.load(path)",
     ("Checkpoint", os.PathLike): "load it with Checkpoint.load(path)",
     ("Checkpoint", bytes): "read it with Checkpoint.from_bytes(data), or restore() a snapshot",
-    ("int", Sequence): "give what is not a number by its name, such as tokens=...",
+    ("int", (list, tuple)): "give what is not a number by its name, such as tokens=...",
     ("str", bytes): "decode it first",
     ("Handle", object): "make a context with Model.context(), or with attach()",
 }
@@ -100,7 +107,7 @@ def check_positions(start: int, end: int | None) -> None:
 
 def _gate(function: Any) -> Any:
     rules: dict[str, functools.partial[Any]] = {}
-    in_order, rest = [], _any
+    in_order, rest = [], None
     for name, parameter in inspect.signature(function).parameters.items():
         annotation = parameter.annotation
         if annotation is parameter.empty or parameter.kind is parameter.VAR_KEYWORD:
@@ -116,7 +123,11 @@ def _gate(function: Any) -> Any:
 
     @functools.wraps(function)
     def gate(*args: Any, **kwargs: Any) -> Any:
-        by_place = zip(itertools.chain(in_order, itertools.repeat(rest)), args, strict=False)
+        if rest is None and len(args) > len(in_order):
+            raise _too_many(function, len(args))
+        by_place = zip(
+            itertools.chain(in_order, itertools.repeat(rest or _any)), args, strict=False
+        )
         named = {name: rules.get(name, _any)(value) for name, value in kwargs.items()}
         return function(*(rule(value) for rule, value in by_place), **named)
 
@@ -190,6 +201,22 @@ def _wrong(name: str, value: object, wanted: str, annotation: str) -> TypeError:
         if of == annotation and isinstance(value, kind)
     )
     return TypeError(f"{name} must be {wanted}, not {_shown(value)}{advice}")
+
+
+def _too_many(function: Any, given: int) -> TypeError:
+    """Return the error for more arguments than a function takes by their place."""
+    by_place, by_name = [], []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            by_name.append(f"{name}=")
+        elif name not in ("self", "cls"):
+            by_place.append(name)
+        else:
+            given -= 1
+    allowed = f"{len(by_place)} positional argument{'' if len(by_place) == 1 else 's'}"
+    takes = f"{allowed} ({', '.join(by_place)})" if by_place else allowed
+    more = f": give the rest by name, {', '.join(by_name)}" if by_name else ""
+    return TypeError(f"{function.__name__}() takes {takes}, not {given}{more}")
 
 
 def _shown(value: object) -> str:
@@ -346,7 +373,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "int": _integer,
     "float": _number,
     "bool": _flag,
-    "str": _one_kind(str, "text", "str"),
+    "str": _one_kind(str, "a str", "str"),
     "bytes": _one_kind((bytes, bytearray, memoryview), "bytes", "bytes"),
     "StrPath": _path,
     "Buffer": _buffer,

@@ -78,9 +78,10 @@ class Threads:
         most: Threads that are started at the most.
     """
 
+    _started = 0  # for __del__, also of one whose making was interrupted
+
     def __init__(self, most: int = 1) -> None:
         self._most = most
-        self._started = 0
         self._asked: SimpleQueue[Answer[Any] | None] = SimpleQueue()
         self._answers: list[Answer[Any]] = []
 

@@ -74,9 +74,9 @@ class Pointer:
     ) -> None:
         self.library = library
         self.ptr = ptr
-        self.pid = os.getpid()
-        self.lock = threading.RLock()
-        self.freed = False
+        self.pid: int = os.getpid()
+        self.lock: threading.RLock = threading.RLock()
+        self.freed: bool = False
         self.on_device: dict[int, object] = {}
         self.last_logits: LastLogits | None = None
         self.owner: weakref.ref[Any] | None = None
@@ -190,7 +190,7 @@ class Resource:
     __slots__ = ("__weakref__", "_keep", "pointer")
 
     def __init__(self, pointer: Pointer, *, owned: bool, keep: object = None) -> None:
-        self.pointer = pointer
+        self.pointer: Pointer = pointer
         self._keep = keep
         if owned:
             weakref.finalize(self, pointer.doom)
@@ -273,7 +273,7 @@ class Handle:
         self._what = what
 
     def __reduce__(self) -> Any:
-        raise TypeError(f"a {self._what} lives in its process and cannot be pickled")
+        raise TypeError(f"a {self._what} lives in its process: it cannot be copied or pickled")
 
     @property
     def address(self) -> Any:
@@ -323,6 +323,10 @@ class Owner:
     """A context manager around a handle: what a Model and a Context have in common."""
 
     _handle: Handle
+
+    def __reduce__(self) -> Any:
+        # copy.copy() asks this too: of two owners of one handle the first to close closes both.
+        return self._handle.__reduce__()
 
     def __enter__(self) -> Self:
         return self

@@ -67,14 +67,19 @@ class Library:
         self.path = path
         self.source = source
         self._pid = os.getpid()
+        self.api: Any
         self.api, missing = _bind(handle)
         if missing - _OPTIONAL:
             raise LibraryNotFoundError(f"{path} {_what_is_wrong(missing)}")
-        self.capabilities = frozenset(
+        self.capabilities: frozenset[str] = frozenset(
             name for name, functions in CAPABILITIES.items() if missing.isdisjoint(functions)
         )
-        self.log = LogTap(self.api, owned=not borrowed, readable="log-get" in self.capabilities)
+        readable = "log-get" in self.capabilities
+        self.log: LogTap = LogTap(self.api, owned=not borrowed, readable=readable)
         self._start(borrowed=borrowed)
+        self.session_version: int
+        self.sequence_version: int
+        self.sequence_head: bool
         self.session_version, self.sequence_version, self.sequence_head = self._probe()
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from .. import layout
 from .._io import Progress, StrPath, atomic, reading
@@ -104,14 +104,16 @@ class Checkpoint:
         self.kind: layout.Kind = kind
         self.session_version = session_version
         self.source = source
-        self.packed_tokens = tuple(layout.token_array(packed_tokens))
+        self.packed_tokens: tuple[int, ...] = tuple(layout.token_array(packed_tokens))
         prompt = given_prompt(layout.token_array(tokens), layout.token_array(self.packed_tokens))
-        self.tokens, self.media, self.slot = prompt.tokens, prompt.media, prompt.slot
+        self.tokens: tuple[int, ...] = prompt.tokens
+        self.media: tuple[layout.MediaChunk, ...] = prompt.media
+        self.slot: layout.SlotTokens | None = prompt.slot
         self.fingerprint = fingerprint
-        self.payload = flat(payload).toreadonly()
-        self.logits = checked_logits(logits)
+        self.payload: memoryview = flat(payload).toreadonly()
+        self.logits: memoryview[float] | None = checked_logits(logits)
         self.logits_of = logits_of
-        self.restore_points = tuple(
+        self.restore_points: tuple[layout.RestorePoint, ...] = tuple(
             replace(point, blob=flat(point.blob).toreadonly()) for point in listed(restore_points)
         )
         self._metadata = encode(
@@ -177,7 +179,7 @@ class Checkpoint:
             and all(map(_equal, self._states(), other._states()))
         )
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return display.line(self)

@@ -141,9 +141,9 @@ class Container:
         self, data: memoryview, header: Header, parts: tuple[Part, ...], digest: Digest
     ) -> None:
         self.data = data
-        self.keyed = header.keyed
-        self.compressed = header.compressed
-        self.planes = header.planes
+        self.keyed: bool = header.keyed
+        self.compressed: bool = header.compressed
+        self.planes: bool = header.planes
         self.parts = parts
         self._header = header
         self._digest = digest

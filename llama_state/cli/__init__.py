@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from .. import __version__
 from ..errors import StateError
-from . import checks, demo, engines, states, stores
+from . import checks, completion, demo, engines, states, stores
 from .parsers import Run, exit_statuses, wrapped
 from .problems import sentence
 from .status import Status
@@ -32,7 +32,9 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    options = _parser().parse_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
+    if rest:  # the usage of the command, and not that of all commands
+        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     run: Run = options.run
     try:
         status = run(options)
@@ -70,4 +72,5 @@ def _parser() -> argparse.ArgumentParser:
     checks.add_commands(commands)
     demo.add_commands(commands)
     engines.add_commands(commands)
+    completion.add_commands(commands, parser)
     return parser

@@ -72,7 +72,8 @@ def run_doctor(options: argparse.Namespace) -> Status:
     else:
         print("\n".join(_lines(library, places)))
     if library is None:
-        print(advice(options.library), file=sys.stderr)
+        tried = [(place.place, place.reason or "") for place in places]
+        print(advice(options.library, tried), file=sys.stderr)
         return Status.NO
     return Status.OK
 

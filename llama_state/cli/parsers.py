@@ -44,7 +44,7 @@ def add_command(
         epilog=f"example:\n  {example}\n\n{exit_statuses(exits)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 

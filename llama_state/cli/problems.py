@@ -13,8 +13,13 @@ class CommandError(StateError):
 
 
 @contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Put the name of the file at *path* before errors that do not name it."""
+def naming(path: str, real: str | None = None) -> Iterator[None]:
+    """Put the name of the file at *path* before errors that do not name it.
+
+    Args:
+        path: Its name, as it was given.
+        real: Where it is, if that is another name: errors do not name that.
+    """
     try:
         yield
     except StateError as error:
@@ -22,7 +27,8 @@ def naming(path: str) -> Iterator[None]:
             raise
         from ..inspection.words import problem_text
 
-        raise CommandError(f"{path}: {problem_text(error)}") from error
+        text = problem_text(error).removeprefix(f"{real or path}: ")
+        raise CommandError(f"{path}: {text}") from error
 
 
 def sentence(error: Exception) -> str:

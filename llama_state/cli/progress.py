@@ -49,15 +49,19 @@ def shown(
     figures: tuple[ProgressColumn, ...] = (DownloadColumn(True), TransferSpeedColumn())
     if unit is not None:
         figures = (MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
-    with Bars(
+    bars = Bars(
         "{task.description}", BarColumn(), *figures, console=Console(stderr=True), transient=True
-    ) as bars:
-        task = bars.add_task(label, total=None)
+    )
+    task = bars.add_task(label, total=None)
 
-        def report(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
+    def report(done: int, total: int) -> None:
+        bars.start()  # now: what reports nothing shows nothing
+        bars.update(task, completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        bars.stop()
 
 
 def _line_printer(label: str, unit: str | None) -> Progress:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .output import print_json, write_file
+from ..errors import StateError
+from .output import print_json, require_folder, write_file
 from .parsers import Commands, add_command, add_key_file, read_key
-from .problems import CommandError, naming
+from .problems import CommandError, naming, sentence
 from .progress import shown
+from .standard_input import as_file
 from .status import Status
 
 if TYPE_CHECKING:
@@ -30,18 +33,22 @@ def _add_inspect(commands: Commands) -> None:
         commands,
         "inspect",
         run_inspect,
-        summary="show what is in a state file",
-        details="Show what is in a state file: its kind, tokens, sequences, positions and sizes."
+        summary="show what is in state files",
+        details="Show what is in state files: kind, tokens, sequences, positions and sizes."
         " A damaged file is shown as far as it can be read.",
         example="llama-state inspect chat.state --model model.gguf",
-        exits={0: "shown", 1: "the file is damaged", 2: "it cannot be read, or is not a state"},
+        exits={0: "shown", 1: "a file is damaged", 2: "one cannot be read, or is not a state"},
     )
     parser.add_argument(
-        "file",
+        "files",
         metavar="FILE",
-        help="a session, sequence or slot file, a checkpoint, or a blob saved to a file",
+        nargs="+",
+        help="a session, sequence or slot file, a checkpoint, or a blob saved to a file; - is the"
+        " standard input",
     )
-    parser.add_argument("--json", action="store_true", help="print the same facts as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print the same facts as JSON; of several files a list"
+    )
     parser.add_argument(
         "--plot", metavar="OUT", help="also draw cells, positions and values: OUT is .png or .svg"
     )
@@ -69,7 +76,9 @@ def _add_verify(commands: Commands) -> None:
             2: "wrong use, or a missing package",
         },
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", help="a state file of any kind")
+    parser.add_argument(
+        "files", metavar="FILE", nargs="+", help="a state file of any kind; - is stdin"
+    )
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     _add_reading(parser)
 
@@ -84,7 +93,7 @@ def _add_diff(commands: Commands) -> None:
         example="llama-state diff monday.state tuesday.state",
         exits={0: "the states are equal", 1: "they differ", 2: "they cannot be compared"},
     )
-    parser.add_argument("a", metavar="A", help="the first state file, of any kind")
+    parser.add_argument("a", metavar="A", help="the first state file, of any kind; - is stdin")
     parser.add_argument("b", metavar="B", help="the second, which may be of another kind")
     parser.add_argument("--json", action="store_true", help="print the differences as JSON")
     _add_model(parser)
@@ -102,7 +111,7 @@ def _add_convert(commands: Commands) -> None:
         example="llama-state convert chat.state chat.llst --model model.gguf --plain",
         exits={0: "OUT is written", 2: "it is not"},
     )
-    parser.add_argument("source", metavar="IN", help="the state file to read")
+    parser.add_argument("source", metavar="IN", help="the state file to read; - is stdin")
     parser.add_argument("target", metavar="OUT", help="the file to write")
     parser.add_argument(
         "--to",
@@ -156,25 +165,55 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def run_inspect(options: argparse.Namespace) -> Status:
-    """Show, and draw, what is in a file."""
-    from ..inspection import inspect_file, summary, text, words
+    """Show, and draw, what is in files."""
+    from ..inspection import summary, text
 
-    with naming(options.file), shown("verification") as progress:
-        found = inspect_file(
-            options.file,
-            model=options.model,
-            key=read_key(options),
-            max_size=options.max_size,
-            progress=progress,
-        )
+    _check_outputs(options)
+    described, status = [], Status.OK
+    for name in options.files:
+        try:
+            found = _inspected(name, options, progress=True)
+        except (StateError, OSError) as error:
+            if len(options.files) == 1:
+                raise
+            print(sentence(error), file=sys.stderr)
+            status = Status.TROUBLE
+            continue
+        if options.json:
+            described.append(summary.describe(found))
+        else:
+            print(*([""] if name is not options.files[0] else []), text.text(found), sep="\n")
+        status = max(status, _finish(found, options))
     if options.json:
-        print_json(summary.describe(found))
-    else:
-        print(text.text(found))
+        print_json(described if len(options.files) > 1 else described[0])
+    return status
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Raise an error where a page or a picture cannot be written, before anything is read."""
+    from ..inspection import picture, web
+
+    for option, target, require_suffix in (
+        ("--html", options.html, web.require_suffix),
+        ("--plot", options.plot, picture.require_suffix),
+    ):
+        if target is None:
+            continue
+        if len(options.files) > 1:
+            raise CommandError(f"{option} is for one FILE, not for {len(options.files)}")
+        with naming(target):
+            require_suffix(Path(target).suffix)
+        require_folder(target)
+
+
+def _finish(found: StateFile, options: argparse.Namespace) -> Status:
+    """Write the page and the picture of a file; say what is wrong with it."""
+    from ..inspection import words
+
     if options.html:
         _write_page(found, options.html)
     if found.problem:
-        print(f"{options.file}: {words.problem_text(found.problem)}", file=sys.stderr)
+        print(f"{found.path}: {words.problem_text(found.problem)}", file=sys.stderr)
         return Status.NO
     if options.plot:
         _plot(found, options.plot)
@@ -183,10 +222,8 @@ def run_inspect(options: argparse.Namespace) -> Status:
 
 def _write_page(found: StateFile, target: str) -> None:
     from ..inspection import render_html
-    from ..inspection.web import require_suffix
 
     with naming(found.path):
-        require_suffix(target)
         page = render_html(found)
     write_file(target, page)
 
@@ -204,13 +241,12 @@ def run_verify(options: argparse.Namespace) -> Status:
     from ..inspection import verification
 
     key, verdicts = read_key(options), []
-    for path in options.files:
-        with shown(f"verification {path}") as progress:
-            verdicts.append(
-                verification.verify_file(
-                    path, key=key, max_size=options.max_size, progress=progress
-                )
+    for name in options.files:
+        with as_file(name) as path, shown(f"verification {name}") as progress:
+            verdict = verification.verify_file(
+                path, key=key, max_size=options.max_size, progress=progress
             )
+        verdicts.append(replace(verdict, path=name))
     if options.json:
         print_json([verification.as_dict(verdict) for verdict in verdicts])
     else:
@@ -230,18 +266,33 @@ def run_diff(options: argparse.Namespace) -> Status:
     return Status.OK if result.equal else Status.NO
 
 
-def _sound(path: str, options: argparse.Namespace) -> StateFile:
-    """Return the state file at *path*; raise an error that names it where it is damaged."""
-    from ..inspection import inspect_file
+def _sound(name: str, options: argparse.Namespace) -> StateFile:
+    """Return the state file of that name; raise an error that names it where it is damaged."""
     from ..inspection.statefile import raised
 
-    with naming(path):
-        found = inspect_file(
-            path, model=options.model, key=read_key(options), max_size=options.max_size
-        )
-        if found.problem:
+    found = _inspected(name, options)
+    if found.problem:
+        with naming(name):
             raise raised(found.problem)
     return found
+
+
+def _inspected(
+    name: str, options: argparse.Namespace, *, progress: bool | None = False
+) -> StateFile:
+    """Return the state file of that name; errors name it."""
+    from ..inspection import inspect_file
+
+    told = shown("verification", enabled=None if progress else False)
+    with as_file(name) as path, naming(name, path), told as report:
+        found = inspect_file(
+            path,
+            model=options.model,
+            key=read_key(options),
+            max_size=options.max_size,
+            progress=report,
+        )
+    return replace(found, path=name)
 
 
 def run_convert(options: argparse.Namespace) -> Status:
@@ -251,9 +302,13 @@ def run_convert(options: argparse.Namespace) -> Status:
     if options.plain and not options.model:
         raise CommandError("--plain says how a model was used: give --model too")
     try:
-        with naming(options.source), shown("writing") as progress:
+        with (
+            as_file(options.source) as source,
+            naming(options.source, source),
+            shown("writing") as progress,
+        ):
             done = convert_file(
-                options.source,
+                source,
                 options.target,
                 to=options.to,
                 model=options.model,

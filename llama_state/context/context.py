@@ -56,11 +56,13 @@ class Context(SequenceFiles):
 
     def __init__(
         self,
-        handle: Handle,
+        handle: Handle | None = None,
         options: CreationOptions = NO_OPTIONS,
         origin: identity.Origin = identity.UNKNOWN,
         keeper: Keeper | None = None,
     ) -> None:
+        if handle is None:
+            raise TypeError("make a context with Model.context(), or with attach()")
         with handle.use() as call:
             facts = context_facts(call, options)
         keeper = keeper or (HeldTokens() if handle.pointer.owned else Keeper())
@@ -78,11 +80,11 @@ class Context(SequenceFiles):
             handle, facts, form, fit, restorer, keeper, self._sequences, self._identity
         )
         self.library: Library = handle.library
-        self.arch = facts.arch
-        self.n_vocab = facts.n_vocab
-        self.n_ctx = facts.n_ctx
-        self.n_batch = facts.n_batch
-        self.n_seq_max = facts.n_seq_max
+        self.arch: str = facts.arch
+        self.n_vocab: int = facts.n_vocab
+        self.n_ctx: int = facts.n_ctx
+        self.n_batch: int = facts.n_batch
+        self.n_seq_max: int = facts.n_seq_max
 
     def __repr__(self) -> str:
         closed = ", closed" if self._handle.closed else ""

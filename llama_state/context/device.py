@@ -126,9 +126,9 @@ class DeviceSnapshot:
     def __init__(self, memory: DeviceMemory, kept: OnDevice) -> None:
         self._memory = memory
         self._kept = kept
-        self.seq_id = kept.seq_id
-        self.n_past = kept.span.last + 1
-        self.nbytes = len(kept.head)
+        self.seq_id: int = kept.seq_id
+        self.n_past: int = kept.span.last + 1
+        self.nbytes: int = len(kept.head)
 
     def __repr__(self) -> str:
         stale = ", stale" if self.stale else ""

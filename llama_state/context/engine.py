@@ -18,6 +18,7 @@ from .._llama.library import Library
 from .._llama.params import CONTEXT_FIELDS, context_offsets, model_offsets
 from ..errors import (
     CapacityError,
+    ContextError,
     DecodeError,
     FormatError,
     ModelLoadError,
@@ -73,6 +74,8 @@ def _expect_model(path: str) -> None:
         raise ModelLoadError("it is a folder: give the GGUF file in it", path=path)
     if not file.exists():
         raise ModelNotFoundError(path)
+    if not file.is_file():  # opening a pipe would wait for a writer
+        raise ModelLoadError("it is not a regular file: save the model to one", path=path)
     try:
         with file.open("rb") as opened:
             expect(path, opened.read(_HEAD), "model")
@@ -82,18 +85,21 @@ def _expect_model(path: str) -> None:
         raise ModelLoadError(f"it cannot be read: {error.strerror}", path=path) from error
 
 
-def create_context(model: Handle, path: str, fields: Mapping[str, int | bool]) -> Handle:
+def create_context(
+    model: Handle, path: str, fields: Mapping[str, int | bool], typed: Mapping[str, object]
+) -> Handle:
     """Make a context of *model*.
 
     Args:
         path: The model's file, for the error.
         fields: Values for names in :data:`CONTEXT_FIELDS`; the rest keeps llama.cpp's defaults.
+        typed: The fields that the caller has written in other words, for the error.
 
     Returns:
         A handle that owns the context, and keeps the model alive.
 
     Raises:
-        ModelLoadError: llama.cpp refused the combination.
+        ContextError: llama.cpp refused the combination.
         UnsupportedError: The struct's layout is unknown, or the settings did not arrive.
     """
     with model.use() as call:
@@ -104,8 +110,9 @@ def create_context(model: Handle, path: str, fields: Mapping[str, int | bool]) -
             struct.pack_into(CONTEXT_FIELDS[name], block, offsets[name], value)
         ptr = lib.llama_init_from_model(call.api, call.ptr, params)
         if not ptr:
-            shown = ", ".join(f"{name}={value}" for name, value in fields.items())
-            raise ModelLoadError(
+            options = {**fields, **typed}
+            shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            raise ContextError(
                 f"llama.cpp refused a context with {shown}", path=path, log=call.log()
             )
         context = Handle(owned_context(model.library, ptr, model.pointer), "context")

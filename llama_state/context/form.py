@@ -46,7 +46,7 @@ class StateForm:
     def __init__(self, library: Library, facts: Facts) -> None:
         self._library = library
         self._facts = facts
-        self.traits = facts.traits
+        self.traits: tuple[layout.Traits, ...] = facts.traits
         self._warned = False
 
     @property

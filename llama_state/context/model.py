@@ -23,8 +23,6 @@ from .identity import origin_of_file
 _CACHE_TYPES = {kind.name: number for number, kind in layout.TYPES.items()}
 # As llama.cpp's command line spells it, and as its enum counts.
 _FLASH_ATTENTION: Final = {None: -1, "auto": -1, "off": 0, "on": 1, -1: -1, 0: 0, 1: 1}
-# GGML_MAX_N_THREADS: beyond it ggml aborts, or the system kills the process.
-_MAX_THREADS: Final = 512
 _INT32: Final = 2**31 - 1
 
 
@@ -50,22 +48,20 @@ class Model(Owner):
         LibraryNotFoundError: There is no libllama.
         ModelNotFoundError: There is no such file.
         ModelLoadError: llama.cpp cannot load the file; ``log`` says why.
-        CapacityError: *n_gpu_layers* is out of range.
+        ValueError: *n_gpu_layers* is out of range.
     """
 
     def __init__(
         self, path: StrPath, library: Library | None = None, n_gpu_layers: int | None = None
     ) -> None:
-        if n_gpu_layers is not None:
-            _check_range("n_gpu_layers", n_gpu_layers, -1, _INT32)
-        self.path = os.fspath(path)
-        self.library = library if library is not None else load_library()
+        self.path: str = os.fspath(path)
+        self.library: Library = library if library is not None else load_library()
         self._origin = origin_of_file(self.path)
         self._handle = engine.load_model(self.library, self.path, n_gpu_layers)
         with self._handle.use() as call:
-            self.arch = metadata(call.api, call.ptr, "general.architecture") or ""
+            self.arch: str = metadata(call.api, call.ptr, "general.architecture") or ""
             vocab = lib.llama_model_get_vocab(call.api, call.ptr)
-            self.n_vocab = lib.llama_vocab_n_tokens(call.api, vocab)
+            self.n_vocab: int = lib.llama_vocab_n_tokens(call.api, vocab)
 
     def __repr__(self) -> str:
         closed = ", closed" if self._handle.closed else ""
@@ -105,22 +101,20 @@ class Model(Owner):
             swa_full: Keep all cells of sliding-window layers, not only the window.
 
         Raises:
-            ModelLoadError: llama.cpp refused the combination; ``log`` says why.
-            CapacityError: *n_ctx*, *n_batch*, *n_seq_max* or *n_threads* is out of range.
-            ValueError: *flash_attn* is none of these.
+            ContextError: llama.cpp refused the combination; ``log`` says why.
+            CapacityError: More sequences than cells, or than *n_batch*.
+            ValueError: A number is out of its range, or *flash_attn* is none of these.
             UnsupportedError: An unknown cache type, different ones where the model keeps no V,
                 or a libllama whose parameters have an unknown layout.
             ClosedError: The model was closed.
         """
-        _check_range("n_seq_max", n_seq_max, 1, layout.MAX_SEQUENCES)
-        _check_range("n_ctx", n_ctx, 0, _INT32)
         # llama.cpp computes with one token of each sequence at least, and aborts if it cannot.
         cells = n_ctx or int(self.metadata(f"{self.arch}.context_length") or _INT32)
-        _check_range("n_seq_max", n_seq_max, 1, cells, "it is limited by the cells, n_ctx")
-        if n_batch is not None:
-            _check_range("n_batch", n_batch, n_seq_max, _INT32, "one token of each sequence")
-        if n_threads is not None:
-            _check_range("n_threads", n_threads, 1, _MAX_THREADS)
+        if n_seq_max > cells:
+            raise CapacityError("n_ctx, cells for n_seq_max sequences", need=n_seq_max, have=cells)
+        if n_batch is not None and n_batch < n_seq_max:
+            what = "n_batch, one token of each sequence"
+            raise CapacityError(what, need=n_seq_max, have=n_batch)
         if type_k != type_v and all(traits.k_only for traits in self._traits()):
             # Newer builds refuse it, older ones crash on some combinations.
             raise UnsupportedError(f"a {self.arch} model keeps no V: type_v must be {type_k} too")
@@ -135,7 +129,8 @@ class Model(Owner):
         }
         if n_batch is not None:
             fields["n_batch"] = n_batch
-        handle = engine.create_context(self._handle, self.path, fields)
+        typed = {"flash_attn": flash_attn, "type_k": type_k, "type_v": type_v}
+        handle = engine.create_context(self._handle, self.path, fields, typed)
         threads = n_threads if n_threads is not None else usable_cores()
         with handle.use() as call:
             lib.llama_set_n_threads(call.api, call.ptr, threads, threads)
@@ -178,11 +173,6 @@ class Model(Owner):
             return engine.detokenize(call, ids, unparse_special=unparse_special).decode(
                 "utf-8", "replace"
             )
-
-
-def _check_range(name: str, value: int, low: int, high: int, why: str = "") -> None:
-    if not low <= value <= high:
-        raise CapacityError(f"{name} must be {low} to {high}", need=value, have=high, hint=why)
 
 
 def _flash_attention(value: bool | int | str | None) -> int:

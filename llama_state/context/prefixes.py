@@ -68,7 +68,7 @@ class Prefixes:
         self._keeper = keeper
         self._sequences = sequences
         self._identity = identity
-        self.session_version = handle.library.session_version
+        self.session_version: int = handle.library.session_version
 
     # -- what is known
 

@@ -77,8 +77,9 @@ class Checkpoints:
         """Return a checkpoint; see :meth:`llama_state.Context.checkpoint`."""
         self._handle.library.require_known_version()
         with self._handle.use() as call:
-            if tokens is None:
-                tokens = self._keeper.known_tokens(call, target) or ()
+            given = None if tokens is None else list(tokens)
+            listed = given or (self._keeper.known_tokens(call, target) if given is None else ())
+            n_past = self._n_past(call, target)
             last, row = None, None
             if logits:
                 last = _logits_to_keep(call, target, self._handle.pointer.last_logits)
@@ -89,18 +90,28 @@ class Checkpoints:
             recorded = self._state.recorded(target, payload)
             known = self.fingerprint
         _warn_of_unknown(known.unknown)
-        return Checkpoint(
+        checkpoint = Checkpoint(
             payload,
             kind="whole" if target is None else "sequence",
             session_version=self._handle.library.session_version,
             source=target,
-            tokens=tokens,
+            tokens=listed or (),
             logits=row,
             logits_of=last.seq_id if last else None,
             fingerprint=replace(known, context={**known.context, **recorded}),
             meta=meta,
             restore_points=points,
         )
+        if given:
+            _warn_of_tokens(len(given), n_past)
+        return checkpoint
+
+    def _n_past(self, call: Call, target: Target) -> set[int]:
+        """Return where decoding of a sequence goes on, or of each one that is not empty."""
+        if target is not None:
+            return {calls.positions(call, target).last + 1}
+        spans = calls.occupied(call, self._facts.n_seq_max).values()
+        return {span.last + 1 for span in spans}
 
     def resume(self, checkpoint: Checkpoint, dest_seq_id: int | None, check: Check) -> Restored:
         """Restore a checkpoint; see :meth:`llama_state.Context.resume`."""
@@ -161,6 +172,21 @@ def _warn_of_unknown(unknown: Mapping[str, str]) -> None:
         missing = "; ".join(f"{name} ({why})" for name, why in sorted(unknown.items()))
         text = f"not known of this context, so that a strict resume refuses it: {missing}"
         warnings.warn(text, IdentityWarning, stacklevel=5)
+
+
+def _warn_of_tokens(given: int, n_past: set[int]) -> None:
+    """Warn of tokens that are not those of a sequence: of them a resume gives back as many.
+
+    An image or a sound can have more positions than tokens, or fewer. So it is no error.
+    """
+    if given in n_past:
+        return
+    there = " or ".join(map(str, sorted(n_past))) or "no"
+    text = (
+        f"tokens= has {given} token{'' if given == 1 else 's'}, and what is saved has {there} "
+        "positions: give all tokens that were decoded, or none"
+    )
+    warnings.warn(text, IdentityWarning, stacklevel=5)
 
 
 def _logits_to_keep(call: Call, target: Target, last: LastLogits | None) -> LastLogits:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._io.arguments import checked
-from ..errors import UnsupportedError
 from ..layout import UNKNOWN_ID, Cache, Cells, Layout, RecurrentCache
 from . import values
 from .layer_numbers import layer_numbers
@@ -20,7 +19,7 @@ from .magnitudes import MOST_ROWS, Magnitudes, magnitudes, shades
 from .rows import positions_by_sequence
 from .statefile import StateFile, sound_layout
 from .summary import traits_text
-from .words import count, ranges, size
+from .words import count, one_of, ranges, size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +28,12 @@ if TYPE_CHECKING:
     Image: TypeAlias = "npt.NDArray[np.float32]"
 
 SUFFIXES = (".png", ".svg")
+
+
+def require_suffix(suffix: str) -> None:
+    """Raise UnsupportedError unless pictures can be of the format that *suffix* names."""
+    one_of(suffix, SUFFIXES, "pictures")
+
 
 _SQUARE = 6
 """Width and height of a cell in pixels: enough for stripes."""
@@ -53,9 +58,7 @@ def render(file: StateFile, suffix: str) -> bytes:
         FormatError: The state is damaged.
         UnsupportedError: Another suffix, or matplotlib, numpy or gguf is not installed.
     """
-    if suffix.lower() not in SUFFIXES:
-        formats = " or ".join(SUFFIXES)
-        raise UnsupportedError(f"pictures are {formats}, not {suffix or 'without a suffix'}")
+    require_suffix(suffix)
     values.require("matplotlib", "numpy")
     layout = sound_layout(file)
     import matplotlib

@@ -102,7 +102,7 @@ def traits_of_model(path: StrPath) -> tuple[Traits, ...]:
     try:
         fields = model_fields(path)
     except FormatError as error:
-        raise FormatError(f"the model {os.fspath(path)}: {error.reason}") from None
+        raise FormatError(f"the model {error.path or path}: {error.reason}") from None
     return model_traits(fields["architecture"], fields.get)
 
 

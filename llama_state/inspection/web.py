@@ -18,14 +18,13 @@ from typing import Any
 
 from .._io.arguments import checked
 from .._io.markup import LONGEST, element, escaped, table
-from ..errors import UnsupportedError
 from .magnitudes import MOST_ROWS
 from .page_data import cells_data, heats_data
 from .rows import Tensor, layers
 from .statefile import StateFile
 from .summary import Data, describe
 from .text import facts
-from .words import Fact, count, problem_text, size
+from .words import Fact, count, one_of, problem_text, size
 
 SUFFIXES = (".html", ".htm")
 
@@ -78,11 +77,9 @@ def render_html(file: StateFile) -> bytes:
     return page.encode("utf-8", "backslashreplace")
 
 
-def require_suffix(path: str) -> None:
-    """Raise UnsupportedError unless a path is that of a page: it is not a state to be replaced."""
-    if (suffix := Path(path).suffix).lower() not in SUFFIXES:
-        formats = " or ".join(SUFFIXES)
-        raise UnsupportedError(f"pages are {formats}, not {suffix or 'without a suffix'}")
+def require_suffix(suffix: str) -> None:
+    """Raise UnsupportedError unless it is that of a page: a state is not to be replaced."""
+    one_of(suffix, SUFFIXES, "pages")
 
 
 def fact_table(file: StateFile) -> str:

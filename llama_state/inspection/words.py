@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from ..errors import FormatError, TruncatedError
+from ..errors import FormatError, TruncatedError, UnsupportedError
 
 WIDTH = 80
 KEY_WIDTH = 17
@@ -46,6 +46,13 @@ def problem_text(error: Exception) -> str:
     if isinstance(error, FormatError):
         return error.reason + ("" if error.offset is None else f", at byte {error.offset:,}")
     return str(error)
+
+
+def one_of(suffix: str, suffixes: Sequence[str], what: str) -> None:
+    """Raise UnsupportedError unless a suffix is one of *suffixes*, those of *what*."""
+    if suffix.lower() not in suffixes:
+        formats = " or ".join(suffixes)
+        raise UnsupportedError(f"{what} are {formats}, not {suffix or 'without a suffix'}")
 
 
 def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:

@@ -56,6 +56,9 @@ class Cells:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def __repr__(self) -> str:
+        return f"<{len(self)} cells of the sequences {sorted(self.owners)}>"
+
     def positions_of(self, seq_id: int) -> Sequence[int]:
         """Return the positions of the cells of *seq_id*; empty if it has no cell."""
         indices = self.owners.get(seq_id, ())

@@ -35,9 +35,9 @@ class Cursor:
     __slots__ = ("at", "end", "view")
 
     def __init__(self, view: memoryview, at: int = 0) -> None:
-        self.view = view
-        self.at = at
-        self.end = len(view)
+        self.view: memoryview = view
+        self.at: int = at
+        self.end: int = len(view)
 
     def require(self, nbytes: int, what: str) -> None:
         """Raise TruncatedError if fewer than *nbytes* are left."""

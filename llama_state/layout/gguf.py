@@ -192,7 +192,8 @@ def read_header(paths: Sequence[StrPath]) -> GGUFHeader:
             own, table = _read_one(path, part)
             _check_part(own, part, len(paths))
         except FormatError as error:
-            error.reason = f"{Path(path).name}: {error.reason}"
+            if len(paths) > 1:  # else the caller knows by which name it was asked for
+                error.of_file(path)
             raise
         keys = keys or own
         for tensor in table:

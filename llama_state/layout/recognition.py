@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,14 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from .._io.arguments import checked
-from ..errors import FormatError, TruncatedError, UnsupportedError
+from ..errors import (
+    CapacityError,
+    FormatError,
+    MismatchError,
+    RestoreError,
+    TruncatedError,
+    UnsupportedError,
+)
 from .cursor import open_view
 from .formats import SEQUENCE_FILE_MAGIC, SEQUENCE_MAGIC, WHOLE_FILE_MAGIC
 from .slots import NULL_TOKEN
@@ -26,6 +32,8 @@ _NATIVE = Struct("<IIIi")
 _NATIVE_HEAD: Final = 12
 _ARCH_START = re.compile(rb"[\x02-\x40]\0\0\0[A-Za-z0-9_.-]{2}")
 _UNPACK: Final = "unpack it first"
+# What is said of the state in a file, and not of the call or the context.
+_OF_FILES: Final = (FormatError, MismatchError, CapacityError, RestoreError, UnsupportedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +144,12 @@ def expect(path: StrPath, data: Buffer, *kinds: str) -> None:
 
 @contextmanager
 def naming(path: StrPath) -> Iterator[None]:
-    """Put the name of the file into what the block says of its bytes."""
+    """Put the name of the file into what the block says of its bytes, or does with them."""
     try:
         yield
-    except FormatError as error:
+    except _OF_FILES as error:
         error.of_file(path)
         raise
-    except UnsupportedError as error:
-        raise UnsupportedError(f"{os.fspath(path)}: {error}") from error
 
 
 def _of_tokens(start: bytes) -> Recognized:

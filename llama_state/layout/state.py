@@ -15,7 +15,7 @@ from .traits import Module, Traits
 
 
 # Without slots, which cached_property does not work with: a restore reads these several times.
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layout:
     """What a state holds, and where. It keeps no reference to the bytes.
 
@@ -45,6 +45,21 @@ class Layout:
     nbytes: int
     alternatives: tuple[Traits, ...] = ()
     unexpected: bool = False
+
+    def __repr__(self) -> str:
+        cells = (f"{cache.name} {sum(map(len, cache.cells))} cells" for cache in self.caches)
+        return (
+            f"<Layout of a {self._what}: {', '.join(cells)}; "
+            f"session version {self.version}, {self.nbytes} bytes>"
+        )
+
+    @property
+    def _what(self) -> str:
+        partial = "partial " if self.partial else ""
+        arch = f" of {self.arch}" if self.arch else ""
+        return (
+            f"{partial}state of a {'whole context' if self.kind == 'whole' else 'sequence'}{arch}"
+        )
 
     @property
     def module(self) -> Module:
@@ -98,10 +113,7 @@ class Layout:
 
     def _repr_html_(self) -> str:
         """Return its caches and its sequences as tables, for notebooks."""
-        what = "whole context" if self.kind == "whole" else "sequence"
-        partial = "partial " if self.partial else ""
-        arch = f" of {self.arch}" if self.arch else ""
-        caption = f"{partial}state of a {what}{arch}: {self.module}, session version {self.version}"
+        caption = f"{self._what}: {self.module}, session version {self.version}"
         caches = [
             (cache.name, f"{sum(map(len, cache.cells)):,}", f"{cache.nbytes:,}")
             for cache in self.caches

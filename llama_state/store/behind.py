@@ -73,8 +73,8 @@ class WriteBehind:
         self._troubles = troubles
         self._limit = pending_bytes
         self._begin()
-        self.dropped = 0
-        self.refused = 0
+        self.dropped: int = 0
+        self.refused: int = 0
         self._lost_before = 0
         _ALL.add(self)
 

@@ -42,10 +42,10 @@ class Tier:
     """
 
     def __init__(self, place: Place) -> None:
-        self.backend = place.backend
-        self.later = place.write == "behind" or place.admit == "second"
-        self.second = place.admit == "second"
-        self.refused = 0
+        self.backend: Backend = place.backend
+        self.later: bool = place.write == "behind" or place.admit == "second"
+        self.second: bool = place.admit == "second"
+        self.refused: int = 0
         self.kept = 0
         self._full_until = 0.0
         # What is damaged and could not be taken out of the way, until it is looked at again.
@@ -119,10 +119,10 @@ class Tiers:
     def __init__(
         self, places: Sequence[Place], troubles: Troubles, reader: Reader, *, readonly: bool
     ) -> None:
-        self.tiers = tuple(map(Tier, places))
-        self.location = ", ".join(place.backend.location for place in places)
-        self.capacity_bytes = sum(place.backend.capacity_bytes for place in places)
-        self.remote = any(place.backend.remote for place in places)
+        self.tiers: tuple[Tier, ...] = tuple(map(Tier, places))
+        self.location: str = ", ".join(place.backend.location for place in places)
+        self.capacity_bytes: int = sum(place.backend.capacity_bytes for place in places)
+        self.remote: bool = any(place.backend.remote for place in places)
         self.readonly = readonly
         self._troubles = troubles
         self._reader = reader

@@ -74,12 +74,14 @@ class Trust:
         encrypted: bool = False,
     ) -> None:
         _check(key, shared_key, shared_tokens, encrypted=encrypted)
-        self.keyed = key is not None
+        self.keyed: bool = key is not None
         self.shared_end = shared_tokens
         secrets = [each for each in (key, shared_key) if each is not None]
         Keys.check(*secrets)
-        self.aes = Aes() if encrypted else None
-        self.ciphers = tuple(hkdf(each, b"", _OBJECTS) for each in secrets) if encrypted else ()
+        self.aes: Aes | None = Aes() if encrypted else None
+        self.ciphers: tuple[bytes, ...] = (
+            tuple(hkdf(each, b"", _OBJECTS) for each in secrets) if encrypted else ()
+        )
         own, shared = (_named(each, encrypted) for each in (key, shared_key or key))
         self._own = Domain(Keys(own), sealer(own))
         self._shared = Domain(Keys(shared), sealer(shared))

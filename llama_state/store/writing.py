@@ -65,7 +65,7 @@ class Writer:
         self._lookup = lookup
         self._trust = lookup.trust
         self._chunk_tokens = chunk_tokens
-        self.refused = 0
+        self.refused: int = 0
 
     def describe(self, target: Target, root: bytes, fields: bytes, no_parent: bytes) -> None:
         """Write down what the namespace of *root* is."""

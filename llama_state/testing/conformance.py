@@ -23,7 +23,7 @@ from .._io.arguments import checked
 from .._llama.library import Library
 from ..context.model import Model
 from ..context.state import Restored
-from ..errors import ModelLoadError, StateError
+from ..errors import ContextError, StateError
 from .controls import Controls, put
 from .report import Report, Row
 from .runs import SPARE, Answers, answer, fill, nmse, run, some_tokens
@@ -165,7 +165,7 @@ def some_round_trips(
     others = [some_tokens(rng, model.n_vocab, 1 + n_tokens // 4) for _ in range(n_seq)]
     try:
         filled = run(make, texts)
-    except ModelLoadError as error:
+    except ContextError as error:
         yield Row(name, outcome="not available", detail=(error.log or (str(error),))[0].strip())
         return
     empty = run(make, [()] * n_seq)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 import pytest
 
 from llama_state import cli
 from tests.cli.commands import Run
 
-COMMANDS = ("inspect", "verify", "diff", "convert", "store", "check", "demo", "doctor")
+COMMANDS = (
+    "inspect",
+    "verify",
+    "diff",
+    "convert",
+    "store",
+    "check",
+    "demo",
+    "doctor",
+    "completion",
+)
 OF_STORE = (
     "ls",
     "show",
@@ -43,7 +54,7 @@ def test_help(
     assert "exit status:\n  0  " in text
     with pytest.raises(SystemExit):
         cli.main([*group[:-1], "--help"])
-    assert f"\n    {group[-1]} " in capsys.readouterr().out
+    assert re.search(rf"\n    {group[-1]}\s", capsys.readouterr().out)
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -242,16 +242,17 @@ def test_wrong_sequence_ids(model: ls.Model, unified: bool, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"n_seq_max": 0}, ls.CapacityError, "n_seq_max"),
-        ({"n_seq_max": 257}, ls.CapacityError, "n_seq_max"),
-        ({"n_ctx": -1}, ls.CapacityError, "n_ctx"),
-        ({"n_batch": 0}, ls.CapacityError, "n_batch"),
+        ({"n_seq_max": 0}, ValueError, "n_seq_max"),
+        ({"n_seq_max": 257}, ValueError, "n_seq_max"),
+        ({"n_ctx": -1}, ValueError, "n_ctx"),
+        ({"n_batch": 0}, ValueError, "n_batch"),
+        ({"n_seq_max": 2, "n_batch": 1}, ls.CapacityError, "n_batch.*need 2, have 1"),
         ({"type_k": "q3_7"}, ls.UnsupportedError, "q8_0"),
-        ({"type_v": "q8_0", "flash_attn": False}, ls.ModelLoadError, "type_v"),
+        ({"type_v": "q8_0", "flash_attn": False}, ls.ContextError, "type_v='q8_0'"),
     ],
 )
 def test_options_that_cannot_be(
-    llama: ls.Model, options: dict[str, object], error: type[ls.StateError], words: str
+    llama: ls.Model, options: dict[str, object], error: type[ValueError], words: str
 ) -> None:
     """Wrong options are errors that name them."""
     with pytest.raises(error, match=words):

@@ -143,12 +143,16 @@ def test_a_package_that_lacks_a_library(tmp_path: Path) -> None:
         "import llama_state\n"
         "try: llama_state.load_library()\n"
         "except ImportError as error: print(error)\n"
+        "from llama_state.cli import main\n"
+        "sys.exit(main(['doctor']))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True
     )
-    first = done.stdout.partition("\n")[0]
-    assert first.startswith("installed package xllamacpp needs libgomp-gone.so.1")
+    headline = "installed package xllamacpp needs libgomp-gone.so.1"
+    assert done.stdout.startswith(headline)
+    assert done.stderr.startswith(headline)
+    assert done.returncode == 1
 
 
 def test_what_is_printed_is_short(make: Callable[..., ls.Context], tmp_path: Path) -> None:
@@ -157,7 +161,8 @@ def test_what_is_printed_is_short(make: Callable[..., ls.Context], tmp_path: Pat
     ctx.decode([1, 2, 3])
     tokens = list(range(100_000, 200_000))
     ctx.save_state(tmp_path / "state", tokens)
-    ctx.checkpoint(0, tokens=tokens).save(tmp_path / "checkpoint")
+    with pytest.warns(ls.IdentityWarning, match="100000 tokens"):
+        ctx.checkpoint(0, tokens=tokens).save(tmp_path / "checkpoint")
     restored = ctx.load_state(tmp_path / "state")
     assert len(restored.tokens) == len(tokens)
     assert "100000 in all" in repr(restored)

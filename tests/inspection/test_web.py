@@ -270,12 +270,12 @@ def test_holes_are_closed_from_the_smallest() -> None:
     assert found["sequences"] == [{"id": 0, "cells": 5, "holes": 4, "runs": [0, 2, 10, 12, 30, 30]}]
 
 
-@pytest.mark.parametrize("name", ["s", "s.state", "s.html.llst"])
-def test_pages_have_a_suffix(name: str) -> None:
+@pytest.mark.parametrize("suffix", ["", ".state", ".llst"])
+def test_pages_have_a_suffix(suffix: str) -> None:
     """So a page never replaces a state whose name was typed by mistake."""
     with pytest.raises(UnsupportedError, match=r"pages are \.html or \.htm, not "):
-        require_suffix(name)
-    require_suffix("s.HTML")
+        require_suffix(suffix)
+    require_suffix(".HTML")
 
 
 def test_tables_in_notebooks(tmp_path: Path) -> None:

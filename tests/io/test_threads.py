@@ -62,3 +62,9 @@ def test_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "start_new_thread", refuse)
     with Threads() as pool, pytest.raises(OSError, match="can't start"):
         pool.ask(lambda: 1)
+
+
+def test_one_that_was_never_made() -> None:
+    """An interruption can end its making before the first line; what is there goes silently."""
+    made = Threads.__new__(Threads)
+    del made  # an error in there would be one of pytest

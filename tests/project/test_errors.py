@@ -27,6 +27,7 @@ MADE: dict[type[errors.StateError], errors.StateError] = {
         errors.RestoreError("text", log=["line"], rolled_back=True),
         errors.DecodeError("text", code=-1, log=["line"]),
         errors.ModelLoadError("text", path="a/b", log=["line"]),
+        errors.ContextError("text", path="a/b", log=["line"]),
         errors.ModelNotFoundError("a/b"),
         errors.ClosedError("text"),
         errors.LibraryNotFoundError("text", tried=[("place", "why")]),

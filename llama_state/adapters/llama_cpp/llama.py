@@ -109,8 +109,8 @@ class LlamaCall(Call):
     """
 
     def __init__(self, call: Call, handle: LlamaHandle) -> None:
-        self.api = call.api
-        self.log = call.log
+        self.api: Any = call.api
+        self.log: Callable[[], tuple[str, ...]] = call.log
         self._handle = handle
 
     @property

@@ -36,7 +36,7 @@ class Stored:
 
     def __init__(self, tokens: Iterable[int]) -> None:
         self.input_ids = np.fromiter(tokens, np.intc)
-        self.n_tokens = len(self.input_ids)
+        self.n_tokens: int = len(self.input_ids)
 
     @property
     def scores(self) -> Any:
@@ -124,7 +124,7 @@ class PromptCache:
         # The adapters that what the Llama holds was evaluated with.
         self._scope = self._scope_now()
         self._owns = not isinstance(store, PrefixStore)
-        self.store = _opened(store, capacity_bytes)
+        self.store: PrefixStore = _opened(store, capacity_bytes)
         self.store.find(self._ctx, ())  # raises where the store could not be used with it
         sys.modules["llama_cpp.llama_cache"].BaseLlamaCache.register(type(self))
         _take_over(llm)

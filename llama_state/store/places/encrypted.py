@@ -60,10 +60,10 @@ class EncryptedBackend:
             raise ValueError("these are the keys of a store that does not encrypt")
         self._trust = trust
         self._aes = trust.aes
-        self.location = backend.location
-        self.capacity_bytes = backend.capacity_bytes
-        self.readonly = backend.readonly
-        self.remote = backend.remote
+        self.location: str = backend.location
+        self.capacity_bytes: int = backend.capacity_bytes
+        self.readonly: bool = backend.readonly
+        self.remote: bool = backend.remote
 
     # -- reading
 

@@ -67,7 +67,7 @@ class FolderBackend:
         self, folder: Path, capacity_bytes: int, *, durable: bool = False, readonly: bool = False
     ) -> None:
         self._folder = folder.absolute()
-        self.location = str(self._folder)
+        self.location: str = str(self._folder)
         self.capacity_bytes = capacity_bytes
         self.readonly = readonly
         self._durable = durable

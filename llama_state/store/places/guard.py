@@ -70,13 +70,13 @@ class Guard:
         self, backend: Backend, deadline: float = DEADLINE_SECONDS, rest: float = REST_SECONDS
     ) -> None:
         self.backend = backend
-        self.location = backend.location
-        self.capacity_bytes = backend.capacity_bytes
-        self.readonly = backend.readonly
-        self.remote = backend.remote
+        self.location: str = backend.location
+        self.capacity_bytes: int = backend.capacity_bytes
+        self.readonly: bool = backend.readonly
+        self.remote: bool = backend.remote
         self.deadline = deadline
-        self.trips = 0
-        self.pace = Pace()
+        self.trips: int = 0
+        self.pace: Pace = Pace()
         self._rest = rest
         self._rests_until = 0.0
 

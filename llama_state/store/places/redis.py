@@ -114,7 +114,7 @@ class RedisEngine:
         self._ttl = ttl
         joint = "&" if "?" in server.location else "?"
         own = "" if prefix == "llama-state" else f"{joint}prefix={prefix}"
-        self.location = server.location + own
+        self.location: str = server.location + own
         # What the index said last. A stamp is never used again: what is old is found to be gone.
         self._known: dict[Name, _Value] = {}
 

@@ -56,9 +56,9 @@ class Server:
 
     def __init__(self, parts: SplitResult, options: dict[str, str]) -> None:
         self._redis = _imported()
-        self.cluster = options.get("cluster", "0") not in ("0", "")
-        self.is_far = not _is_here(parts)
-        self.encrypts = parts.scheme in ("rediss", "valkeys")
+        self.cluster: bool = options.get("cluster", "0") not in ("0", "")
+        self.is_far: bool = not _is_here(parts)
+        self.encrypts: bool = parts.scheme in ("rediss", "valkeys")
         self._settings = self._connection(parts, options)
         self._client: Any = None
         self._pid = os.getpid()
@@ -203,7 +203,7 @@ class Server:
                 raise ValueError("unix: takes the path of one socket: unix:///run/redis.sock")
             path = unquote(parts.path)
             found["path"], found["db"] = path, _database(options.get("db", ""))
-            self.location = f"unix://{path}" + (f"?db={found['db']}" if found["db"] else "")
+            self.location: str = f"unix://{path}" + (f"?db={found['db']}" if found["db"] else "")
             return found
         if self.cluster and options.get("db", parts.path.strip("/")) not in ("", "0"):
             raise ValueError("a cluster has no databases: leave the number out")

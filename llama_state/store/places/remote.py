@@ -102,7 +102,7 @@ class RemoteBackend:
 
     def __init__(self, engine: Engine, capacity_bytes: int, *, readonly: bool = False) -> None:
         self.engine = engine
-        self.location = engine.location
+        self.location: str = engine.location
         self.capacity_bytes = capacity_bytes
         self.readonly = engine.readonly = readonly
         self._listed: dict[bytes, tuple[float, Mapping[Name, int]]] = {}
