@@ -71,13 +71,20 @@ def types(session: nox.Session) -> None:
     with TemporaryDirectory() as cache:
         session.run("mypy", f"--cache-dir={cache}", *session.posargs)
         session.run("mypy", f"--cache-dir={cache}", ".ci")
+        # The parts for other systems, as a type checker sees them there.
+        for system in ("darwin", "win32"):
+            options = (f"--cache-dir={cache}", f"--platform={system}")
+            session.run("mypy", *options, "llama_state", "pytest_llama_state.py")
     session.run("python", CHECKS, "typed")
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Run the README's demo command as written."""
+    """Run the README's demo command as written, then its examples where the reader is."""
     readme(session, "demo")
+    session.run("llama-state", "demo", "--all")
+    for _ in range(2):  # a reader may type them again, and the files are there then
+        session.run("python", CHECKS, "in-the-clone", str(ROOT / "README.md"))
 
 
 @nox.session
@@ -91,6 +98,17 @@ def tests(session: nox.Session) -> None:
         options = f"--junitxml={xml} -n {CORES} --dist worksteal"
         readme(session, "test", HYPOTHESIS_PROFILE="ci", PYTEST_ADDOPTS=options)
         session.run("python", CHECKS, "skips", "test", xml)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Look at pages of states in Chromium."""
+    session.install("-e", ".[test,browser]")
+    with TemporaryDirectory() as folder:
+        xml = f"{folder}/results.xml"
+        options = ("-q", f"--junitxml={xml}", *session.posargs)
+        session.run("python", "-m", "pytest", *options, "tests/inspection/test_in_browser.py")
+        session.run("python", CHECKS, "skips", "browser", xml)
 
 
 @nox.session
@@ -152,8 +170,8 @@ def real(session: nox.Session) -> None:
 def kinds(session: nox.Session) -> None:
     """Test in full the kinds of model of which the other sessions try few examples."""
     session.install("-e", ".[test]")
-    names = ("test_round_trips", "test_machine", "test_store_machine")
-    slow = [f"tests/context/{name}.py" for name in names]
+    names = ("context/test_round_trips", "context/test_machine", "context/test_store_machine")
+    slow = [f"tests/{name}.py" for name in (*names, "servers/test_machine")]
     env = {"HYPOTHESIS_PROFILE": "whole", "GGML_NO_BACKTRACE": "1"}
     session.run("python", "-m", "pytest", "-q", *(session.posargs or slow), env=env)
     session.run("python", "-m", "tests.fuzz", "--cases", "11050", env=env)

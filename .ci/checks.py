@@ -43,7 +43,7 @@ NOT_IN_THE_WHEEL = r"(.*\.(c|h|o|pyc)|(tests|benchmarks|docs|examples)/.*|(build
 ALLOWED_SKIPS = {
     ("test", "tests.adapters."): "the tests inside llama-cpp-python run in step builds",
     ("test", "::tests.adapters."): "as modules, likewise",
-    ("test", "tests.inspection.test_in_browser"): "Chromium takes minutes to install",
+    ("test", "tests.inspection.test_in_browser"): "they run in step browser",
     ("test", "tests.real."): "the tests with real models run in step real",
     ("test", "tests.servers.test_namespaces"): "it needs root, and a kernel that lets it",
 }
@@ -108,18 +108,31 @@ def doctests(*paths: str) -> None:
         if needs and number and not find_spec(needs[1]):
             print(f"{path.name}: not here, it needs {needs[1]}")
             continue
-        # A fence is no expected output.
-        text = re.sub(r"^\s*```.*$", "", text, flags=re.MULTILINE)
-        test = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
-        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
         with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)
-            outcome = runner.run(test)
+            outcome = examples(path, Path(folder))
             os.chdir(path.parent)
-        print(f"{path.name}: {outcome.attempted} examples, {outcome.failed} failed")
         failed += outcome.failed + (number == 0 and not outcome.attempted)
     if failed:
         sys.exit(1)
+
+
+def in_the_clone(path: str) -> None:
+    """Run the examples of a Markdown file in its own folder, as one who reads and types them."""
+    sys.path.insert(0, "")  # as the interpreter does that is typed into
+    outcome = examples(Path(path), Path(path).parent)
+    if outcome.failed or not outcome.attempted:
+        sys.exit(1)
+
+
+def examples(path: Path, folder: Path) -> doctest.TestResults:
+    """Run the examples of a Markdown file in *folder*, and say what became of them."""
+    # A fence is no expected output.
+    text = re.sub(r"^\s*```.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    test = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
+    os.chdir(folder)
+    outcome = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
+    print(f"{path.name}: {outcome.attempted} examples, {outcome.failed} failed")
+    return outcome
 
 
 def markdown(paths: tuple[str, ...]) -> Iterator[Path]:
@@ -215,7 +228,7 @@ def smoke(outside: str) -> None:
         subprocess.run(  # noqa: S603 - ourselves
             [sys.executable, *arguments], cwd=outside, check=True, stdout=subprocess.PIPE, text=True
         ).stdout
-        for arguments in (["-c", where], ["-m", "llama_state", "demo"])
+        for arguments in (["-c", where], ["-m", "llama_state", "demo", "--all"])
     ]
     version, place = outputs[0].split()
     print(f"python {version}, {place}: {', '.join(outputs[1].splitlines()[-2:])}")
@@ -227,6 +240,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "skips": skips,
     "command": command,
     "doctests": doctests,
+    "in-the-clone": in_the_clone,
     "compile-time": compile_time,
     "typed": typed,
     "wheel": wheel,

@@ -11,6 +11,7 @@ from _report import Report
 from _states import CONFIGURATIONS
 from _timing import MIB, Timing
 
+from llama_state._install import pip_install
 from llama_state.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -74,9 +75,7 @@ def draw(report: Report, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UnsupportedError(
-            f"a chart needs {error.name}: pip install 'llama-state[plot]'"
-        ) from error
+        raise UnsupportedError(f"a chart needs {error.name}: {pip_install('plot')}") from error
     states = [one for one in report.timings if one.section == "states"]
     sizes = [
         one for one in report.timings if one.section == "sizes" and one.configuration == _FLASH

@@ -32,6 +32,7 @@ from _targets import findings
 from _timing import Timing, Way, alternate
 
 import llama_state as ls
+from llama_state._install import pip_install
 
 MAIN_SIZE = 512
 # The large state, which no pool keeps: 4 GiB, or as many times the size that all ways run at.
@@ -77,11 +78,10 @@ def _check_extras(options: argparse.Namespace) -> None:
     measured = [] if options.read else options.only or SECTIONS
     for extra, package, needed in (
         ("testing", "gguf", bool(measured)),
-        ("checkpoint", "xxhash", "checkpoints" in measured),
         ("plot", "matplotlib", options.chart is not None),
     ):
         if needed and importlib.util.find_spec(package) is None:
-            raise ls.UnsupportedError(f"{package} is missing: pip install 'llama-state[{extra}]'")
+            raise ls.UnsupportedError(f"{package} is missing: {pip_install(extra)}")
 
 
 def _parser() -> argparse.ArgumentParser:

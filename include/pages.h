@@ -1,9 +1,11 @@
 // Advice to the system about pages. All of it is advice: where a call is not known, nothing happens.
 
-#if defined(__linux__)
 #include <errno.h>
+#if !defined(_WIN32)
 #include <sys/mman.h>
 #include <unistd.h>
+#endif
+#if defined(__linux__)
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
@@ -36,14 +38,14 @@ PAGES_API int pages_populate(const uint8_t *start, size_t size, bool write)
     (void)start;
     (void)size;
     (void)write;
-    return 22;
+    return EINVAL;
 #endif
 }
 
 // Lets the pages of a private read-only mapping be written to. Returns whether that is so now.
 PAGES_API bool pages_writable(const uint8_t *start, size_t size)
 {
-#if defined(__linux__)
+#if !defined(_WIN32)
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     const uintptr_t first = (uintptr_t)start / page * page;
     return mprotect((void *)first, (uintptr_t)start + size - first, PROT_READ | PROT_WRITE) == 0;

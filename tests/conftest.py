@@ -1,7 +1,8 @@
 """Markers, hypothesis profiles, and fixtures of several rooms.
 
 The markers say what a test needs: ``libllama`` (the one that ``load_library()`` finds),
-``llama_cpp`` (llama-cpp-python). What has neither needs no llama.cpp at all.
+``llama_cpp`` (llama-cpp-python). What has neither needs no llama.cpp at all. ``linux`` is left out
+on other systems.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 # Provoked aborts must not wait for a debugger, and threads not spin where cores are few.
 os.environ["GGML_NO_BACKTRACE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what only Linux can run, elsewhere."""
+    if sys.platform != "linux":
+        for item in items:
+            if item.get_closest_marker("linux"):
+                item.add_marker(pytest.mark.skip("only on Linux"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -63,6 +63,9 @@ SAMPLED = frozenset({"deepseek32", "deepseek4", "dots3note", "minimax-m3", "qwen
 SHARE = 5
 """Of how many examples one is tried of a sampled kind."""
 
+SLOWEST_SHARE = 10
+"""Of how many examples one is tried of any kind, in the slowest tests."""
+
 
 def limit(arch: str) -> float:
     """The error below which the next logits after a restore count as equal."""
@@ -78,8 +81,9 @@ def is_sampled(arch: str, *, slowest: bool = False) -> bool:
 def examples(arch: str, *, slowest: bool = False) -> settings:
     """How many examples of this architecture are tried, of the slowest tests or of the others."""
     whole = settings().max_examples
-    sampled = is_sampled(arch, slowest=slowest)
-    return settings(max_examples=whole // SHARE if sampled else whole)
+    if not is_sampled(arch, slowest=slowest):
+        return settings(max_examples=whole)
+    return settings(max_examples=whole // (SLOWEST_SHARE if slowest else SHARE))
 
 
 def given(**strategies: SearchStrategy[Any]) -> Callable[[Test], Test]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from . import StrPath
+from .platform.files import OPEN_FILES_STAY
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -23,6 +24,11 @@ def advice(number: int | None, path: StrPath) -> str:
         return (
             "; something is mounted on this very file, and such a file cannot be replaced: "
             "mount its folder instead"
+        )
+    if number in _NOT_WRITABLE and OPEN_FILES_STAY and os.path.lexists(path):
+        return (
+            "; a file that something has open or mapped cannot be replaced on this system: close it"
+            " there, and load checkpoints with mapped=False"
         )
     if number in _NOT_WRITABLE:
         return f"; a new file is made beside the old one, so its folder {folder} must be writable"

@@ -13,6 +13,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from .advice import advice
 from .buffers import POOL, flat
 from .pages import populate
 from .part import PartFile
+from .platform import files
 from .progress import no_progress, pieces
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 Fill: TypeAlias = "Callable[[memoryview], object]"
 """What writes all bytes of a file into the view that it is given."""
 
-_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 # The system frees the pages of a file when its last name and descriptor go: 30 ms for 0.5 GiB.
 _SLOW_TO_FREE: Final = 16 << 20
 
@@ -114,22 +115,26 @@ def fill_file(
     with replacing(path, durable=durable) as (fd, save_errors):
         with save_errors:
             reserved = reserve(fd, size)
-        step = _filled_in_place if reserved else _filled_in_memory
+        step = partial(_filled_in_place, durable=durable) if reserved else _filled_in_memory
         step(fd, size, fill, save_errors, report)
     return size
 
 
 def _filled_in_place(
-    fd: int, size: int, fill: Fill, save_errors: SaveErrors, report: Progress
+    fd: int, size: int, fill: Fill, save_errors: SaveErrors, report: Progress, *, durable: bool
 ) -> None:
     with save_errors:
-        pages = memoryview(mmap.mmap(fd, size))
+        mapping = mmap.mmap(fd, size)
+    pages = memoryview(mapping)
     report(0, size)
     for start, end in pieces(size):
         with save_errors:
             populate(pages[start:end], write=True)
         report(end, size)
     fill(pages)
+    if durable:
+        with save_errors:
+            files.sync_pages(mapping)
 
 
 def _filled_in_memory(
@@ -218,7 +223,7 @@ def replacing(
         yield part.fd, save_errors
         with save_errors:
             if durable:
-                os.fsync(part.fd)
+                files.sync(part.fd)
             with _freed_later(target, old):
                 if replace:
                     part.replace_target()
@@ -237,20 +242,14 @@ def reserve(fd: int, size: int) -> bool:
     Returns:
         False if the file system cannot reserve space.
     """
-    if size == 0 or not hasattr(os, "posix_fallocate"):
-        return size == 0
+    if size == 0:
+        return True
     try:
-        try:
-            os.posix_fallocate(fd, 0, size)
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not _wait_for_frees():
-                raise
-            os.posix_fallocate(fd, 0, size)
+        return files.reserve(fd, size)
     except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
+        if error.errno != errno.ENOSPC or not _wait_for_frees():
             raise
-        return False
-    return True
+    return files.reserve(fd, size)
 
 
 def write_all(fd: int, view: memoryview) -> int:
@@ -287,11 +286,11 @@ def _replaceable(target: Path, *, replace: bool) -> os.stat_result | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # where folders cannot be opened
+    if not files.FOLDERS_OPEN:
         return
     opened = _Folder(folder)
     try:
-        os.fsync(opened.fd)
+        files.sync(opened.fd)
     finally:
         del opened  # which an error, that refers to this frame, would keep
 
@@ -316,7 +315,8 @@ _frees: list[threading.Thread] = []
 def _freed_later(target: Path, old: os.stat_result | None) -> Iterator[None]:
     """Keep a large *target* open while the block removes its name, then close it in a thread."""
     file = None
-    if old is not None and old.st_size >= _SLOW_TO_FREE and old.st_nlink == 1:
+    large = old is not None and old.st_size >= _SLOW_TO_FREE and old.st_nlink == 1
+    if large and not files.OPEN_FILES_STAY:
         with suppress(OSError):  # no permission to read it
             file = FileIO(target)
     try:

@@ -8,7 +8,6 @@ are kept for the next borrower. The system can take the pages of a kept buffer (
 from __future__ import annotations
 
 import mmap
-import os
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,9 @@ from contextlib import contextmanager, suppress
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Final
 
-from .forks import in_each_child
+from .platform.files import reserve
+from .platform.memory import advise, new_memory
+from .platform.processes import in_each_child
 
 if TYPE_CHECKING:
     from . import Buffer
@@ -123,9 +124,7 @@ class Pool:
             raise MemoryError(f"a buffer of {nbytes} bytes: {error.strerror}") from error
 
     def _give_back(self, memory: mmap.mmap) -> None:
-        if hasattr(mmap, "MADV_FREE"):
-            with suppress(OSError):
-                memory.madvise(mmap.MADV_FREE)
+        advise(memory, "MADV_FREE")
         with self._lock:
             self._idle.append(memory)
             while self._idle and sum(map(len, self._idle)) > self._kept:
@@ -186,13 +185,10 @@ def _rounded(nbytes: int) -> int:
 
 
 def anonymous(nbytes: int) -> mmap.mmap:
-    """Return new memory, private: shared memory, the default of mmap, cannot have huge pages."""
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, nbytes)
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
+    """Return new memory, of huge pages if there are any."""
+    memory = new_memory(nbytes)
+    if nbytes >= _HUGE:
+        advise(memory, "MADV_HUGEPAGE")
     return memory
 
 
@@ -201,7 +197,9 @@ def _file_pages(nbytes: int) -> mmap.mmap:
     try:
         with tempfile.TemporaryFile(prefix="llama_state-") as file:
             # Reserved, since to write to pages that the disk has no space for kills the process.
-            os.posix_fallocate(file.fileno(), 0, max(nbytes, 1))
-            return mmap.mmap(file.fileno(), max(nbytes, 1))
-    except (AttributeError, OSError) as error:
-        raise MemoryError(f"no space for {nbytes} bytes, in memory or on disk: {error}") from error
+            if reserve(file.fileno(), max(nbytes, 1)):
+                return mmap.mmap(file.fileno(), max(nbytes, 1))
+            error: object = "a file's space cannot be reserved here"
+    except OSError as failed:
+        error = failed
+    raise MemoryError(f"no space for {nbytes} bytes, in memory or on disk: {error}")

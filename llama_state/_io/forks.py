@@ -7,15 +7,8 @@ waits for them for ever, and a lock that another thread held stays locked.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from ..errors import UnsupportedError
-
-
-def in_each_child(renew: Callable[[], None]) -> None:
-    """Call *renew* in every process that is forked from this one."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=renew)
 
 
 def check_process(pid: int, what: str) -> None:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
-from pathlib import Path
 from typing import Final
 
 from . import Progress, StrPath
 from .buffers import POOL
 from .pages import populate
+from .platform import files
+from .platform.memory import map_privately
 from .progress import no_progress, pieces
 from .reading import open_regular, read_into
 
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
-
 # Smaller files are faster to read than to map.
 _WORTH_MAPPING: Final = 1 << 20
+# What is read at once where pages cannot be asked for.
+_READ_AHEAD: Final = 1 << 20
 
 
 class Opened:
@@ -104,11 +99,7 @@ def _mapped(file: FileIO, report: Progress) -> memoryview:
     size = os.fstat(file.fileno()).st_size
     if size == 0:
         return memoryview(b"")
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-    else:
-        memory = mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-    view = memoryview(memory)
+    view = memoryview(map_privately(file.fileno(), size))
     report(0, size)
     for start, end in pieces(size):
         _read_ahead(file, view[start:end], start)
@@ -118,14 +109,14 @@ def _mapped(file: FileIO, report: Progress) -> memoryview:
 
 def _read_ahead(file: FileIO, view: memoryview, start: int) -> None:
     """Read the pages of *view*, which begin at *start* of *file*, into memory."""
-    if not populate(view, write=False) and sys.platform == "linux":
-        # Before Linux 5.14. sendfile to the null device reads the pages and copies nothing.
-        with Path(os.devnull).open("wb") as null:
-            end = start + len(view)
-            while start < end and (
-                got := os.sendfile(null.fileno(), file.fileno(), start, end - start)
-            ):
-                start += got
+    if populate(view, write=False):
+        return
+    # Only Linux 5.14 and newer can be asked for pages. To read the file brings them too.
+    end = start + len(view)
+    while start < end and (
+        got := len(files.read_at(file.fileno(), min(_READ_AHEAD, end - start), start))
+    ):
+        start += got
 
 
 class _Lease:
@@ -140,24 +131,19 @@ class _Lease:
     @property
     def held(self) -> bool:
         """Whether no other process waits for its end, or waited for too long."""
-        return fcntl.fcntl(self._file, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+        return files.has_lease(self._file.fileno())
 
     def end(self) -> None:
         """Let writers go on. To close the file is not enough: the mapping refers to it too."""
         # An error says that the lease was lost, or that a collection has closed the file.
         with suppress(OSError, ValueError):
-            fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            files.end_lease(self._file.fileno())
 
 
 @contextmanager
 def _lease(file: FileIO) -> Iterator[_Lease | None]:
     """Yield a lease on *file*, None if the system grants none."""
-    try:
-        # The system sends a signal when a process waits. By default SIGIO, which kills; SIGURG is
-        # ignored.
-        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except (AttributeError, OSError):
+    if not files.take_lease(file.fileno()):
         yield None
         return
     lease = _Lease(file)

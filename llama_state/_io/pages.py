@@ -49,7 +49,7 @@ def populate(pages: memoryview, *, write: bool) -> bool:
     if lib is None:
         return False
     number = lib.pages_populate(ffi.from_buffer("uint8_t[]", pages), len(pages), write)
-    if number not in (0, errno.EINVAL):
+    if number not in (0, errno.EINVAL, errno.ENOSYS):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     return number == 0
 

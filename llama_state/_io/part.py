@@ -11,7 +11,8 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from io import FileIO
@@ -20,15 +21,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-try:
-    import fcntl
-except ImportError:  # not POSIX: what a killed process left stays
-    fcntl = None  # type: ignore[assignment]
+from .platform import files
 
 _NAME_MAX: Final = 255
 _LONGEST_SUFFIX: Final = len(".9999.part")
 _MOST_NAMES: Final = 10_000
-_CANNOT_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_CANNOT_LINK = files.NOT_SUPPORTED | {errno.EPERM, errno.EMLINK}
+# Where a file has to be closed before it is renamed, it has no lock meanwhile: a new one is no
+# leftover there.
+_NEW_SECONDS: Final = 3600
 
 
 class PartFile:
@@ -85,7 +86,7 @@ class PartFile:
 
     def replace_target(self) -> None:
         """Take the target's name, whatever has it."""
-        self._path.replace(self._target)
+        self._take(files.replace)
 
     def become_target(self) -> None:
         """Take the target's name.
@@ -94,11 +95,24 @@ class PartFile:
             FileExistsError: There is something of that name.
         """
         try:
-            os.link(self._path, self._target, follow_symlinks=False)
+            self._take(files.take_name)
         except OSError as error:
-            if error.errno not in _CANNOT_LINK:
+            if files.OPEN_FILES_STAY or error.errno not in _CANNOT_LINK:
                 raise
             self._reserve_target()
+
+    def _take(self, name: Callable[[Path, Path], None]) -> None:
+        if not files.OPEN_FILES_STAY:
+            name(self._path, self._target)
+            return
+        if self._file is not None:
+            self._file.close()
+        try:
+            name(self._path, self._target)
+        except BaseException:
+            with suppress(OSError):
+                self._path.unlink()
+            raise
 
     def _reserve_target(self) -> None:
         """Take the target's name where a file cannot have two: an empty file reserves it."""
@@ -128,8 +142,8 @@ class PartFile:
     def _make(self, mode: int | None) -> None:
         if not any(map(self._made_at, islice(_names(self._target), _MOST_NAMES))):
             raise OSError(errno.EMFILE, "too many part files of other saves beside it")
-        if mode is not None and stat.S_IMODE(os.fstat(self.fd).st_mode) != mode:
-            os.fchmod(self.fd, mode)
+        if mode is not None:
+            files.keep_mode(self.fd, mode)
 
     def _made_at(self, path: Path) -> bool:
         """Make it and lock it; return False if *path* is taken."""
@@ -144,7 +158,7 @@ class PartFile:
         # Another save can have taken it for a leftover before it was locked.
         if self._file is None:
             return False
-        if _lock(self.fd) is not False and _is_at(path, self.fd):
+        if files.try_lock(self.fd) is not False and _is_at(path, self.fd):
             return True
         self._file.close()
         self._file = None
@@ -168,13 +182,13 @@ def _remove_leftover(path: Path) -> bool:
         info = os.lstat(path)
         if _is_ours(info) and (info.st_nlink == 1 or _has_its_target(path, info)):
             with FileIO(path) as file:
-                return bool(_lock(file.fileno())) and _remove(path, file)
+                return bool(files.try_lock(file.fileno())) and _remove(path, file)
     return False
 
 
 def _is_ours(info: os.stat_result) -> bool:
-    user = getattr(os, "geteuid", lambda: info.st_uid)()
-    return stat.S_ISREG(info.st_mode) and info.st_uid == user
+    new = files.OPEN_FILES_STAY and time.time() - info.st_mtime < _NEW_SECONDS
+    return stat.S_ISREG(info.st_mode) and files.is_of_this_user(info) and not new
 
 
 def _has_its_target(path: Path, info: os.stat_result) -> bool:
@@ -187,29 +201,20 @@ def _has_its_target(path: Path, info: os.stat_result) -> bool:
     return info.st_nlink == 2 and any(os.path.samestat(info, other) for other in found)
 
 
-def _lock(fd: int) -> bool | None:
-    """Lock a file; return False if somebody else has, None where there are no locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
 def _remove(path: Path, file: FileIO) -> bool:
     """Remove the name *path* if it is one of *file*."""
     with suppress(OSError):
         if _is_at(path, file.fileno()):
+            if files.OPEN_FILES_STAY:
+                file.close()
             path.unlink()
             return True
     return False
 
 
 def _is_at(path: Path, fd: int) -> bool:
+    if files.OPEN_FILES_STAY:
+        return True
     try:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..errors import TruncatedError
 from . import Progress, StrPath
 from .buffers import anonymous
+from .platform.files import open_for_reading
 from .progress import PIECE, no_progress
 
 
@@ -109,9 +110,7 @@ def open_regular(path: StrPath) -> Iterator[tuple[FileIO, int]]:
 def _regular(path: StrPath) -> tuple[FileIO, os.stat_result]:
     if Path(path).is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", os.fspath(path))
-    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = FileIO(os.open(path, flags))  # at once: what is lost of it is closed
+    file = open_for_reading(path)
     try:
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):

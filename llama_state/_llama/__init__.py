@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._install import pip_install
 from ..errors import LibraryNotFoundError
 
 try:
@@ -14,6 +15,6 @@ except ImportError as error:
     else:
         _state = f"built for another Python or system ({error})"
     raise LibraryNotFoundError(
-        f"the extension {__name__}._llama_cffi is {_state}: run pip install -e . in a checkout "
-        "(it needs a C compiler), or elsewhere pip install --force-reinstall llama-state"
+        f"the extension {__name__}._llama_cffi is {_state}: run {pip_install()} (it "
+        "needs a C compiler)"
     ) from error

@@ -6,30 +6,37 @@ is only asked where its files are, and ctypes opens the shared object.
 
 from __future__ import annotations
 
-import ctypes
 import ctypes.util
 import importlib.util
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .._install import pip_install
 from .._io import StrPath
 from .._io.arguments import checked
-from .._io.forks import in_each_child
+from .._io.platform import libraries
+from .._io.platform.processes import in_each_child
 from ..errors import LibraryNotFoundError
 from .library import Library
 
 ENVIRONMENT_VARIABLE = "LLAMA_STATE_LIBRARY"
+_LLAMA = libraries.library_patterns("llama")
 # Packages that bring a libllama along, by the names under which they are imported, and where it
-# lies inside the package. They are looked for in this order. A new host is one line here.
+# lies inside the package; none where nothing can call it. They are looked for in this order. A new
+# host is one line here.
 HOSTS = {
-    "xllamacpp": "xllamacpp*.so",
-    "llama_cpp": "lib/libllama.*",
-    "llama_cpp_py_sync": "libllama.*",
+    "xllamacpp": libraries.extension_patterns("xllamacpp"),
+    "llama_cpp": tuple(f"lib/{pattern}" for pattern in _LLAMA),
+    "llama_cpp_py_sync": _LLAMA,
 }
+_NOT_EXPORTED = (
+    "its xllamacpp.pyd exports nothing but its start, as every module of Python on Windows: use the"
+    " llama.dll of llama-cpp-python, or one of your own"
+)
 # What the loader says of a library that another one needs, and the packages that have it.
 _MISSING = re.compile(r"opened: ([^/:]+): cannot open shared object file")
 _TOO_NEW = re.compile(r"version `GLIBC_([\d.]+)' not found")
@@ -116,7 +123,7 @@ def advice(path: StrPath | None = None, tried: Iterable[tuple[str, str]] = ()) -
             "of a shared library that exports llama.cpp's C API, or unset it to use one that is "
             "installed"
         )
-    return "no usable libllama; install one with: pip install 'llama-state[engine]'"
+    return f"no usable libllama; install one with: {pip_install('engine')}"
 
 
 def examine(path: StrPath | None = None) -> Iterator[Verdict]:
@@ -141,8 +148,8 @@ def candidates(path: StrPath | None = None) -> Iterator[Candidate]:
     else:
         yield Candidate("environment", ENVIRONMENT_VARIABLE, None, "not set")
         yield _in_process()
-        for package, pattern in HOSTS.items():
-            yield _installed(package, pattern)
+        for package, patterns in HOSTS.items():
+            yield _installed(package, patterns)
         yield _system()
 
 
@@ -150,8 +157,8 @@ def _named(source: str, place: str, text: str) -> Candidate:
     # The loader searches the system's folders, not this one, for a name that has no slash.
     path = Path(text).absolute()
     if path.is_dir():
-        found = [file for pattern in HOSTS.values() for file in path.glob(Path(pattern).name)]
-        return _first(source, place, found, "the folder holds no libllama")
+        names = [Path(pattern).name for patterns in HOSTS.values() for pattern in patterns]
+        return _first(source, place, _in(path, names), "the folder holds no libllama")
     return _first(source, place, [path] if path.exists() else [], "no such file")
 
 
@@ -159,14 +166,14 @@ def _in_process() -> Candidate:
     place = "already loaded in this process"
     mapped = [
         path
-        for path in _mapped_files()
+        for path in libraries.loaded_files()
         if "llama" in path.name or not HOSTS.keys().isdisjoint(path.parts)
     ]
     found = [path for path in mapped if _is_loaded(path)]
     return _first("process", place, found, "no libllama is loaded")
 
 
-def _installed(package: str, pattern: str) -> Candidate:
+def _installed(package: str, patterns: Sequence[str]) -> Candidate:
     place = f"installed package {package}"
     try:
         spec = importlib.util.find_spec(package)
@@ -174,9 +181,11 @@ def _installed(package: str, pattern: str) -> Candidate:
         spec = None
     if spec is None or not spec.submodule_search_locations:
         return Candidate(package, place, None, "not installed")
+    if not patterns:
+        return Candidate(package, place, None, _NOT_EXPORTED)
     folders = map(Path, spec.submodule_search_locations)
-    found = [file for folder in folders for file in folder.glob(pattern)]
-    return _first(package, place, found, f"has no {pattern}")
+    found = [file for folder in folders for file in _in(folder, patterns)]
+    return _first(package, place, found, f"has no {patterns[0]}")
 
 
 def _system() -> Candidate:
@@ -192,28 +201,17 @@ def _system() -> Candidate:
 def _first(source: str, place: str, found: list[Path], why: str) -> Candidate:
     if not found:
         return Candidate(source, place, None, why)
-    return Candidate(source, place, min(found))
+    return Candidate(source, place, found[0])
 
 
-def _mapped_files() -> list[Path]:
-    """Return the files that this process has mapped, where the system lists them (Linux)."""
-    try:
-        maps = os.fsdecode(Path("/proc/self/maps").read_bytes())
-    except OSError:
-        return []
-    names = {line.split(maxsplit=5)[-1] for line in maps.split("\n") if line.count("/")}
-    return sorted(Path(name) for name in names if ".so" in name)
+def _in(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """Return the files in a folder, by the order of the patterns, and those of one by name."""
+    return [file for pattern in patterns for file in sorted(folder.glob(pattern))]
 
 
 def _is_loaded(path: Path) -> bool:
     """Whether *path* is a libllama that the process has already opened."""
-    noload = getattr(os, "RTLD_NOLOAD", None)
-    if noload is None:
-        return False
-    try:
-        return hasattr(ctypes.CDLL(str(path), mode=noload | os.RTLD_LAZY), _MARK)
-    except OSError:
-        return False
+    return hasattr(libraries.loaded_library(path), _MARK)
 
 
 def _open(path: Path, source: str) -> Library:
@@ -224,7 +222,7 @@ def _open(path: Path, source: str) -> Library:
         if key not in _loaded:
             borrowed = _is_loaded(key)
             try:
-                handle = ctypes.CDLL(str(key))
+                handle = libraries.open_library(key)
             except OSError as error:
                 raise LibraryNotFoundError(f"cannot be opened: {error}") from error
             _loaded[key] = Library(handle, key, source, borrowed=borrowed)

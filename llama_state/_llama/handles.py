@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from .._io.forks import check_process, in_each_child
+from .._io.forks import check_process
+from .._io.platform.processes import in_each_child
 from ..errors import ClosedError
 from ._llama_cffi import ffi, lib
 from .library import Library

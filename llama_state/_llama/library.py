@@ -9,11 +9,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from io import FileIO
 from pathlib import Path
 from typing import Any, Final
 
 from .._io import forks
+from .._io.platform.memory import memory_file
 from ..errors import LibraryNotFoundError, UnsupportedError, VersionWarning
 from ..layout import SEQUENCE_VERSION
 from ._llama_cffi import ffi, lib
@@ -238,9 +238,9 @@ def _scratch_file() -> Iterator[Path]:
     Raises:
         LibraryNotFoundError: It can be made nowhere.
     """
-    if (memory := _memory_file()) is not None:
-        with memory:
-            yield Path(f"/proc/self/fd/{memory.fileno()}")
+    if (memory := memory_file("llama_state-probe")) is not None:
+        with memory[0]:
+            yield memory[1]
         return
     try:
         folder = tempfile.TemporaryDirectory(prefix="llama_state-")
@@ -249,16 +249,6 @@ def _scratch_file() -> Iterator[Path]:
         raise LibraryNotFoundError(reason) from error
     with folder:
         yield Path(folder.name, "probe")
-
-
-def _memory_file() -> FileIO | None:
-    """Return a file without a folder, None where the system has none or cannot name it."""
-    if not hasattr(os, "memfd_create") or not Path("/proc/self/fd").exists():
-        return None
-    try:
-        return FileIO(os.memfd_create("llama_state-probe"), "r+")
-    except OSError:
-        return None
 
 
 def _file_version(file: Path) -> int:

@@ -14,6 +14,7 @@ from .. import layout
 from .._io import Progress, StrPath, atomic, reading
 from .._io.arguments import checked
 from .._io.buffers import flat
+from .._io.platform.files import OPEN_FILES_STAY
 from ..errors import ChecksumError
 from ..layout.appended import pack_points, parse_payload
 from ..layout.recognition import expect, naming
@@ -235,7 +236,7 @@ class Checkpoint:
         Raises:
             SaveError: It could not be written; the old file is unchanged.
             FileExistsError: There is a file, with ``replace=False``.
-            UnsupportedError: xxhash, or zstandard, is not installed.
+            UnsupportedError: *compress* needs zstandard, which is not installed.
         """
         parts = self._parts(key, compress)
         size = container.at_most(
@@ -283,8 +284,9 @@ class Checkpoint:
             mapped: Map the file for as long as the checkpoint lives, instead of reading it into
                 memory. Map only files that are replaced, as :meth:`save` does, not rewritten: if
                 the file is truncated while it is mapped, the process is killed. None: unless there
-                is a *key*. With a key, it must not be True: who can write to a mapped file could
-                change it after it was verified.
+                is a *key*, and not on Windows, where a mapped file cannot be replaced. With a key,
+                it must not be True: who can write to a mapped file could change it after it was
+                verified.
             max_size: The most bytes that the state may have when it is decompressed. None: 1024
                 times the size of the file.
             progress: Called with the bytes verified and the bytes in total.
@@ -293,13 +295,13 @@ class Checkpoint:
             OSError: It cannot be read.
             FormatError: Not a checkpoint, or damaged: also as ChecksumError, TruncatedError or
                 VersionError. Or it has more than *max_size* bytes.
-            UnsupportedError: xxhash, or zstandard, is not installed.
+            UnsupportedError: It is compressed, and zstandard is not installed.
             ValueError: Both *key* and *mapped* are given.
         """
         if mapped and key is not None:
             raise ValueError("with a key, the file is read: mapped=True is not possible")
         with naming(path):
-            if mapped or (mapped is None and key is None):
+            if mapped or (mapped is None and key is None and not OPEN_FILES_STAY):
                 file = reading.WatchedFile(path)
                 expect(path, file.view, "checkpoint")
                 checkpoint = cls.from_bytes(file.view, max_size=max_size, progress=progress)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._install import pip_install
 from ..errors import FormatError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -83,6 +84,6 @@ def _module() -> tuple[Any, bool]:
         import zstandard
     except ImportError:
         raise UnsupportedError(
-            "compressed checkpoints need zstandard: pip install 'llama-state[zstd]'"
+            f"compressed checkpoints need zstandard: {pip_install('zstd')}"
         ) from None
     return zstandard, False

@@ -249,7 +249,7 @@ def pack(
 
     Raises:
         ValueError: The key is too short.
-        UnsupportedError: xxhash, or zstandard, is not installed.
+        UnsupportedError: *compress* needs zstandard, which is not installed.
     """
     views = [flat(part) for part in (payload, *more)]
     token_bytes, logit_bytes = (bytes(flat(part)) for part in (tokens, logits))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ..errors import UnsupportedError
+from xxhash import xxh3_128_digest
 
 if TYPE_CHECKING:
     from .._io import Buffer
@@ -22,12 +22,6 @@ Digest: TypeAlias = "Callable[[Buffer], bytes]"
 
 def plain() -> tuple[Digest, Digest]:
     """Return the digest functions for parts and for the table: XXH3-128, big-endian."""
-    try:
-        from xxhash import xxh3_128_digest
-    except ImportError:
-        raise UnsupportedError(
-            "checkpoints without a key need xxhash: pip install 'llama-state[checkpoint]'"
-        ) from None
     return xxh3_128_digest, xxh3_128_digest
 
 

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple, TypeAlias
 from .. import layout
 from .._io import StrPath
 from .._io.arguments import checked
+from .._io.platform.files import read_at
 from .._io.reading import open_regular
 from ..errors import Difference, FormatError, TruncatedError
 from ..layout import gguf
@@ -388,7 +389,7 @@ def _hashed(fd: int, tensor: gguf.GGUFTensor, pieces: Iterable[tuple[int, int]])
     """Return the SHA-256 of pieces of a tensor."""
     hashed = hashlib.sha256()
     for at, size in pieces:
-        piece = os.pread(fd, size, tensor.offset + at)
+        piece = read_at(fd, size, tensor.offset + at)
         if len(piece) < size:
             raise TruncatedError(
                 f"tensor {tensor.name!r}", need=tensor.nbytes, have=at + len(piece)

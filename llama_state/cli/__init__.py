@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from .. import __version__
 from ..errors import StateError
-from . import checks, completion, engines, states, stores
+from . import checks, completion, demo, engines, states, stores
 from .parsers import Run, exit_statuses, wrapped
 from .problems import sentence
 from .status import Status
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     states.add_commands(commands)
     stores.add_commands(commands)
     checks.add_commands(commands)
+    demo.add_commands(commands)
     engines.add_commands(commands)
     completion.add_commands(commands, parser)
     return parser

@@ -1,11 +1,11 @@
-"""The commands that save and restore states of models: ``check`` and ``demo``."""
+"""The command ``check``: does the state of a model come back?"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,12 +22,6 @@ from .status import Status
 if TYPE_CHECKING:
     from .._llama.library import Library
     from ..testing.conformance import Report
-
-DEMO_CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
-    "one sequence": {},
-    "three, split": {"n_seq_max": 3},
-    "three, unified": {"n_seq_max": 3, "kv_unified": True},
-}
 
 _WRONG = {"differs", "error"}
 """The outcomes after which a check has failed."""
@@ -54,12 +48,7 @@ class Checked:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add the commands of this module."""
-    _add_check(commands)
-    _add_demo(commands)
-
-
-def _add_check(commands: Commands) -> None:
+    """Add the command of this module."""
     parser = add_command(
         commands,
         "check",
@@ -107,21 +96,6 @@ def _add_check(commands: Commands) -> None:
     )
 
 
-def _add_demo(commands: Commands) -> None:
-    parser = add_command(
-        commands,
-        "demo",
-        run_demo,
-        summary="show all ways to save and restore, on a tiny model",
-        details="Save and restore the state of a tiny model in three configurations, and compare"
-        " what came back. It is a short check.",
-        example="llama-state demo",
-        exits={0: "every round trip is equal", 1: "one is not", 2: "nothing could be checked"},
-    )
-    parser.add_argument("--model", metavar="M.gguf", help="use this model instead of a tiny one")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-
 def run_check(options: argparse.Namespace) -> Status:
     """Check models; print a report on each."""
     from .._llama.discovery import load_library
@@ -148,28 +122,6 @@ def run_check(options: argparse.Namespace) -> Status:
     if not set().union(*(result.outcomes for result in results)) - {"not available"}:
         print("nothing was checked: no context could be made", file=sys.stderr)
     return _status(results)
-
-
-def run_demo(options: argparse.Namespace) -> Status:
-    """Check one model in few configurations."""
-    from .._llama.discovery import load_library
-    from ..context.model import Model
-    from ..testing.conformance import check_model
-    from ..testing.models import write_model
-
-    if options.model:
-        require_model(options.model)
-    library = load_library()
-    with tempfile.TemporaryDirectory(prefix="llama_state-demo-") as folder:
-        path = options.model or write_model(Path(folder) / "llama-dense.gguf")
-        with Model(path, library) as model:
-            report = check_model(model, configurations=DEMO_CONFIGURATIONS)
-    if options.json:
-        print_json(report.as_dict())
-    else:
-        print(report)
-        print("every round trip is equal" if report.ok else "A ROUND TRIP IS NOT EQUAL")
-    return Status.OK if report.ok else Status.NO
 
 
 def require_model(path: str) -> None:

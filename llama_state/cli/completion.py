@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from functools import partial
 
+from .._install import pip_install
 from .parsers import Commands, add_command
 from .problems import CommandError
 from .status import Status
@@ -36,7 +37,7 @@ def run_completion(whole: argparse.ArgumentParser, options: argparse.Namespace) 
     try:
         import shtab
     except ImportError:
-        raise CommandError("completions are made by shtab: pip install shtab") from None
+        raise CommandError(f"completions need shtab: {pip_install('completion')}") from None
     for action in _arguments(whole):
         action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(whole, shell=options.shell))

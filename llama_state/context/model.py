@@ -9,6 +9,7 @@ from typing import Final
 from .. import layout
 from .._io import StrPath
 from .._io.arguments import checked
+from .._io.platform.processes import usable_cores
 from .._llama._llama_cffi import lib
 from .._llama.discovery import load_library
 from .._llama.facts import CreationOptions, metadata
@@ -130,7 +131,7 @@ class Model(Owner):
             fields["n_batch"] = n_batch
         typed = {"flash_attn": flash_attn, "type_k": type_k, "type_v": type_v}
         handle = engine.create_context(self._handle, self.path, fields, typed)
-        threads = n_threads if n_threads is not None else _usable_cores()
+        threads = n_threads if n_threads is not None else usable_cores()
         with handle.use() as call:
             lib.llama_set_n_threads(call.api, call.ptr, threads, threads)
         options = CreationOptions({"type_k": type_k, "type_v": type_v}, swa_full)
@@ -187,9 +188,3 @@ def _cache_type(name: str) -> int:
             f"cache type {name!r} is not one of {', '.join(sorted(_CACHE_TYPES))}"
         )
     return _CACHE_TYPES[name]
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """Describe, verify, compare, draw and convert state files, without any libllama.
 
 Comparing values, and showing them on a page, needs numpy and gguf, drawing a picture matplotlib
-(``pip install 'llama-state[plot]'``).
+(extra ``plot``).
 """
 
 from __future__ import annotations

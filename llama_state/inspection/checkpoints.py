@@ -35,7 +35,7 @@ def open_checkpoint(
         progress: Called with the bytes verified and the bytes in total.
 
     Raises:
-        UnsupportedError: xxhash, or zstandard, is not installed.
+        UnsupportedError: It is compressed, and zstandard is not installed.
     """
     data, file = file.state, replace(file, state=file.state[:0])
     if key is None and is_keyed(data):

@@ -9,6 +9,7 @@ from itertools import chain
 from math import isfinite
 from typing import Any
 
+from .._install import pip_install
 from .._io.markup import element, table
 from .diff import Comparison, RowDifference
 from .words import Fact, count, fact, ranges_text
@@ -90,7 +91,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         rows = count(comparison.moved, "row is", "rows are")
         yield f"{rows} in other cells, which is not a difference"
     if not comparison.computed:
-        yield "to compare values, install numpy and gguf: pip install 'llama-state[plot]'"
+        yield f"values need numpy, gguf: {pip_install('plot')}"
     yield "the states are equal" if comparison.equal else "the states differ"
 
 

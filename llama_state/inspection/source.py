@@ -63,7 +63,7 @@ def inspect_file(
     Raises:
         OSError: A file cannot be read.
         FormatError: The file holds no state, or *model* is not a GGUF file.
-        UnsupportedError: It is a checkpoint, and xxhash or zstandard is not installed.
+        UnsupportedError: It is a compressed checkpoint, and zstandard is not installed.
     """
     traits = () if model is None else traits_of_model(model)
     with naming(path):

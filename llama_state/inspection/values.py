@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from .._install import pip_install
 from ..errors import UnsupportedError
 from . import rotations
 from .rows import Tensor
@@ -36,7 +37,7 @@ def require(*packages: str) -> None:
     """Raise UnsupportedError unless all of *packages* are installed."""
     if missing := [name for name in packages if find_spec(name) is None]:
         names = " and ".join(missing)
-        raise UnsupportedError(f"this needs {names}: pip install 'llama-state[plot]'")
+        raise UnsupportedError(f"this needs {names}: {pip_install('plot')}")
 
 
 def pieces(n_row: int, row: int) -> Iterator[slice]:

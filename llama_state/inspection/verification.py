@@ -71,7 +71,7 @@ def verify_file(
         progress: See :func:`inspect_file`.
 
     Raises:
-        UnsupportedError: It is a checkpoint, and xxhash or zstandard is not installed.
+        UnsupportedError: It is a compressed checkpoint, and zstandard is not installed.
     """
     name = str(os.fspath(path))
     try:

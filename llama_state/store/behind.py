@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .._io.buffers import flat
-from .._io.forks import in_each_child
+from .._io.platform.processes import in_each_child
 from .._io.threads import POLL_SECONDS
 from .objects import Name
 from .troubles import Troubles

@@ -7,6 +7,7 @@ import hmac
 from collections.abc import Iterable
 from typing import Any, Final
 
+from .._install import pip_install
 from ..errors import UnsupportedError
 
 TAG: Final = 16
@@ -27,7 +28,7 @@ class Aes:
             from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
         except ImportError:
             raise UnsupportedError(
-                "encrypt=True needs cryptography: pip install 'llama-state[encryption]'"
+                f"encrypt=True needs cryptography: {pip_install('encryption')}"
             ) from None
         self._invalid = InvalidTag
         self._cipher: Any = lambda key, *nonce: Cipher(algorithms.AES(key), modes.GCM(*nonce))

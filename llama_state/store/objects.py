@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from xxhash import xxh3_128
+
 from .. import layout
 from .._io.buffers import flat
-from ..errors import ChecksumError, FormatError, TruncatedError, UnsupportedError, VersionError
+from ..errors import ChecksumError, FormatError, TruncatedError, VersionError
 from .prompt import KEY_SIZE
 
 if TYPE_CHECKING:
@@ -101,12 +103,6 @@ def sealer(secret: bytes | None) -> Seal:
     """Return what digests objects: XXH3-128, or half of an HMAC-SHA256 for a store with a key."""
     if secret is not None:
         return lambda parts: _updated(hmac.new(secret, b"object", hashlib.sha256), parts)[:_DIGEST]
-    try:
-        from xxhash import xxh3_128
-    except ImportError:
-        raise UnsupportedError(
-            "a prefix store without a key needs xxhash: pip install 'llama-state[store]'"
-        ) from None
     return lambda parts: _updated(xxh3_128(), parts)
 
 

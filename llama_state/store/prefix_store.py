@@ -84,8 +84,8 @@ class PrefixStore:
             *capacity_bytes* is given for several; or a key is too short, or of no use without
             another one.
         OSError: The folder cannot be made or used.
-        UnsupportedError: xxhash is not installed, which a store without a key needs; or
-            cryptography, which *encrypt* does.
+        UnsupportedError: The package of the place is not installed, or cryptography, which
+            *encrypt* needs.
     """
 
     def __init__(

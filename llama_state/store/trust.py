@@ -62,8 +62,7 @@ class Trust:
 
     Raises:
         ValueError: A key is too short, or one of these is of no use without another.
-        UnsupportedError: xxhash is not installed, which a store without a key needs; or
-            cryptography, which encryption does.
+        UnsupportedError: cryptography is not installed, which encryption needs.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._install import pip_install
 from .._io import StrPath
 from .._io.arguments import checked
 from ..errors import UnsupportedError
@@ -249,7 +250,7 @@ def _write(path: StrPath, spec: _Spec, seed: int) -> Path:
         import gguf
     except ImportError as error:
         raise UnsupportedError(
-            f"writing a model needs {error.name}: pip install 'llama-state[testing]'"
+            f"writing a model needs {error.name}: {pip_install('testing')}"
         ) from error
     target = Path(path)
     keys = dict(spec.kv)

@@ -63,7 +63,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
 @pytest.mark.parametrize("name", ["v9.session", "v10.sequence", "v11.session", "v11.slot"])
 def test_commands_for_state_files(copy: Copy, name: str) -> None:
     """inspect, verify, convert (there and back) and diff do all their work."""
-    pytest.importorskip("xxhash")
     native, checkpoint, back = GOLDEN / name, f"{name}.llst", f"{name}.back"
     for arguments, expected in (
         (["inspect", native], "kind  "),
@@ -86,7 +85,6 @@ def test_commands_for_state_files(copy: Copy, name: str) -> None:
 
 def test_prefix_stores(copy: Copy) -> None:
     """What is in one is listed and verified."""
-    pytest.importorskip("xxhash")
     code = """
 from llama_state.store import PrefixStore
 PrefixStore("kv", capacity_bytes=1 << 20).close()
@@ -105,7 +103,6 @@ PrefixStore("kv", capacity_bytes=1 << 20).close()
 
 def test_the_package(copy: Copy) -> None:
     """Formats, files and checkpoints are read and written from Python too."""
-    pytest.importorskip("xxhash")
     code = f"""
 import sys
 import llama_state, llama_state.layout, llama_state.inspection

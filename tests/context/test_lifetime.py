@@ -18,7 +18,7 @@ import llama_state as ls
 from tests.libllama import LIBRARY, MODELS
 from tests.llama.test_library import run, run_beside_another_binding
 
-pytestmark = pytest.mark.libllama
+pytestmark = [pytest.mark.libllama, pytest.mark.linux]
 
 Make = Callable[..., ls.Context]
 

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from tests.context.lifetime_worker import EXPECTED, LIMIT
 from tests.libllama import MODELS
 
-pytestmark = pytest.mark.libllama
+pytestmark = [pytest.mark.libllama, pytest.mark.linux]
 
 N_LOADED = 3  # tokens in the worker's file
 CLOSED = "ClosedError"

@@ -24,6 +24,7 @@ from tests.libllama import MODELS
 
 # A file whose owner met an error is closed when the owner goes, which Python remarks upon.
 pytestmark = [
+    pytest.mark.linux,
     pytest.mark.libllama,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

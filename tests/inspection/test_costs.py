@@ -17,6 +17,8 @@ from llama_state.inspection.verification import verify_file
 from tests.inspection import costs
 from tests.layout.blobs import State
 
+pytestmark = pytest.mark.linux  # which alone limits the memory of a process
+
 SEEDS = range(150)
 
 

@@ -15,7 +15,8 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import llama_state
-from llama_state._io import lease, part, reading
+from llama_state._io import part
+from llama_state._io.platform import files
 from llama_state.store.places import folder
 
 PACKAGE = str(Path(llama_state.__file__).parent)
@@ -29,7 +30,7 @@ CALLS: tuple[tuple[ModuleType | type, str], ...] = (
 FILES: tuple[tuple[ModuleType | type, str], ...] = (
     *CALLS,
     *((os, name) for name in ("listdir", "mkdir", "pread", "pwrite", "scandir", "utime")),
-    *((module, "FileIO") for module in (folder, lease, part, reading)),
+    *((module, "FileIO") for module in (files, folder, part)),
 )
 """With these all that a store in a folder does."""
 

@@ -19,6 +19,7 @@ import pytest
 
 from llama_state._io import atomic, buffers, pages
 from llama_state._io.atomic import fill_file, write_file
+from llama_state._io.platform import files
 from llama_state._io.reading import read_file
 from llama_state.errors import SaveError, TruncatedError
 
@@ -104,9 +105,10 @@ def test_a_failing_disk_keeps_the_old_file(
     def failing(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    for step in ("posix_fallocate", "write", "fsync"):
+    steps = ((files, "reserve"), (os, "write"), (files, "sync"))
+    for owner, step in steps:
         with monkeypatch.context() as patch, pytest.raises(SaveError) as caught:
-            patch.setattr(os, step, failing)
+            patch.setattr(owner, step, failing)
             write_file(path, [b"new"], durable=True)
         assert caught.value.errno == number
         assert path.read_bytes() == OLD
@@ -164,6 +166,7 @@ def test_a_file_that_is_filled_in_place(tmp_path: Path, durable: bool) -> None:
     assert litter(tmp_path) == []
 
 
+@pytest.mark.linux
 def test_no_page_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that cannot be reserved, or not be had, are a SaveError and never written to."""
     path = tmp_path / "state"
@@ -192,6 +195,7 @@ def test_no_page_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert litter(tmp_path) == []
 
 
+@pytest.mark.linux
 def test_a_large_old_file_is_freed_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ ERRORS = (
 )
 # A file whose owner was interrupted is closed when the owner goes, which Python remarks upon.
 pytestmark = [
+    pytest.mark.linux,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -16,6 +16,7 @@ import llama_state as ls
 from llama_state._io import lease, pages
 from llama_state._io.buffers import POOL
 from llama_state._io.lease import opened
+from llama_state._io.platform import files
 from llama_state.errors import TruncatedError
 
 pytestmark = pytest.mark.libllama
@@ -36,6 +37,7 @@ def is_mapped(view: memoryview) -> bool:
     return view.readonly and isinstance(view.obj, mmap.mmap)
 
 
+@pytest.mark.linux
 def test_a_large_file_is_mapped(path: Path) -> None:
     """No memory is taken for it."""
     ls.trim_buffers()
@@ -45,6 +47,7 @@ def test_a_large_file_is_mapped(path: Path) -> None:
     assert POOL.idle == 0
 
 
+@pytest.mark.linux
 def test_a_writer_waits(path: Path) -> None:
     """Writing to the file or truncating it waits until the block ends."""
     writing = threading.Thread(target=path.write_bytes, args=(b"new",))
@@ -65,6 +68,7 @@ def test_a_file_that_somebody_writes_to_is_copied(path: Path) -> None:
         assert file.view == CONTENT
 
 
+@pytest.mark.linux
 def test_a_lease_that_is_asked_back_is_given_back(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +92,7 @@ def test_a_lease_that_is_asked_back_is_given_back(
 
 def test_without_leases(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy; where there is no memory for one, the pages themselves."""
-    monkeypatch.setattr(lease, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     with opened(path) as file:
         assert not is_mapped(file.view)
         assert file.view == CONTENT
@@ -104,6 +108,7 @@ def test_an_older_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert file.view == CONTENT
 
 
+@pytest.mark.linux
 def test_a_broken_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that cannot be read is an OSError, before it is used."""
     monkeypatch.setattr(pages, "lib", SimpleNamespace(pages_populate=lambda *_: errno.EFAULT))
@@ -162,6 +167,7 @@ def test_a_load_reads_while_somebody_saves(make: Make, tmp_path: Path) -> None:
     assert b.load_state(path).sequences[0].n_past == 101
 
 
+@pytest.mark.linux
 def test_a_lease_that_was_lost(path: Path) -> None:
     """The end of the block is no error then, nor if the file is closed already."""
     with opened(path) as file:
@@ -172,6 +178,7 @@ def test_a_lease_that_was_lost(path: Path) -> None:
     lost.end()
 
 
+@pytest.mark.linux
 def test_a_writer_who_comes_later(path: Path) -> None:
     """What he waits for is copied, and he gets the file at once."""
     writing = threading.Thread(target=path.write_bytes, args=(b"new",))
@@ -209,6 +216,7 @@ def test_no_lease_while_a_context_is_busy(
     loading.join(30)
 
 
+@pytest.mark.linux
 def test_a_file_that_is_rewritten_after_it_was_parsed(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

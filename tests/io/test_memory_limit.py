@@ -11,6 +11,7 @@ import pytest
 
 import llama_state as ls
 from llama_state._io import atomic, buffers, lease
+from llama_state._io.platform import files
 from llama_state.testing import write_benchmark_model
 from tests.libllama import LIBRARY
 
@@ -26,7 +27,7 @@ def test_a_limit_changes_no_byte(
     """With no memory at all for copies the files are the same, and so is what comes back."""
     monkeypatch.setattr(lease, "_WORTH_MAPPING", 0)
     if not leases:
-        monkeypatch.setattr(lease, "fcntl", None)
+        monkeypatch.setattr(files, "take_lease", lambda fd: False)
     ls.trim_buffers()
     with (
         model.context(n_ctx=256, n_seq_max=2, n_threads=1) as source,
@@ -169,6 +170,7 @@ assert chunk * 0.9 < back < 2 * chunk + slack
 """
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize("scope", ["whole", "sequence"])
 def test_half_a_gibibyte_without_room_for_a_second(tmp_path: Path, scope: str) -> None:
     """With 1.3 times the state's size above the process without context, both succeed.
@@ -179,6 +181,7 @@ def test_half_a_gibibyte_without_room_for_a_second(tmp_path: Path, scope: str) -
     run(LIMITED, tmp_path, scope)
 
 
+@pytest.mark.linux
 def test_a_store_holds_one_chunk_or_two(tmp_path: Path) -> None:
     """What is kept of 4,096 tokens goes through memory chunk by chunk; a recall maps two of them.
 
@@ -201,6 +204,7 @@ def run(program: str, folder: Path, what: str) -> None:
     assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
 
 
+@pytest.mark.linux
 def test_a_state_that_the_pool_would_not_keep(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 from llama_state._io import part
 from llama_state._io.atomic import replacing, write_file
 from llama_state._io.part import PartFile, remove_leftovers
+from llama_state._io.platform import files
 from llama_state.errors import SaveError
 
 CONTENT = b"the content of another file"
@@ -51,8 +52,8 @@ def test_the_mode_is_the_final_one_from_the_start(
     def look(*_: object) -> None:
         seen.extend(stat.S_IMODE(p.stat().st_mode) for p in path.parent.glob(".state*.part"))
 
-    lock = part._lock
-    monkeypatch.setattr(part, "_lock", lambda fd: (look(), lock(fd))[1])
+    lock = files.try_lock
+    monkeypatch.setattr(files, "try_lock", lambda fd: (look(), lock(fd))[1])
     write_file(path, [b"new"], durable=False, progress=look)
     final = 0o640 if mode is None else mode
     assert seen
@@ -146,7 +147,7 @@ def test_without_locks(path: Path, monkeypatch: pytest.MonkeyPatch, number: int)
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(part.fcntl, "flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
     path.with_name(".state.part").write_bytes(CONTENT)
     for content in (b"one", b"two"):
         write_file(path, [content], durable=False)
@@ -156,14 +157,14 @@ def test_without_locks(path: Path, monkeypatch: pytest.MonkeyPatch, number: int)
 
 def test_one_that_is_taken_for_a_leftover(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Removed by another save before it was locked, it is made again."""
-    lock, first = part._lock, [True]
+    lock, first = files.try_lock, [True]
 
     def too_late(fd: int) -> bool | None:
         if first.pop() if first else False:
             path.with_name(".state.part").unlink()
         return lock(fd)
 
-    monkeypatch.setattr(part, "_lock", too_late)
+    monkeypatch.setattr(files, "try_lock", too_late)
     write_file(path, [b"new"], durable=False)
     assert path.read_bytes() == b"new"
     assert names(path.parent) == ["state"]

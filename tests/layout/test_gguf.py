@@ -128,6 +128,7 @@ def test_alignment(tmp_path: Path) -> None:
             header_of(path)
 
 
+@pytest.mark.linux
 def test_only_the_header_is_read(tmp_path: Path) -> None:
     """Of a file of 1 TiB, nearly all a hole, some pieces."""
     data = build({"general.architecture": string("tiny")}, {"a": ((1,), F32, bytes(4))})

@@ -79,17 +79,18 @@ void ggml_backend_load_all_from_path(const char *folder) { abort(); }
 def compile_host(path: Path, code: str) -> Path:
     """Compile what stands before the real libllama."""
     real = str(LIBRARY.path)
-    return _compile(
+    return compile_code(
         path, _BEGIN + code, "-Wl,--no-as-needed", real, f"-Wl,-rpath,{LIBRARY.path.parent}", "-ldl"
     )
 
 
 def compile_names(path: Path, names: Iterable[str]) -> Path:
     """Compile a library that exports *names*, which are never called."""
-    return _compile(path, "\n".join(f"void {name}(void) {{}}" for name in sorted(names)))
+    return compile_code(path, "\n".join(f"void {name}(void) {{}}" for name in sorted(names)))
 
 
-def _compile(path: Path, code: str, *options: str) -> Path:
+def compile_code(path: Path, code: str, *options: str) -> Path:
+    """Compile a library."""
     source = path.with_suffix(".c")
     source.write_text(code, encoding="utf-8")
     command = ["cc", "-shared", "-fPIC", "-fno-builtin", "-o", str(path), str(source), *options]

@@ -21,7 +21,7 @@ from tests.llama.hosts import (
 )
 from tests.llama.test_library import run
 
-pytestmark = pytest.mark.libllama
+pytestmark = [pytest.mark.libllama, pytest.mark.linux]
 
 OPTIONAL = {name for names in CAPABILITIES.values() for name in names}
 # What these packages lack of what is needed.
@@ -64,10 +64,11 @@ def test_a_host_that_has_not_loaded_its_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each known host is found where it is installed, and its code is not run."""
-    for package, pattern in discovery.HOSTS.items():
-        file = tmp_path / package / pattern.replace("*", "so" if pattern.endswith(".*") else "")
+    for package, patterns in discovery.HOSTS.items():
+        file = tmp_path / package / patterns[0].replace("*", "")
         file.parent.mkdir(parents=True)
-        file.touch()
+        for name in (file.name, "libllama.a", f"{file.name}.0.17"):
+            (file.parent / name).touch()
         (tmp_path / package / "__init__.py").write_text("raise SystemExit", encoding="utf-8")
         monkeypatch.delitem(sys.modules, package, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
@@ -78,6 +79,7 @@ def test_a_host_that_has_not_loaded_its_library(
         path = found[package]
         assert path is not None
         assert path.is_relative_to(tmp_path / package)
+        assert path.suffix == ".so"  # no archive, and no file for one version
 
 
 def test_back_ends_as_plugins(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def test_the_environment_decides_over_what_is_installed(
 def test_every_place_is_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing there the error lists each place and the reason, and what to install."""
     monkeypatch.delenv("LLAMA_STATE_LIBRARY", raising=False)
-    monkeypatch.setattr(discovery, "_mapped_files", list)
-    monkeypatch.setattr(discovery, "HOSTS", {"xllamacpp_missing": "*.so"})
+    monkeypatch.setattr(discovery.libraries, "loaded_files", list)
+    monkeypatch.setattr(discovery, "HOSTS", {"xllamacpp_missing": ("*.so",)})
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
     with pytest.raises(ls.LibraryNotFoundError, match="pip install") as caught:
         ls.load_library()
@@ -96,7 +96,7 @@ def test_what_is_no_libllama_is_refused(tmp_path: Path) -> None:
         ls.load_library(tmp_path / "libllama.so")
     libm = ctypes.util.find_library("m")
     assert libm is not None
-    foreign = next(p for p in discovery._mapped_files() if p.name.startswith("libm"))
+    foreign = next(p for p in discovery.libraries.loaded_files() if p.name.startswith("libm"))
     with pytest.raises(ls.LibraryNotFoundError, match=r"lacks .*llama_state_get_data"):
         ls.load_library(foreign)
     (tmp_path / "empty").mkdir()

@@ -17,6 +17,7 @@ PACKAGE = Path(llama_state.__file__).parent
 # A room imports rooms above it only, and everybody may import errors.
 ROOMS = (
     "errors",
+    "_install",
     "_io",
     "layout",
     "_llama",
@@ -31,7 +32,7 @@ ROOMS = (
     "__init__",
 )
 # These work where no libllama is and no extension was built, and so import only each other.
-BYTES = {"errors", "_io", "layout", "checkpoint", "store", "inspection"}
+BYTES = {"errors", "_install", "_io", "layout", "checkpoint", "store", "inspection"}
 # Modules that only hand on the names of a room, for those who imported them before it was one.
 OLD_NAMES = {"container": "checkpoint", "fingerprint": "checkpoint"}
 
@@ -81,6 +82,7 @@ def test_imports_go_one_way(path: Path) -> None:
     assert set(imported(path)) - {own} <= allowed
 
 
+@pytest.mark.linux
 def test_importing_loads_no_libllama() -> None:
     """``import llama_state`` opens no shared object but our own and prints nothing."""
     code = (

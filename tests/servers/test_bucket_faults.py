@@ -261,7 +261,7 @@ def test_urls(monkeypatch: pytest.MonkeyPatch) -> None:
             opened(text)
         assert SECRET not in str(caught.value)
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(UnsupportedError, match=r"pip install 'llama-state\[s3\]'"):
+    with pytest.raises(UnsupportedError, match=r"pip install -e '\.\[s3\]'"):
         open_engine(urlsplit("s3://b"), {})
 
 

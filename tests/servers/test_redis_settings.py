@@ -70,5 +70,5 @@ def test_urls_that_cannot_be(url: str, text: str) -> None:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where redis is not installed the error says how to."""
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(UnsupportedError, match=r"pip install 'llama-state\[redis\]'"):
+    with pytest.raises(UnsupportedError, match=r"pip install -e '\.\[redis\]'"):
         engine(1)

@@ -267,6 +267,6 @@ def test_shared_part() -> None:
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the package is not installed the error says what to install."""
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
-    with pytest.raises(ls.UnsupportedError, match=r"pip install 'llama-state\[encryption\]'"):
+    with pytest.raises(ls.UnsupportedError, match=r"pip install -e '\.\[encryption\]'"):
         ls.PrefixStore(tmp_path / "kv", capacity_bytes=1 << 20, key=KEY, encrypt=True)
     assert not (tmp_path / "kv").exists()

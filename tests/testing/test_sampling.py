@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import llama_state as ls
 from tests.fuzz.__main__ import spread
-from tests.kinds import SAMPLED, SHARE, examples, given
+from tests.kinds import SAMPLED, SHARE, SLOWEST_SHARE, examples, given
 from tests.libllama import MODELS
 
 pytestmark = pytest.mark.libllama
@@ -23,17 +23,21 @@ def count(model: ls.Model, number: int) -> None:
     tried[model.arch] += 1
 
 
-@pytest.mark.parametrize(("profile", "share"), [("quick", SHARE), ("whole", 1), ("soak", 1)])
+@pytest.mark.parametrize(
+    ("profile", "share", "slowest"),
+    [("quick", SHARE, SLOWEST_SHARE), ("whole", 1, 1), ("soak", 1, 1)],
+)
 def test_examples(
-    model: ls.Model, profile: str, share: int, monkeypatch: pytest.MonkeyPatch
+    model: ls.Model, profile: str, share: int, slowest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of five in the profiles of CI, each in the others: of every slow test."""
+    """A share in the profiles of CI, each in the others: of every slow test."""
     monkeypatch.setenv("HYPOTHESIS_PROFILE", profile)
     whole = settings().max_examples
     expected = whole // share if model.arch in SAMPLED else whole
     tried.clear()
     count(model=model)
     assert tried[model.arch] == examples(model.arch).max_examples == expected
+    assert examples(model.arch, slowest=True).max_examples == whole // slowest
 
 
 def test_fuzz(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from ..._install import pip_install
 from ..._io.threads import Threads
 from ...errors import UnsupportedError
 
@@ -47,9 +48,7 @@ def load_obstore() -> ModuleType:
     try:
         import obstore
     except ImportError:
-        raise UnsupportedError(
-            "a store in a bucket needs obstore: pip install 'llama-state[s3]'"
-        ) from None
+        raise UnsupportedError(f"a store in a bucket needs obstore: {pip_install('s3')}") from None
     return obstore
 
 

@@ -8,7 +8,6 @@ counted again.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ..._io import atomic, lease
 from ..._io.buffers import flat
 from ..._io.part import remove_leftovers
+from ..._io.platform import files
 from ..._io.reading import open_regular
 from ...errors import TruncatedError
 from ..objects import Name
@@ -58,6 +58,7 @@ class FolderBackend:
 
     Raises:
         OSError: The folder cannot be made, or not be used.
+        UnsupportedError: The system has no file locks, and it is not *readonly*.
     """
 
     remote = False
@@ -176,7 +177,8 @@ class FolderBackend:
             return
         except OSError:  # no room for the folder, or something else has its name
             if not self.remove(name):
-                with suppress(*_GONE):  # a folder has the object's name
+                # A folder has the object's name, or somebody reads the object.
+                with suppress(*_GONE, *([PermissionError] if files.OPEN_FILES_STAY else [])):
                     path.replace(path.with_name(f"{path.name}.{_ASIDE}"))
 
     def evict(self, to_bytes: int) -> int:
@@ -202,8 +204,8 @@ class FolderBackend:
             _NoRoomError: What is there is pinned, or being written; or another process writes
                 this object.
         """
-        files = self._listed(path.parent.name)
-        beside = (_size(each) for each in files if path.name in each.name)
+        found = self._listed(path.parent.name)
+        beside = (_size(each) for each in found if path.name in each.name)
         if any(beside):
             raise _NoRoomError
         if used.nbytes + size > self.capacity_bytes:
@@ -238,6 +240,10 @@ class FolderBackend:
             path.unlink()
         except _GONE:
             return 0
+        except PermissionError:
+            if files.OPEN_FILES_STAY:
+                return 0  # somebody reads it
+            raise
         size = info.st_size if stat.S_ISREG(info.st_mode) else 0
         used.count(max(used.nbytes - size, 0))
         return size
@@ -268,7 +274,7 @@ class FolderBackend:
         file = FileIO(lock, "r+")
         try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                files.lock(file.fileno())
                 return act(_Used(file))
             finally:
                 file.close()
@@ -303,13 +309,13 @@ class _Used:
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
-        data = os.pread(file.fileno(), _USED.size, 0)
+        data = files.read_at(file.fileno(), _USED.size, 0)
         self.nbytes: int = _USED.unpack(data)[0] if len(data) == _USED.size else 0
 
     def count(self, nbytes: int) -> None:
         """Write how many there are now."""
         self.nbytes = nbytes
-        os.pwrite(self._file.fileno(), _USED.pack(nbytes), 0)
+        files.write_at(self._file.fileno(), _USED.pack(nbytes), 0)
 
 
 def _size(entry: os.DirEntry[str]) -> int:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from urllib.parse import SplitResult, unquote
 
+from ..._install import pip_install
 from ...errors import UnsupportedError
 from .urls import deadline_of
 
@@ -286,7 +287,7 @@ def _imported() -> ModuleType:
         import redis.retry
     except ImportError:
         raise UnsupportedError(
-            "a prefix store in Redis or Valkey needs redis: pip install 'llama-state[redis]'"
+            f"a prefix store in Redis or Valkey needs redis: {pip_install('redis')}"
         ) from None
     return redis
 

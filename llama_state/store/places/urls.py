@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
-from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit, urlunsplit
 
+from ..._io.platform.files import path_of_url
 from .backend import Admission, Backend, Place, Writing
 from .folder import FolderBackend, is_store
 from .guard import DEADLINE_SECONDS, Guard
@@ -31,7 +32,7 @@ _SERVERS: Final = {
 }
 _SECONDS: Final = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400}
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?")
-_URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # one letter is a drive
 
 
 Where: TypeAlias = "StrPath | Backend | Place"
@@ -57,7 +58,7 @@ def open_place(
     text = os.fspath(where)
     if isinstance(text, bytes):
         text = os.fsdecode(text)
-    if len(text) < 3 or not _URL.match(text):
+    if not _URL.match(text):
         capacity = 0 if readonly else _capacity(text, {}, capacity_bytes)
         return FolderBackend(Path(text), capacity, durable=durable, readonly=readonly)
     parts = urlsplit(text)
@@ -72,7 +73,7 @@ def open_place(
         known = "a folder, file:///dir, memory:, " + ", ".join(f"{each}://" for each in _SERVERS)
         raise ValueError(f"{text} is no place for a store: {known}")
     capacity = 0 if readonly else _capacity(text, options, capacity_bytes)
-    folder = Path(unquote(parts.path))
+    folder = path_of_url(parts.path)
     return FolderBackend(folder, capacity, durable=durable, readonly=readonly)
 
 
