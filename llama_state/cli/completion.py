@@ -37,8 +37,7 @@ def run_completion(whole: argparse.ArgumentParser, options: argparse.Namespace) 
     try:
         import shtab
     except ImportError:
-        install = pip_install("completion")
-        raise CommandError(f"completions are made by shtab: {install}") from None
+        raise CommandError(f"completions need shtab: {pip_install('completion')}") from None
     for action in _arguments(whole):
         action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(whole, shell=options.shell))

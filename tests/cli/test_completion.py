@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_state._install import pip_install
 from llama_state.cli.completion import SHELLS
 from tests.cli.commands import Run
 
@@ -55,6 +56,5 @@ def test_without_shtab(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("completion", "bash") == (
         2,
         "",
-        "completions are made by shtab: pip install -e '.[completion]' in a checkout of"
-        " llama_state\n",
+        f"completions need shtab: {pip_install('completion')}\n",
     )
