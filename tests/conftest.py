@@ -7,6 +7,7 @@ The markers say what a test needs: ``libllama`` (the one that ``load_library()``
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+import tests
 
 if TYPE_CHECKING:
     import llama_state as ls
@@ -31,6 +34,12 @@ os.environ["GGML_NO_BACKTRACE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``-m 'not libllama'`` no libllama is looked for: a machine may have none."""
+    wanted = re.split(r"\s+and\s+", config.option.markexpr.strip())
+    tests.LIBLLAMA_WANTED = "not libllama" not in wanted
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Say which libllama the tests run on, once something has asked for it."""
     if (engine := sys.modules.get("tests.libllama")) and session.config.option.verbose >= 0:
@@ -45,9 +54,15 @@ def pytest_unconfigure() -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test that takes ``model`` each kind of tiny model that the library can load."""
     if "model" in metafunc.fixturenames:
-        from tests.libllama import MODELS
+        metafunc.parametrize("model", _kinds(), indirect=True, scope="session")
 
-        metafunc.parametrize("model", sorted(MODELS), indirect=True, scope="session")
+
+def _kinds() -> list[str]:
+    if not tests.LIBLLAMA_WANTED:
+        return ["any"]
+    from tests.libllama import MODELS
+
+    return sorted(MODELS)
 
 
 @pytest.fixture(scope="session")
