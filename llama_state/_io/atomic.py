@@ -22,6 +22,7 @@ from ..errors import SaveError
 from . import Progress, StrPath
 from .advice import advice
 from .buffers import POOL, flat
+from .forks import in_each_child
 from .pages import populate
 from .part import PartFile
 from .progress import no_progress, pieces
@@ -310,6 +311,7 @@ class _Folder:
 # -- a thread frees the pages of a large old file, so that replacing one takes no extra time
 
 _frees: list[threading.Thread] = []
+_frees_lock = threading.RLock()  # of the list: the collector can close a file in the middle of it
 
 
 @contextmanager
@@ -327,14 +329,14 @@ def _freed_later(target: Path, old: os.stat_result | None) -> Iterator[None]:
 
 
 def _close_in_thread(file: FileIO) -> None:
-    _frees[:] = [thread for thread in _frees if thread.is_alive()]
     thread = threading.Thread(target=_free, args=(file,), name="llama_state-free")
     try:
         thread.start()
     except RuntimeError:  # too many threads, or the interpreter shuts down
         _free(file)
-    else:
-        _frees.append(thread)
+        return
+    with _frees_lock:  # what another thread adds meanwhile is not to be lost
+        _frees[:] = [*(other for other in _frees if other.is_alive()), thread]
 
 
 def _free(file: FileIO) -> None:
@@ -344,7 +346,18 @@ def _free(file: FileIO) -> None:
 
 def _wait_for_frees() -> bool:
     """Wait until files that were replaced are freed; return False if there were none."""
-    waiting = [*_frees]
+    with _frees_lock:
+        waiting = [*_frees]
     for thread in waiting:
         thread.join()
     return bool(waiting)
+
+
+def _renew() -> None:
+    """Make it usable in a forked process, which has none of the threads."""
+    global _frees_lock
+    _frees_lock = threading.RLock()
+    _frees.clear()
+
+
+in_each_child(_renew)

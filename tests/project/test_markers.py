@@ -1,4 +1,4 @@
-"""What the markers say is so: ``-m 'not libllama'`` leaves out nothing that could run without one."""
+"""What the markers say is so: ``-m 'not libllama'`` leaves out only what needs a libllama."""
 
 from __future__ import annotations
 
@@ -37,4 +37,5 @@ def test_some_modules_load_the_library() -> None:
 def test_a_module_that_loads_the_library_is_marked_whole(path: Path) -> None:
     """Without a libllama it is skipped whole, so all of it has to need one."""
     if ROOT / "tests" / "libllama.py" in imported(path):
-        assert MARKED.search(path.read_text(encoding="utf-8")), f"{path.name} is not marked libllama"
+        text = path.read_text(encoding="utf-8")
+        assert MARKED.search(text), f"{path.name} is not marked libllama"
