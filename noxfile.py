@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +22,7 @@ nox.options.sessions = ["lint", "types", "tests", "docs"]
 
 ROOT = Path(__file__).parent
 CHECKS = str(ROOT / ".ci" / "checks.py")
+DEBIAN = str(ROOT / ".ci" / "debian.py")
 MATRIX = str(ROOT / ".ci" / "matrix.py")
 MODELS = str(ROOT / ".ci" / "models.py")
 
@@ -31,6 +33,24 @@ CACHE = Path(os.environ.get("LLAMA_STATE_CI_CACHE") or Path(_CACHE_HOME, "llama_
 
 # Processes that test at the same time.
 CORES = 2
+
+# The release of Debian that has the newest Python, and what the tests need there.
+NEWEST = "sid"
+NEWEST_PACKAGES = (
+    *("ca-certificates", "gcc", "git", "iproute2", "libc6-dev", "openssl"),
+    *("python3-all-dev", "python3-all-venv", "redis-server"),
+)
+# With a libllama there: one kind of model of each memory, and what is not about kinds.
+QUICK = (
+    *("tests/llama", "tests/cli", "tests/context/test_context.py", "tests/context/test_files.py"),
+    *("tests/context/test_buffers.py", "tests/context/test_checkpoints.py"),
+    *("tests/context/test_lifetime.py", "tests/context/test_prefix_store.py"),
+    "tests/context/test_threads.py",
+    *("-k", "not moe and not mamba2 and not qwen2vl and not lfm2"),
+)
+
+# What is made in the tree, and is another's there.
+MADE = (".git", ".nox", "*.so", "*.egg-info", "build", "__pycache__", ".*_cache")
 
 # The version of llama-cpp-python that is tested.
 HOST = "0.3.36"
@@ -90,6 +110,36 @@ def tests(session: nox.Session) -> None:
         options = f"--junitxml={xml} -n {CORES} --dist worksteal"
         readme(session, "test", HYPOTHESIS_PROFILE="ci", PYTEST_ADDOPTS=options)
         session.run("python", CHECKS, "skips", "test", xml)
+
+
+@nox.session
+def pythons(session: nox.Session) -> None:
+    """Test on the oldest Python that is here, and on the newest of all: Debian unstable has it.
+
+    What needs no libllama is run where there is none, and on the newest a quick part of the others
+    too; behind -- is what pytest is to run there instead: ``nox -s pythons -- tests`` for all.
+    """
+    version, oldest = interpreters(session)[0]
+    with TemporaryDirectory() as folder:
+        session.log(f"oldest: python {version}")
+        on_python(session, [venv(session, Path(folder, version), oldest)], Path(folder))
+        if lacks := str(session.run("python", DEBIAN, "lacks", silent=True, log=False)).strip():
+            session.log(f"newest: absent, no Debian {NEWEST} can be made here: {lacks}")
+            if os.environ.get("CI") and not os.geteuid() and Path("/etc/debian_version").exists():
+                session.error("a machine of CI has to have what is needed")
+            return
+        root = Path(folder, "debian")
+        session.run("python", DEBIAN, "make", NEWEST, str(root), str(CACHE), *NEWEST_PACKAGES)
+        shutil.copytree(ROOT, root / "src", symlinks=True, ignore=shutil.ignore_patterns(*MADE))
+        inside = ["python", DEBIAN, "run", str(root), "/src"]
+        names = [path.name for path in (root / "usr" / "bin").glob("python3.[0-9][0-9]")]
+        newest = max(names, key=lambda name: int(name.partition(".")[2]))
+        session.log(f"newest: {newest} of {', '.join(sorted(names))} in Debian {NEWEST}")
+        session.run(*inside, newest, "-m", "venv", "/venv")
+        python = [*inside, "/venv/bin/python"]
+        on_python(session, python, root / "tmp", "/tmp")  # noqa: S108 - the one of that Debian
+        session.run(*python, "-m", "pip", "install", "-q", *extra("engine"))
+        session.run(*python, "-m", "pytest", "-q", *(session.posargs or QUICK))
 
 
 @nox.session
@@ -212,6 +262,23 @@ def damage_stores(session: nox.Session, *, cases: int, kills: int) -> None:
     env = {"GGML_NO_BACKTRACE": "1"}
     session.run("python", "-m", "tests.fuzz", "--of", "objects", "--cases", str(cases), env=env)
     session.run("python", "-m", "tests.fuzz.kills", "--kills", str(kills), env=env)
+
+
+def on_python(session: nox.Session, python: list[str], folder: Path, seen: str = "") -> None:
+    """Run the tests that need no libllama with a Python that gets none.
+
+    Args:
+        session: The session.
+        python: The command; its environment is empty.
+        folder: For the results.
+        seen: The path of that folder as the command sees it, if another.
+    """
+    run = partial(session.run, *python, external=True)
+    run("-m", "pip", "install", "-q", "-e", ".[test]")
+    run("-m", "pip", "uninstall", "-q", "-y", "xllamacpp")
+    name = "results.xml"
+    run("-m", "pytest", "-q", "-m", "not libllama", f"--junitxml={seen or folder}/{name}")
+    session.run("python", CHECKS, "skips", "pythons", str(folder / name))
 
 
 def readme(session: nox.Session, mark: str, *arguments: str, **env: str) -> None:
