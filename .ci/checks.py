@@ -43,7 +43,8 @@ ALLOWED_SKIPS = {
     ("test", "tests.inspection.test_in_browser"): "Chromium takes minutes to install",
     ("test", "tests.real."): "the tests with real models run in step real",
     ("test", "tests.servers.test_namespaces"): "it needs root, and a kernel that lets it",
-    ("pythons", "::tests.adapters."): "as modules: the tests inside llama-cpp-python",
+    ("pythons", "tests.adapters."): "the tests inside llama-cpp-python run in step builds",
+    ("pythons", "::tests.adapters."): "as modules, likewise",
     ("pythons", "tests.inspection.test_in_browser"): "Chromium takes minutes to install",
 }
 # Of tests/__init__.py: of modules that -m 'not libllama' leaves out.
