@@ -124,7 +124,7 @@ def test_planes(data: bytes) -> None:
 
 
 def zstd_frame(data: bytes, level: int = 3) -> bytes:
-    """A frame of somebody else's making: of the package, or of the standard library from 3.14 on."""
+    """A frame that we have not made: of the package, or from 3.14 on of the standard library."""
     if sys.version_info >= (3, 14):
         from compression import zstd
 

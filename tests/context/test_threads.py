@@ -1,7 +1,7 @@
 """Many threads at once: each on contexts of its own, all on one model, pool, store and log.
 
-The interpreter changes threads as often as it can, so that what is no single step is interrupted with
-a GIL, too.
+The interpreter changes threads as often as it can, so that what is no single step is interrupted
+with a GIL, too.
 """
 
 from __future__ import annotations
