@@ -7,6 +7,7 @@ checkout itself. What follows ``--`` goes to the tool that a session runs.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -143,6 +144,44 @@ def pythons(session: nox.Session) -> None:
         on_python(session, python, root / "tmp", "/tmp")  # noqa: S108 - the one of that Debian
         session.run(*python, "-m", "pip", "install", "-q", *extra("engine"))
         session.run(*python, "-m", "pytest", "-q", *(session.posargs or QUICK))
+
+
+@nox.session
+def strangers(session: nox.Session) -> None:
+    """Do on fresh Debians what the README says, in a clean clone, and install a wheel there.
+
+    Behind -- stand the releases (bookworm trixie sid). Only what is committed is cloned; it takes
+    the time of all tests on each.
+    """
+    session.install(*extra("release"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (packages,) = re.findall(r"`apt install ([^`]*)`", text)
+    commands = [readme_command(session, mark) for mark in ("demo", "test")]
+    # Every example of the page behind the first command, as it says.
+    commands.insert(1, "python -m doctest -o ELLIPSIS README.md")
+    for suite in session.posargs or ("bookworm", "trixie", NEWEST):
+        with TemporaryDirectory() as folder:
+            root = Path(folder, "debian")
+            inside = ("python", DEBIAN, "run", str(root))
+            make = ("python", DEBIAN, "make", suite, str(root), str(CACHE), "ca-certificates")
+            session.run(*make, *packages.split())
+            session.run("git", "clone", "-q", str(ROOT), str(root / "clone"), external=True)
+            session.run(*inside, "/clone", "python3", "-m", "venv", ".venv")
+            for command in commands:
+                script = f". .venv/bin/activate && {command}"
+                session.run(*inside, "/clone", "bash", "-euo", "pipefail", "-c", script)
+        with TemporaryDirectory() as folder:  # no compiler is there
+            root = Path(folder, "debian")
+            inside = ("python", DEBIAN, "run", str(root), "/srv")
+            make = ("python", DEBIAN, "make", suite, str(root), str(CACHE), "ca-certificates")
+            session.run(*make, "libgomp1", "python3-venv")
+            session.run("pip", "wheel", "-q", "--no-deps", "-w", folder, str(ROOT))
+            wheel = manylinux(session, next(Path(folder).glob("*.whl")))
+            shutil.copy(wheel, root / "srv")
+            session.run(*inside, "python3", "-m", "venv", "/venv")
+            pip = (*inside, "/venv/bin/pip", "install", "-q")
+            session.run(*pip, f"./{wheel.name}[engine,testing]")
+            session.run(*inside, "/venv/bin/llama-state", "demo")
 
 
 @nox.session
@@ -290,10 +329,14 @@ def readme(session: nox.Session, mark: str, *arguments: str, **env: str) -> None
 
     The session's environment is the reader's: nothing is installed into it before.
     """
-    command = ("python", CHECKS, "command", str(ROOT / "README.md"), mark)
-    text = str(session.run(*command, silent=True, log=False)).strip()
-    text = " ".join([text, *map(shlex.quote, arguments)])
+    text = " ".join([readme_command(session, mark), *map(shlex.quote, arguments)])
     session.run("bash", "-euo", "pipefail", "-c", text, external=True, env=env)
+
+
+def readme_command(session: nox.Session, mark: str) -> str:
+    """Return the README's command of that *mark*."""
+    command = ("python", CHECKS, "command", str(ROOT / "README.md"), mark)
+    return str(session.run(*command, silent=True, log=False)).strip()
 
 
 def manylinux(session: nox.Session, wheel: Path) -> Path:
