@@ -163,8 +163,8 @@ def strangers(session: nox.Session) -> None:
         with TemporaryDirectory() as folder:
             root = Path(folder, "debian")
             inside = ("python", DEBIAN, "run", str(root))
-            make = ("python", DEBIAN, "make", suite, str(root), str(CACHE), "ca-certificates")
-            session.run(*make, *packages.split())
+            make = ("python", DEBIAN, "make", suite)
+            session.run(*make, str(root), str(CACHE), "ca-certificates", *packages.split())
             session.run("git", "clone", "-q", str(ROOT), str(root / "clone"), external=True)
             session.run(*inside, "/clone", "python3", "-m", "venv", ".venv")
             for command in commands:
@@ -172,16 +172,15 @@ def strangers(session: nox.Session) -> None:
                 session.run(*inside, "/clone", "bash", "-euo", "pipefail", "-c", script)
         with TemporaryDirectory() as folder:  # no compiler is there
             root = Path(folder, "debian")
-            inside = ("python", DEBIAN, "run", str(root), "/srv")
-            make = ("python", DEBIAN, "make", suite, str(root), str(CACHE), "ca-certificates")
-            session.run(*make, "libgomp1", "python3-venv")
+            there = ("python", DEBIAN, "run", str(root), "/srv")
+            session.run(*make, str(root), str(CACHE), "ca-certificates", "libgomp1", "python3-venv")
             session.run("pip", "wheel", "-q", "--no-deps", "-w", folder, str(ROOT))
             wheel = manylinux(session, next(Path(folder).glob("*.whl")))
             shutil.copy(wheel, root / "srv")
-            session.run(*inside, "python3", "-m", "venv", "/venv")
-            pip = (*inside, "/venv/bin/pip", "install", "-q")
+            session.run(*there, "python3", "-m", "venv", "/venv")
+            pip = (*there, "/venv/bin/pip", "install", "-q")
             session.run(*pip, f"./{wheel.name}[engine,testing]")
-            session.run(*inside, "/venv/bin/llama-state", "demo")
+            session.run(*there, "/venv/bin/llama-state", "demo")
 
 
 @nox.session
