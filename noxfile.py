@@ -7,9 +7,11 @@ checkout itself. What follows ``--`` goes to the tool that a session runs.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +23,7 @@ nox.options.sessions = ["lint", "types", "tests", "docs"]
 
 ROOT = Path(__file__).parent
 CHECKS = str(ROOT / ".ci" / "checks.py")
+DEBIAN = str(ROOT / ".ci" / "debian.py")
 MATRIX = str(ROOT / ".ci" / "matrix.py")
 MODELS = str(ROOT / ".ci" / "models.py")
 
@@ -31,6 +34,24 @@ CACHE = Path(os.environ.get("LLAMA_STATE_CI_CACHE") or Path(_CACHE_HOME, "llama_
 
 # Processes that test at the same time.
 CORES = 2
+
+# The release of Debian that has the newest Python, and what the tests need there.
+NEWEST = "sid"
+NEWEST_PACKAGES = (
+    *("ca-certificates", "gcc", "git", "iproute2", "libc6-dev", "openssl"),
+    *("python3-all-dev", "python3-all-venv", "redis-server"),
+)
+# With a libllama there: one kind of model of each memory, and what is not about kinds.
+QUICK = (
+    *("tests/llama", "tests/cli", "tests/context/test_context.py", "tests/context/test_files.py"),
+    *("tests/context/test_buffers.py", "tests/context/test_checkpoints.py"),
+    *("tests/context/test_lifetime.py", "tests/context/test_prefix_store.py"),
+    "tests/context/test_threads.py",
+    *("-k", "not moe and not mamba2 and not qwen2vl and not lfm2"),
+)
+
+# What is made in the tree, and is another's there.
+MADE = (".git", ".nox", "*.so", "*.egg-info", "build", "__pycache__", ".*_cache")
 
 # The version of llama-cpp-python that is tested.
 HOST = "0.3.36"
@@ -109,6 +130,76 @@ def browser(session: nox.Session) -> None:
         options = ("-q", f"--junitxml={xml}", *session.posargs)
         session.run("python", "-m", "pytest", *options, "tests/inspection/test_in_browser.py")
         session.run("python", CHECKS, "skips", "browser", xml)
+
+
+@nox.session
+def pythons(session: nox.Session) -> None:
+    """Test on the oldest Python that is here, and on the newest of all, which Debian sid has.
+
+    What needs no libllama is run where there is none, and on the newest a quick part of the others
+    too; behind -- is what pytest is to run there instead: ``nox -s pythons -- tests`` for all.
+    """
+    version, oldest = interpreters(session)[0]
+    with TemporaryDirectory() as folder:
+        if version == f"3.{sys.version_info[1]}":
+            session.log(f"oldest: python {version}, on which the session tests runs everything")
+        else:
+            session.log(f"oldest: python {version}")
+            on_python(session, [venv(session, Path(folder, version), oldest)], Path(folder))
+        if lacks := str(session.run("python", DEBIAN, "lacks", silent=True, log=False)).strip():
+            session.log(f"newest: absent, no Debian {NEWEST} can be made here: {lacks}")
+            if os.environ.get("CI") and not os.geteuid() and Path("/etc/debian_version").exists():
+                session.error("a machine of CI has to have what is needed")
+            return
+        root = Path(folder, "debian")
+        session.run("python", DEBIAN, "make", NEWEST, str(root), str(CACHE), *NEWEST_PACKAGES)
+        shutil.copytree(ROOT, root / "src", symlinks=True, ignore=shutil.ignore_patterns(*MADE))
+        inside = ["python", DEBIAN, "run", str(root), "/src"]
+        names = [path.name for path in (root / "usr" / "bin").glob("python3.[0-9][0-9]")]
+        newest = max(names, key=lambda name: int(name.partition(".")[2]))
+        session.log(f"newest: {newest} of {', '.join(sorted(names))} in Debian {NEWEST}")
+        session.run(*inside, newest, "-m", "venv", "/venv")
+        python = [*inside, "/venv/bin/python"]
+        on_python(session, python, root / "tmp", "/tmp")  # noqa: S108 - the one of that Debian
+        session.run(*python, "-m", "pip", "install", "-q", *extra("engine"))
+        session.run(*python, "-m", "pytest", "-q", *(session.posargs or QUICK))
+
+
+@nox.session
+def strangers(session: nox.Session) -> None:
+    """Do on fresh Debians what the README says, in a clean clone, and install a wheel there.
+
+    Behind -- stand the releases (bookworm trixie sid). Only what is committed is cloned; it takes
+    the time of all tests on each.
+    """
+    session.install(*extra("release"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (packages,) = re.findall(r"`apt install ([^`]*)`", text)
+    commands = [readme_command(session, mark) for mark in ("demo", "test")]
+    # Every example of the page behind the first command, as it says.
+    commands.insert(1, "python -m doctest -o ELLIPSIS README.md")
+    for suite in session.posargs or ("bookworm", "trixie", NEWEST):
+        with TemporaryDirectory() as folder:
+            root = Path(folder, "debian")
+            inside = ("python", DEBIAN, "run", str(root))
+            make = ("python", DEBIAN, "make", suite)
+            session.run(*make, str(root), str(CACHE), "ca-certificates", *packages.split())
+            session.run("git", "clone", "-q", str(ROOT), str(root / "clone"), external=True)
+            session.run(*inside, "/clone", "python3", "-m", "venv", ".venv")
+            for command in commands:
+                script = f". .venv/bin/activate && {command}"
+                session.run(*inside, "/clone", "bash", "-euo", "pipefail", "-c", script)
+        with TemporaryDirectory() as folder:  # no compiler is there
+            root = Path(folder, "debian")
+            there = ("python", DEBIAN, "run", str(root), "/srv")
+            session.run(*make, str(root), str(CACHE), "ca-certificates", "libgomp1", "python3-venv")
+            session.run("pip", "wheel", "-q", "--no-deps", "-w", folder, str(ROOT))
+            wheel = manylinux(session, next(Path(folder).glob("*.whl")))
+            shutil.copy(wheel, root / "srv")
+            session.run(*there, "python3", "-m", "venv", "/venv")
+            pip = (*there, "/venv/bin/pip", "install", "-q")
+            session.run(*pip, f"./{wheel.name}[engine,testing]")
+            session.run(*there, "/venv/bin/llama-state", "demo")
 
 
 @nox.session
@@ -233,15 +324,37 @@ def damage_stores(session: nox.Session, *, cases: int, kills: int) -> None:
     session.run("python", "-m", "tests.fuzz.kills", "--kills", str(kills), env=env)
 
 
+def on_python(session: nox.Session, python: list[str], folder: Path, seen: str = "") -> None:
+    """Run the tests that need no libllama with a Python that gets none.
+
+    Args:
+        session: The session.
+        python: The command; its environment is empty.
+        folder: For the results.
+        seen: The path of that folder as the command sees it, if another.
+    """
+    run = partial(session.run, *python, external=True)
+    run("-m", "pip", "install", "-q", "-e", ".[test]")
+    run("-m", "pip", "uninstall", "-q", "-y", "xllamacpp")
+    name = "results.xml"
+    marked = "not libllama and not llama_cpp and not real_model"
+    run("-m", "pytest", "-q", "-m", marked, f"--junitxml={seen or folder}/{name}")
+    session.run("python", CHECKS, "skips", "pythons", str(folder / name))
+
+
 def readme(session: nox.Session, mark: str, *arguments: str, **env: str) -> None:
     """Run the README's command of that *mark*, with further *arguments*, as a reader does.
 
     The session's environment is the reader's: nothing is installed into it before.
     """
-    command = ("python", CHECKS, "command", str(ROOT / "README.md"), mark)
-    text = str(session.run(*command, silent=True, log=False)).strip()
-    text = " ".join([text, *map(shlex.quote, arguments)])
+    text = " ".join([readme_command(session, mark), *map(shlex.quote, arguments)])
     session.run("bash", "-euo", "pipefail", "-c", text, external=True, env=env)
+
+
+def readme_command(session: nox.Session, mark: str) -> str:
+    """Return the README's command of that *mark*."""
+    command = ("python", CHECKS, "command", str(ROOT / "README.md"), mark)
+    return str(session.run(*command, silent=True, log=False)).strip()
 
 
 def manylinux(session: nox.Session, wheel: Path) -> Path:

@@ -95,19 +95,29 @@ SINK_API void log_sink_set_depth(int depth)
 // How many bytes this thread's calls, or with shared the threads of nobody, have stored.
 SINK_API size_t log_sink_size(bool shared)
 {
-    return shared ? sink_shared.size : sink_own.size;
+    if (!shared)
+        return sink_own.size;
+    SINK_LOCK();
+    size_t n = sink_shared.size;
+    SINK_UNLOCK();
+    return n;
 }
 
-// Moves at most size stored bytes to out, and forgets all. Returns how many were moved.
+// Moves the stored lines to out that fit whole into size bytes; what another thread has added
+// since the size was asked for stays for the next time. Returns how many bytes were moved.
 SINK_API size_t log_sink_take(bool shared, char *out, size_t size)
 {
     struct sink_text *text = shared ? &sink_shared : &sink_own;
     if (shared)
         SINK_LOCK();
     size_t n = text->size < size ? text->size : size;
-    if (n > 0)
+    while (n > 0 && text->data[n - 1] != '\0')
+        n--;
+    if (n > 0) {
         memcpy(out, text->data, n);
-    text->size = 0;
+        memmove(text->data, text->data + n, text->size - n);
+        text->size -= n;
+    }
     if (shared)
         SINK_UNLOCK();
     return n;

@@ -8,6 +8,8 @@ on other systems.
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+import tests
 
 if TYPE_CHECKING:
     import llama_state as ls
@@ -32,12 +36,24 @@ os.environ["GGML_NO_BACKTRACE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+# What a shell starts in the background has SIGINT ignored, and so has what that starts in turn,
+# unless it has a handler.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out what only Linux can run, elsewhere."""
     if sys.platform != "linux":
         for item in items:
             if item.get_closest_marker("linux"):
                 item.add_marker(pytest.mark.skip("only on Linux"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``-m 'not libllama'`` no libllama is looked for: a machine may have none."""
+    wanted = re.split(r"\s+and\s+", config.option.markexpr.strip())
+    tests.LIBLLAMA_WANTED = "not libllama" not in wanted
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -54,9 +70,15 @@ def pytest_unconfigure() -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test that takes ``model`` each kind of tiny model that the library can load."""
     if "model" in metafunc.fixturenames:
-        from tests.libllama import MODELS
+        metafunc.parametrize("model", _kinds(), indirect=True, scope="session")
 
-        metafunc.parametrize("model", sorted(MODELS), indirect=True, scope="session")
+
+def _kinds() -> list[str]:
+    if not tests.LIBLLAMA_WANTED:
+        return ["any"]
+    from tests.libllama import MODELS
+
+    return sorted(MODELS)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,9 @@
 The library is the one that ``load_library()`` finds, so ``LLAMA_STATE_LIBRARY`` runs the same
 tests on another build. A kind of model that an old build cannot load is left out there, and
 said so in the header; the default engine must load all of them (``llama/test_library.py``).
+
+With ``-m 'not libllama'`` nothing is loaded and none needs to be there: the modules of tests that
+import this one, which are all marked so, are skipped as a whole.
 """
 
 from __future__ import annotations
@@ -10,8 +13,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
+
 import llama_state as ls
+import tests
 from llama_state.testing.models import KINDS, write_model
+
+if not tests.LIBLLAMA_WANTED:
+    pytest.skip(tests.NOT_WANTED, allow_module_level=True)
 
 LIBRARY = ls.load_library()
 _FOLDER = tempfile.TemporaryDirectory(prefix="llama_state-models-")

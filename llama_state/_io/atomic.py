@@ -308,7 +308,8 @@ class _Folder:
 
 # -- a thread frees the pages of a large old file, so that replacing one takes no extra time
 
-_frees: list[threading.Thread] = []
+_FREES: Final = "llama_state-free"
+"""The name of these threads, by which they are found: a list of them would need a lock."""
 
 
 @contextmanager
@@ -327,14 +328,10 @@ def _freed_later(target: Path, old: os.stat_result | None) -> Iterator[None]:
 
 
 def _close_in_thread(file: FileIO) -> None:
-    _frees[:] = [thread for thread in _frees if thread.is_alive()]
-    thread = threading.Thread(target=_free, args=(file,), name="llama_state-free")
     try:
-        thread.start()
+        threading.Thread(target=_free, args=(file,), name=_FREES).start()
     except RuntimeError:  # too many threads, or the interpreter shuts down
         _free(file)
-    else:
-        _frees.append(thread)
 
 
 def _free(file: FileIO) -> None:
@@ -344,7 +341,8 @@ def _free(file: FileIO) -> None:
 
 def _wait_for_frees() -> bool:
     """Wait until files that were replaced are freed; return False if there were none."""
-    waiting = [*_frees]
+    waiting = [thread for thread in threading.enumerate() if thread.name == _FREES]
     for thread in waiting:
-        thread.join()
+        if thread.is_alive():  # and not just being started by another thread
+            thread.join()
     return bool(waiting)

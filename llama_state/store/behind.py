@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from .._io.buffers import flat
 from .._io.platform.processes import in_each_child
 from .._io.threads import POLL_SECONDS
+from .counting import counting
 from .objects import Name
 from .troubles import Troubles
 
@@ -118,13 +119,13 @@ class WriteBehind:
             return False
         views = [flat(part) for part in parts]
         nbytes = sum(map(len, views))
-        # One call at a time adds to what waits: there is as much room in what follows, or more.
-        if self.pending_bytes + nbytes <= self._limit:
+        if self.pending_bytes + nbytes <= self._limit:  # else it need not be copied
             with suppress(MemoryError, RuntimeError):  # no memory, no thread
                 data = b"".join(views)
-                self._add(name, _Job(data, lambda: self._write(name, data)))
-                return True
-        self.dropped += 1
+                if self._add(name, _Job(data, lambda: self._write(name, data))):
+                    return True
+        with counting():
+            self.dropped += 1
         return False
 
     def afterwards(self, run: Callable[[], object]) -> None:
@@ -154,18 +155,23 @@ class WriteBehind:
         """
         if not self.settle(timeout):
             return False
-        lost = self.dropped + self.refused
-        whole, self._lost_before = lost == self._lost_before, lost
+        with counting():
+            lost = self.dropped + self.refused
+            whole, self._lost_before = lost == self._lost_before, lost
         return whole
 
     def _waiting(self) -> int:
         return sum(len(job.data) for job in self._jobs.values())
 
-    def _add(self, key: object, job: _Job) -> None:
+    def _add(self, key: object, job: _Job) -> bool:
+        """Let a job wait; False where other threads have used up the room meanwhile."""
         with self._lock:
+            if job.data and self._waiting() + len(job.data) > self._limit:
+                return False
             # First the thread: what is added and then interrupted does not wait for ever.
             self._ensure_thread()
             self._jobs.setdefault(key, job)
+            return True
 
     def _ensure_thread(self) -> None:
         if not self._is_working:
@@ -212,7 +218,8 @@ class WriteBehind:
             if written:
                 self._broken.pop(name.key, None)
             else:
-                self.refused += 1
+                with counting():
+                    self.refused += 1
                 if name.kind in ("R", "N"):
                     self._broken[name.key] = name
 

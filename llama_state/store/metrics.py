@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
+from .counting import counting
 from .results import Contents
 from .tiers import Tier
 from .troubles import Troubles
@@ -118,18 +119,20 @@ class Stats:
     ) -> Stats:
         """Return the figures of a store."""
         places = tuple(PlaceStats.of(tier, troubles) for tier in tiers)
-        counts = dict(troubles.counts)
+        with counting():  # as they are at one moment
+            counts, lost = dict(troubles.counts), dict(troubles.lost)
+            failures = dict(troubles.failures)
         return cls(
             location,
             sum(place.used_bytes for place in places),
             sum(place.capacity_bytes for place in places),
             places=places,
-            tokens_lost=dict(troubles.lost),
+            tokens_lost=lost,
             recall_seconds=counts.pop("recall_microseconds", 0) / 1e6,
             pending_bytes=pending_bytes,
             dropped=dropped,
             refused=refused,
-            failures=dict(troubles.failures),
+            failures=failures,
             **counts,
         )
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from .._io.buffers import flat
+from .counting import counting
 from .lookup import DamagedError
 from .objects import Name
 from .places.backend import Place, Stored
@@ -84,7 +85,8 @@ class Tier:
         """Write an object; where there is no room for it, that is counted."""
         written = self.backend.put(name, parts)
         if not written and not self.backend.readonly and not self.backend.has(name):
-            self.refused += 1
+            with counting():
+                self.refused += 1
             self._full_until = time.monotonic() + _REST_SECONDS
         return written
 
@@ -293,7 +295,9 @@ class Tiers:
         with self._reader.at(source.backend).whole(name) as (view, _):
             for to in targets:
                 try:
-                    to.kept += to.put(name, [view])
+                    if to.put(name, [view]):
+                        with counting():
+                            to.kept += 1
                     there = to.has(name)
                 except OSError as error:
                     self._failed("write to", to, error)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .._io import records
 from ..errors import ClosedError, SequenceIdError, StateError
+from .counting import counting
 
 LOGGER = records.logger("store")
 
@@ -32,16 +32,15 @@ class Troubles:
         self.counts: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
-        self._lock = threading.Lock()
 
     def count(self, **done: int) -> None:
         """Add to the counts."""
-        with self._lock:
+        with counting():
             self.counts.update(done)
 
     def lose(self, why: str, n_tokens: int) -> None:
         """Count tokens that a recall did not find."""
-        with self._lock:
+        with counting():
             self.lost[why] += n_tokens
 
     def done(self, doing: str, **facts: object) -> None:
@@ -61,7 +60,7 @@ class Troubles:
     def failed(self, doing: str, error: BaseException) -> None:
         """Count a trouble; the first of a kind is logged."""
         kind = f"{doing}: {type(error).__name__}"
-        with self._lock:
+        with counting():
             self.failures[kind] += 1
             first = self.failures[kind] == 1
         if first:

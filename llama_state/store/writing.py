@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+from .counting import counting
 from .lookup import Found, Link, Lookup, Needs
 from .objects import Kind, Name, pack
 from .pieces import SequenceMemory, Taken
@@ -333,7 +334,9 @@ class Writer:
             keyed=self._trust.keyed,
         )
         if not target.put(name, packed):
-            self.refused += target is self._backend and not target.has(name)
+            if target is self._backend and not target.has(name):
+                with counting():
+                    self.refused += 1
             return 0
         return sum(memoryview(part).nbytes for part in packed)
 

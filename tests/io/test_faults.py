@@ -95,8 +95,7 @@ def check_saves(folder: Path, save_to: Callable[[Path], None], inject: Inject) -
     count = 0
     for place in attempts(lambda: save_to(path), inject):
         count += 1
-        for thread in [*atomic._frees]:
-            thread.join()
+        atomic._wait_for_frees()
         assert path.read_bytes() in (OLD, new), place
         assert descriptors() == before, place
         # Only where the removal itself fails does it stay, for the next save to remove.

@@ -449,7 +449,7 @@ def test_forked_at_a_bad_moment(tmp_path: Path) -> None:
     with cluster(tmp_path, program("redis"), 2) as servers:
         backend = place(servers[0].port, cluster=1)
         backend.put(name("a"), [payload("a", LARGE)])
-        lock = backend.engine._server._client.nodes_manager._lock  # type: ignore[attr-defined]
+        lock = backend.engine._server._client[1].nodes_manager._lock  # type: ignore[attr-defined]
         held, done = threading.Event(), threading.Event()
 
         def hold() -> None:

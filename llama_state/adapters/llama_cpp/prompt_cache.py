@@ -15,6 +15,7 @@ from ..._io.arguments import checked
 from ..._io.records import logger
 from ...errors import ClosedError, StateError, UnsupportedError
 from ...store import PrefixStore, Remembered, Stats
+from ...store.counting import counting
 from .context import LlamaContext
 from .llama import LlamaHandle, check_llama
 
@@ -197,7 +198,7 @@ class PromptCache:
         if self._scope_now() != self._scope:
             raise StateError("the adapters were changed since the last prompt: declare them first")
         remembered = self.store.remember(self._ctx, self._ctx.tokens)
-        self._counts["kept"] += 1
+        self._count("kept")
         return remembered
 
     # -- what a Llama calls
@@ -215,23 +216,23 @@ class PromptCache:
             KeyError: Nothing; it says why.
         """
         prompt = tuple(key)
-        self._counts["lookups"] += 1
+        self._count("lookups")
         self._follow()
         if self._listed() == prompt and not getattr(self._llm(), "_requires_eval", True):
-            self._counts["as_it_was"] += 1
+            self._count("as_it_was")
             return Stored(prompt)  # it can sample as it is
         try:
             recalled = self.store.recall(self._ctx, prompt)
         except ClosedError:
             raise
         except StateError as error:
-            self._counts["failed"] += 1
+            self._count("failed")
             LOGGER.warning("no prompt can be looked up", exc_info=True)
             self._ctx.clear()  # it would be cut back, even where that is not possible
             raise KeyError(str(error)) from error
         if not recalled.n_past:
             raise KeyError(str(recalled.why))
-        self._counts["hits"] += 1
+        self._count("hits")
         return Stored(self._listed())
 
     def __setitem__(self, key: Sequence[int], value: Any) -> None:
@@ -251,13 +252,17 @@ class PromptCache:
         except ClosedError:
             raise
         except StateError:
-            self._counts["not_kept"] += 1
+            self._count("not_kept")
             LOGGER.warning("this prompt is not cached", exc_info=True)
 
     def _load(self, stored: Stored) -> None:
         """Put what a lookup gave into the ``Llama`` again; what is gone is evaluated anew."""
         # Of a prompt the last token would be left to decode.
         self.store.recall(self._ctx, (*stored.input_ids.tolist(), 0))
+
+    def _count(self, what: str) -> None:
+        with counting():
+            self._counts[what] += 1
 
     # -- which tokens, which adapters
 
@@ -273,7 +278,7 @@ class PromptCache:
         """Forget what the ``Llama`` holds if it was evaluated with other adapters."""
         scope = self._scope_now()
         if scope != self._scope:
-            self._counts["forgotten"] += 1
+            self._count("forgotten")
             self._ctx.clear()
             self._scope = scope
 

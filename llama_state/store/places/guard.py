@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from ..._io.buffers import flat
+from ..counting import counting
 from ..objects import Name
 from .backend import Backend, Stored
 
@@ -199,8 +200,9 @@ class Guard:
             raise RestingError(errno.EHOSTDOWN, message, self.location)
 
     def _trip(self) -> None:
-        self.trips += not self.resting  # of several calls at once the first one counts
-        self._rests_until = time.monotonic() + self._rest
+        with counting():
+            self.trips += not self.resting  # of several calls at once the first one counts
+            self._rests_until = time.monotonic() + self._rest
 
 
 class Pace:

@@ -60,8 +60,7 @@ class Server:
         self.is_far: bool = not _is_here(parts)
         self.encrypts: bool = parts.scheme in ("rediss", "valkeys")
         self._settings = self._connection(parts, options)
-        self._client: Any = None
-        self._pid = os.getpid()
+        self._client: tuple[int, Any] | None = None  # with the process that made it
 
     # -- commands
 
@@ -164,11 +163,10 @@ class Server:
 
     def _connected(self) -> Any:
         """Return the client: in a forked process another one, as its connections are others'."""
-        client, pid = self._client, os.getpid()
-        if client is None or pid != self._pid:
-            client = self._new_client()
-            self._client, self._pid = client, pid
-        return client
+        made, here = self._client, os.getpid()
+        if made is None or made[0] != here:
+            made = self._client = (here, self._new_client())
+        return made[1]
 
     def _new_client(self) -> Any:
         redis, settings = self._redis, dict(self._settings)
