@@ -162,7 +162,9 @@ def pythons(session: nox.Session) -> None:
         python = [*inside, "/venv/bin/python"]
         on_python(session, python, root / "tmp", "/tmp")  # noqa: S108 - the one of that Debian
         session.run(*python, "-m", "pip", "install", "-q", *extra("engine"))
-        session.run(*python, "-m", "pytest", "-q", *(session.posargs or QUICK))
+        session.run(
+            *python, "-X", "dev", "-W", "error", "-m", "pytest", "-q", *(session.posargs or QUICK)
+        )
 
 
 @nox.session
@@ -338,7 +340,19 @@ def on_python(session: nox.Session, python: list[str], folder: Path, seen: str =
     run("-m", "pip", "uninstall", "-q", "-y", "xllamacpp")
     name = "results.xml"
     marked = "not libllama and not llama_cpp and not real_model"
-    run("-m", "pytest", "-q", "-m", marked, f"--junitxml={seen or folder}/{name}")
+    # As in the command of the README.
+    run(
+        "-X",
+        "dev",
+        "-W",
+        "error",
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        marked,
+        f"--junitxml={seen or folder}/{name}",
+    )
     session.run("python", CHECKS, "skips", "pythons", str(folder / name))
 
 
