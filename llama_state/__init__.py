@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .layout import RestorePoint
     from .store import Media, PrefixStore, Recalled, Remembered
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 """The version of this package."""
 
 __all__ = [

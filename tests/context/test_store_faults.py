@@ -24,8 +24,8 @@ from tests.libllama import MODELS
 
 # A file whose owner met an error is closed when the owner goes, which Python remarks upon.
 pytestmark = [
-    pytest.mark.linux,
     pytest.mark.libllama,
+    pytest.mark.linux,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
