@@ -24,6 +24,7 @@ SETTINGS = ("/etc/resolv.conf", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates
 VARIABLES = ("PIP_", "SSL_CERT_", "REQUESTS_CA_BUNDLE", "NO_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
 # Packages and what explains them are not needed once they are installed.
 EMPTIED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man")
+NAMESPACE = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
 # In a namespace of its own: however it ends, no mount and no process is left.
 ENTER = """
 mount --make-rprivate /
@@ -40,6 +41,10 @@ def lacking() -> str:
     missing = [name for name in ("apt-get", "debootstrap", "unshare") if not shutil.which(name)]
     if missing:
         return f"no {', '.join(missing)}"
+    # A container can forbid it to root, too.
+    trial = [*NAMESPACE, "bash", "-c", "mount --make-rprivate / && mount -t proc proc /proc"]
+    if subprocess.run(trial, stderr=subprocess.DEVNULL, check=False).returncode:
+        return "no namespace with mounts of its own is allowed"
     return "" if mirrors() else "apt's sources name no archive of Debian (or run apt-get update)"
 
 
@@ -98,11 +103,8 @@ def run(root: str, folder: str, *command: str) -> None:
     env = {name: value for name, value in os.environ.items() if name.upper().startswith(VARIABLES)}
     env |= {"HOME": "/root", "LANG": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     env |= {"PIP_ROOT_USER_ACTION": "ignore", "PIP_NO_INPUT": "1", "PYTHONUNBUFFERED": "1"}
-    namespace = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
-    done = subprocess.run(
-        [*namespace, "bash", "-euc", ENTER, "-", root, folder, *command], env=env, check=False
-    )
-    sys.exit(done.returncode)
+    command = (*NAMESPACE, "bash", "-euc", ENTER, "-", root, folder, *command)
+    sys.exit(subprocess.run(command, env=env, check=False).returncode)
 
 
 def _run(*command: str) -> None:
