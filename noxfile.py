@@ -95,7 +95,7 @@ def types(session: nox.Session) -> None:
         # The parts for other systems, as a type checker sees them there.
         for system in ("darwin", "win32"):
             options = (f"--cache-dir={cache}", f"--platform={system}")
-            session.run("mypy", *options, "llama_state", "pytest_llama_state.py")
+            session.run("mypy", *options, "llama_state")
     session.run("python", CHECKS, "typed")
 
 

@@ -35,7 +35,6 @@ IN_THE_WHEEL = (
     r"llama_state/inspection/source\.py",
     r"llama_state/py\.typed",
     r"llama_state/testing/specs/.*\.json",
-    r"pytest_llama_state\.py",
 )
 NOT_IN_THE_WHEEL = r"(.*\.(c|h|o|pyc)|(tests|benchmarks|docs|examples)/.*|(build_ffi|noxfile)\.py)"
 

@@ -238,7 +238,12 @@ def test_check_states(folder: Path) -> None:
     (command,) = re.findall(r"- run: pytest (.*)", job)
     (folder / "models").mkdir()
     (folder / "plain.gguf").rename(folder / "models" / "tiny.gguf")
-    some = ("-p", "pytest_llama_state", "-k", "unified and plain and save_state and not empty")
+    some = (
+        "-p",
+        "llama_state.pytest_plugin",
+        "-k",
+        "unified and plain and save_state and not empty",
+    )
     lines = python("-m", "pytest", *some, *shlex.split(command), cwd=folder)
     assert re.search(r"\b[1-9]\d* passed\b", lines[-1])
     (report,) = re.findall(r"path: (\S+\.xml)", job)

@@ -28,6 +28,7 @@ ROOMS = (
     "inspection",
     "adapters",
     "testing",
+    "pytest_plugin",
     "cli",
     "__init__",
 )

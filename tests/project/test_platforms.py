@@ -47,11 +47,7 @@ PREFIXES = {
 # Of all systems.
 EVERYWHERE = {"O_RDONLY", "O_WRONLY", "O_RDWR", "O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND"}
 
-FILES = sorted(
-    path
-    for path in [*PACKAGE.rglob("*.py"), PACKAGE.with_name("pytest_llama_state.py")]
-    if PLATFORM not in path.parents and path.exists()
-)
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if PLATFORM not in path.parents)
 
 
 def strays(text: str) -> Iterator[str]:

@@ -25,8 +25,8 @@ UNUSED = """
 import sys
 
 def test_nothing_is_imported():
-    assert "pytest_llama_state" in sys.modules
-    assert [name for name in sys.modules if name.split(".")[0] == "llama_state"] == []
+    names = [name for name in sys.modules if name.split(".")[0] == "llama_state"]
+    assert names == ["llama_state", "llama_state.pytest_plugin"]
 """
 Run = Callable[..., pytest.RunResult]
 
@@ -39,7 +39,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     pytester.makepyfile(OWN)
 
     def call(*arguments: object) -> pytest.RunResult:
-        options = ("-p", "pytest_llama_state", "-p", "no:cacheprovider", "-W", "error")
+        options = ("-p", "llama_state.pytest_plugin", "-p", "no:cacheprovider", "-W", "error")
         return pytester.runpytest_subprocess(*options, *map(str, arguments))
 
     return call

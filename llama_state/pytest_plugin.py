@@ -1,7 +1,7 @@
 """The conformance check of llama_state as tests of any project's suite.
 
-``pytest --llama-state-model M.gguf`` adds a test for each row. It stands outside of the package
-because pytest imports every plugin that is installed: without the option llama_state is not.
+``pytest --llama-state-model M.gguf`` adds a test for each row. pytest imports every plugin that is
+installed, so this imports nothing else of llama_state before it is asked to.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from llama_state import Model
-    from llama_state.testing import Row
+    from .context.model import Model
+    from .testing.report import Row
 
 _OPTION = "--llama-state-model"
 
@@ -67,7 +67,7 @@ class ModelRows(pytest.Collector):
 
     def collect(self) -> Iterable[pytest.Item]:
         """Yield the rows; nothing is loaded yet."""
-        from llama_state.testing.conformance import CONFIGURATIONS, functions_of
+        from .testing.conformance import CONFIGURATIONS, functions_of
 
         for configuration, options in CONFIGURATIONS.items():
             for function in functions_of(options):
@@ -81,8 +81,9 @@ class ModelRows(pytest.Collector):
 
     def setup(self) -> None:
         """Open the model, or let each row report why that is impossible."""
-        from llama_state import Model, load_library
-        from llama_state.errors import StateError
+        from ._llama.discovery import load_library
+        from .context.model import Model
+        from .errors import StateError
 
         problem = None
         try:
@@ -110,7 +111,7 @@ class ModelRows(pytest.Collector):
         raise AssertionError(f"no row {function}")
 
     def _run(self, configuration: str) -> Iterator[Row]:
-        from llama_state.testing.conformance import CONFIGURATIONS, some_round_trips
+        from .testing.conformance import CONFIGURATIONS, some_round_trips
 
         assert self._model is not None
         options = CONFIGURATIONS[configuration]
