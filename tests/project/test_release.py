@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,14 @@ def test_the_metadata_is_that_of_the_tree() -> None:
     links = re.findall(r"\]\((.*?)\)", re.sub(r"(?ms)^```.*?^```$", "", readme))
     assert len(links) > 10
     assert [link for link in links if not link.startswith("https://")] == []
+
+
+def test_the_address_is_the_same_everywhere() -> None:
+    """Where the project is to be found is decided in pyproject.toml; whoever moves it finds all."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    source = urls["Source"]
+    assert all(url.startswith(source) for url in urls.values())
+    for name in ("CITATION.cff", "examples/check_states.yml"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found = re.findall(r"https://github\.com/[\w-]+/llama[\w-]*", text)
+        assert set(found) == {source}, name
