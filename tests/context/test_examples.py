@@ -209,8 +209,9 @@ def test_serve_with_fastapi(folder: Path) -> None:
         first, second = say("Hello, server."), say("Hello, server.")
         assert first["text"]
         assert first["evaluated"] == second["evaluated"] + 1  # the first one begins with BOS
-        with pytest.raises(urllib.error.HTTPError, match="413"):
+        with pytest.raises(urllib.error.HTTPError, match="413") as refused:
             say("x" * 1100)
+        refused.value.close()
 
 
 def test_look_into_states(tmp_path: Path) -> None:
