@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis.strategies import SearchStrategy
 
 import llama_state as ls
-from llama_state.testing.conformance import NMSE_LIMIT, NMSE_LIMITS
+from llama_state.testing.conformance import nmse_limit
 
 Test: TypeAlias = Callable[..., None]
 
@@ -69,7 +69,7 @@ SLOWEST_SHARE = 10
 
 def limit(arch: str) -> float:
     """The error below which the next logits after a restore count as equal."""
-    return NMSE_LIMITS.get(arch, NMSE_LIMIT)
+    return nmse_limit(arch)
 
 
 def is_sampled(arch: str, *, slowest: bool = False) -> bool:

@@ -177,9 +177,9 @@ def _story(model: Model, state: Path, *, made: bool, **threads: Any) -> Story:
 
 def _is_small(story: Story) -> bool:
     """Whether no more than rounding makes the logits differ."""
-    from ..testing.conformance import NMSE_LIMIT, NMSE_LIMITS
+    from ..testing.conformance import nmse_limit
 
-    return story.error < NMSE_LIMITS.get(story.arch, NMSE_LIMIT)
+    return story.error < nmse_limit(story.arch)
 
 
 def _told(story: Story) -> Iterator[str]:

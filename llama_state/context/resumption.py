@@ -77,9 +77,12 @@ class Checkpoints:
         """Return a checkpoint; see :meth:`llama_state.Context.checkpoint`."""
         self._handle.library.require_known_version()
         with self._handle.use() as call:
-            given = None if tokens is None else list(tokens)
-            listed = given or (self._keeper.known_tokens(call, target) if given is None else ())
-            n_past = self._n_past(call, target)
+            listed: Sequence[int]
+            n_past = None
+            if tokens is None:
+                listed = self._keeper.known_tokens(call, target) or ()
+            else:
+                listed, n_past = list(tokens), self._n_past(call, target)
             last, row = None, None
             if logits:
                 last = _logits_to_keep(call, target, self._handle.pointer.last_logits)
@@ -95,15 +98,15 @@ class Checkpoints:
             kind="whole" if target is None else "sequence",
             session_version=self._handle.library.session_version,
             source=target,
-            tokens=listed or (),
+            tokens=listed,
             logits=row,
             logits_of=last.seq_id if last else None,
             fingerprint=replace(known, context={**known.context, **recorded}),
             meta=meta,
             restore_points=points,
         )
-        if given:
-            _warn_of_tokens(len(given), n_past)
+        if listed and n_past is not None:
+            _warn_of_tokens(len(listed), n_past)
         return checkpoint
 
     def _n_past(self, call: Call, target: Target) -> set[int]:

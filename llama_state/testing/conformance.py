@@ -185,6 +185,11 @@ def some_round_trips(
                         yield _run(trip, controls, Row(name, method.function))
 
 
+def nmse_limit(arch: str) -> float:
+    """Return the error below which logits of an architecture count as equal."""
+    return NMSE_LIMITS.get(arch, NMSE_LIMIT)
+
+
 def _run(trip: Trip, controls: Controls, row: Row) -> Row:
     """Make a round trip; return *row* with its result."""
     try:
@@ -217,7 +222,7 @@ def _judged(
     from_own = None if own is None else _error(own, got)
     from_moved = max((_error(trip.expected.answers, one) for one in moved), default=0.0)
     row = replace(row, nmse=error, nmse_llama=from_own, nmse_moved=from_moved)
-    limit = NMSE_LIMITS.get(trip.target.arch, NMSE_LIMIT)
+    limit = nmse_limit(trip.target.arch)
     same = error < limit and got.tokens == expected.tokens
     wrong = [*differences]
     if own is not None and not (_is_own(from_own) and got.tokens == own.tokens):

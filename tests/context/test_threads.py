@@ -1,15 +1,7 @@
-"""Many threads at once: each on contexts of its own, all on one model, pool, store and log.
-
-The interpreter changes threads as often as it can, so that what is no single step is interrupted
-with a GIL, too.
-"""
+"""Many threads at once: each on contexts of its own, all on one model, pool, store and log."""
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,33 +9,12 @@ import pytest
 import llama_state as ls
 from tests.libllama import LIBRARY, MODELS
 from tests.llama.test_library import run
+from tests.many_threads import together
 
 pytestmark = pytest.mark.libllama
 
 THREADS, ROUNDS = 6, 8
 KINDS = [kind for kind in ("llama-dense", "jamba-dense") if kind in MODELS]
-
-
-@pytest.fixture(autouse=True)
-def hasty() -> Iterator[None]:
-    """Threads are changed all the time."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-def together(work: Callable[[int], object]) -> None:
-    """Do it in all threads, which begin at once, and raise what one of them raises."""
-    gate = threading.Barrier(THREADS)
-
-    def one(n: int) -> None:
-        gate.wait()
-        work(n)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        for done in [pool.submit(one, n) for n in range(THREADS)]:
-            done.result()
 
 
 def context(kind: str) -> ls.Context:
@@ -73,7 +44,7 @@ def test_each_on_its_own_context(kind: str, tmp_path: Path) -> None:
                 other.resume(ctx.checkpoint(0, tokens=prompts[n]))
                 assert other.n_past() == len(prompts[n])
 
-    together(work)
+    together(THREADS, work)
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["at once", "behind"])
@@ -94,7 +65,7 @@ def test_all_on_one_store(kind: str, behind: bool) -> None:
                     if behind:
                         assert store.flush()
 
-        together(work)
+        together(THREADS, work)
         stats = store.stats()
     assert stats.recalls == THREADS * ROUNDS
     assert not stats.failures
@@ -114,7 +85,7 @@ def test_one_context_of_all(kind: str) -> None:
                 assert ctx.n_past() == 19
                 assert len(ctx.snapshot()) == len(before)
 
-        together(work)
+        together(THREADS, work)
         assert ctx.snapshot() == before
 
 
