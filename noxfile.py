@@ -46,7 +46,7 @@ QUICK = (
     *("tests/llama", "tests/cli", "tests/context/test_context.py", "tests/context/test_files.py"),
     *("tests/context/test_buffers.py", "tests/context/test_checkpoints.py"),
     *("tests/context/test_lifetime.py", "tests/context/test_prefix_store.py"),
-    "tests/context/test_threads.py",
+    *("tests/context/test_threads.py", "tests/context/test_interruptions.py::test_signals"),
     *("-k", "not moe and not mamba2 and not qwen2vl and not lfm2"),
 )
 

@@ -161,7 +161,9 @@ def win32() -> None:
     without(signal, "SIGURG", "SIGIO")
     os.O_BINARY = 0x8000  # O_LARGEFILE here, which changes nothing
     os.open = opened_as_text
+    # How a folder is removed: each call asks up to Python 3.13, the import has asked since.
     shutil._use_fd_functions = False  # type: ignore[attr-defined]
+    shutil._rmtree_impl = getattr(shutil, "_rmtree_unsafe", None)  # type: ignore[attr-defined]
     os.add_dll_directory = dll_directory  # type: ignore[attr-defined]
     for name in ("replace", "rename", "unlink", "remove", "link"):
         setattr(os, name, refused_while_open(name, getattr(os, name)))

@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Final
 
+from .locks import Lock
 from .platform.files import reserve
 from .platform.memory import advise, new_memory
-from .platform.processes import in_each_child
 
 if TYPE_CHECKING:
     from . import Buffer
@@ -42,8 +42,7 @@ class Pool:
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
-        # The collector can return a buffer in the middle of any line here, in the same thread.
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._idle: list[mmap.mmap] = []  # in the order in which they were returned
         self._limits = threading.local()
 
@@ -130,13 +129,8 @@ class Pool:
             while self._idle and sum(map(len, self._idle)) > self._kept:
                 self._idle.pop(0)
 
-    def renew(self) -> None:
-        """Make it usable in a forked process, where a thread may have held the lock."""
-        self._lock = threading.RLock()
-
 
 POOL: Final = Pool(KEPT)
-in_each_child(POOL.renew)
 
 
 def trim_buffers() -> int:

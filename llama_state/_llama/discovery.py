@@ -10,7 +10,6 @@ import ctypes.util
 import importlib.util
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +17,8 @@ from typing import NamedTuple
 from .._install import pip_install
 from .._io import StrPath
 from .._io.arguments import checked
+from .._io.locks import Lock
 from .._io.platform import libraries
-from .._io.platform.processes import in_each_child
 from ..errors import LibraryNotFoundError
 from .library import Library
 
@@ -43,7 +42,7 @@ _TOO_NEW = re.compile(r"version `GLIBC_([\d.]+)' not found")
 _PACKAGES = {"libgomp.so.1": "Debian, Ubuntu: apt install libgomp1; Fedora: dnf install libgomp"}
 _MARK = "llama_state_get_size"
 
-_lock = threading.RLock()
+_lock = Lock()
 _loaded: dict[Path, Library] = {}
 
 
@@ -229,11 +228,3 @@ def _open(path: Path, source: str) -> Library:
             _loaded[key].warn_of_version(stacklevel=5)
         _loaded[key].check_process()
         return _loaded[key]
-
-
-def _renew() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-in_each_child(_renew)

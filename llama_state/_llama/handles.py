@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from .._io.forks import check_process
-from .._io.platform.processes import in_each_child
+from .._io.locks import Lock
 from ..errors import ClosedError
 from ._llama_cffi import ffi, lib
 from .library import Library
@@ -28,8 +28,7 @@ from .library import Library
 # Seconds that a call in a daemon thread may go on at the interpreter's exit.
 _PATIENCE = 5.0
 _exiting = threading.Event()
-# The collector can come back to any of this in the middle of a line, in the same thread.
-_guard = threading.RLock()
+_guard = Lock()
 
 
 class LastLogits(NamedTuple):
@@ -75,7 +74,7 @@ class Pointer:
         self.library = library
         self.ptr = ptr
         self.pid: int = os.getpid()
-        self.lock: threading.RLock = threading.RLock()
+        self.lock: Lock = Lock()
         self.freed: bool = False
         self.on_device: dict[int, object] = {}
         self.last_logits: LastLogits | None = None
@@ -155,12 +154,17 @@ class Pointer:
 
     def _release(self) -> None:
         # Who finds the lock taken can leave: whoever has it looks again after it.
-        while self._idle() and self.lock.acquire(blocking=False):
+        while self._idle():
             try:
+                if not self.lock.acquire(blocking=False):
+                    return
                 if self._idle():
                     self._free_now()
             finally:
-                self.lock.release()
+                try:  # noqa: SIM105 - a signal could come before suppress()
+                    self.lock.release()
+                except RuntimeError:
+                    pass  # it was not taken
 
     def _free_now(self) -> None:
         try:
@@ -353,11 +357,3 @@ class Owner:
 def _watch_exit() -> None:
     # Registered after weakref's own function, and so called before it.
     atexit.register(_exiting.set)
-
-
-def _renew() -> None:
-    global _guard
-    _guard = threading.RLock()
-
-
-in_each_child(_renew)

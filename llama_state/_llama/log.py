@@ -7,11 +7,11 @@ them after the call on the thread that made it. No Python code ever runs inside 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from .._io.locks import Lock
 from .._io.records import logger
 from ._llama_cffi import ffi, lib
 
@@ -46,7 +46,7 @@ class LogTap:
         # Ours already is where this package was imported before in the process.
         self._owned = owned or (readable and lib.log_sink_installed(api))
         self._readable = readable
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._users: set[object] = set()  # one for each open block
         self._before: tuple[Any, Any] | None = None  # the callback that ours stands in front of
         self._chain = lib.log_sink_chain()

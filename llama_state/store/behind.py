@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import threading
 import time
 import weakref
 from _thread import start_new_thread
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .._io.buffers import flat
+from .._io.locks import Lock
 from .._io.platform.processes import in_each_child
 from .._io.threads import POLL_SECONDS
 from .counting import counting
@@ -73,6 +73,7 @@ class WriteBehind:
         self._backend = backend
         self._troubles = troubles
         self._limit = pending_bytes
+        self._lock = Lock()
         self._begin()
         self.dropped: int = 0
         self.refused: int = 0
@@ -81,7 +82,6 @@ class WriteBehind:
 
     def _begin(self) -> None:
         """Begin with nothing that waits, and no thread."""
-        self._lock = threading.Lock()
         self._jobs: dict[object, _Job] = {}  # in order; the first one may be under way
         self._broken: dict[bytes, Name] = {}  # rows that could not be written, by key
         self._is_working = False

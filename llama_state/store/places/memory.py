@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..._io.buffers import flat
+from ..._io.locks import Lock
 from ...errors import TruncatedError
 from ..objects import Name
 from .backend import Stored
@@ -30,7 +30,7 @@ class MemoryBackend:
         self._objects: dict[Name, bytes] = {}
         self._used: dict[Name, float] = {}
         self._children: dict[bytes, dict[Name, None]] = {}
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def expect(self, parents: Sequence[bytes]) -> None:
         """See :class:`Backend`: it is near."""
