@@ -179,33 +179,49 @@ def strangers(session: nox.Session) -> None:
     the time of all tests on each.
     """
     session.install(*extra("release"))
+    with TemporaryDirectory() as folder:
+        session.run("pip", "wheel", "-q", "--no-deps", "-w", folder, str(ROOT))
+        wheel = manylinux(session, next(Path(folder).glob("*.whl")))
+        for suite in session.posargs or ("bookworm", "trixie", NEWEST):
+            follow_readme(session, suite)
+            install_wheel(session, suite, wheel)
+
+
+def follow_readme(session: nox.Session, suite: str) -> None:
+    """Do what the README says in a clone, on a Debian with only what it names."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (packages,) = re.findall(r"`apt install ([^`]*)`", text)
     commands = [readme_command(session, mark) for mark in ("demo", "test")]
     # Every example of the page behind the first command, as it says.
     commands.insert(1, "python -m doctest -o ELLIPSIS README.md")
-    for suite in session.posargs or ("bookworm", "trixie", NEWEST):
-        with TemporaryDirectory() as folder:
-            root = Path(folder, "debian")
-            inside = ("python", DEBIAN, "run", str(root))
-            make = ("python", DEBIAN, "make", suite)
-            session.run(*make, str(root), str(CACHE), "ca-certificates", *packages.split())
-            session.run("git", "clone", "-q", str(ROOT), str(root / "clone"), external=True)
-            session.run(*inside, "/clone", "python3", "-m", "venv", ".venv")
-            for command in commands:
-                script = f". .venv/bin/activate && {command}"
-                session.run(*inside, "/clone", "bash", "-euo", "pipefail", "-c", script)
-        with TemporaryDirectory() as folder:  # no compiler is there
-            root = Path(folder, "debian")
-            there = ("python", DEBIAN, "run", str(root), "/srv")
-            session.run(*make, str(root), str(CACHE), "ca-certificates", "libgomp1", "python3-venv")
-            session.run("pip", "wheel", "-q", "--no-deps", "-w", folder, str(ROOT))
-            wheel = manylinux(session, next(Path(folder).glob("*.whl")))
-            shutil.copy(wheel, root / "srv")
-            session.run(*there, "python3", "-m", "venv", "/venv")
-            pip = (*there, "/venv/bin/pip", "install", "-q")
-            session.run(*pip, f"./{wheel.name}[engine,testing]")
-            session.run(*there, "/venv/bin/llama-state", "demo")
+    with TemporaryDirectory() as folder:
+        root = Path(folder, "debian")
+        make_debian(session, suite, root, *packages.split())
+        session.run("git", "clone", "-q", str(ROOT), str(root / "clone"), external=True)
+        inside = ("python", DEBIAN, "run", str(root), "/clone")
+        session.run(*inside, "python3", "-m", "venv", ".venv")
+        for command in commands:
+            script = f". .venv/bin/activate && {command}"
+            session.run(*inside, "bash", "-euo", "pipefail", "-c", script)
+
+
+def install_wheel(session: nox.Session, suite: str, wheel: Path) -> None:
+    """Install a wheel on a Debian without a compiler, and run the demo."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder, "debian")
+        make_debian(session, suite, root, "libgomp1", "python3-venv")
+        shutil.copy(wheel, root / "srv")
+        inside = ("python", DEBIAN, "run", str(root), "/srv")
+        session.run(*inside, "python3", "-m", "venv", "/venv")
+        wanted = f"./{wheel.name}[engine,testing]"
+        session.run(*inside, "/venv/bin/pip", "install", "-q", wanted)
+        session.run(*inside, "/venv/bin/llama-state", "demo")
+
+
+def make_debian(session: nox.Session, suite: str, root: Path, *packages: str) -> None:
+    """Make a minimal Debian with packages."""
+    make = ("python", DEBIAN, "make", suite, str(root), str(CACHE))
+    session.run(*make, "ca-certificates", *packages)
 
 
 @nox.session
