@@ -7,7 +7,8 @@ under it, together with the lines that led there. :func:`places` finds those of 
 Left out is what no signal can end: CPython looks for signals where a function begins, where a
 loop goes back and after a call, so neither between ``__enter__`` and the block of a ``with``, nor
 between the block and ``__exit__``, nor where a generator yields, nor between an exception and the
-block that handles it.
+block that handles it. Python 3.14 and newer look behind an ``__enter__`` of C, too, of which no
+trace tells: :func:`at_signals` finds it, and ``tests/io/test_locks.py``.
 """
 
 from __future__ import annotations
