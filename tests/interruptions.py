@@ -6,9 +6,9 @@ under it, together with the lines that led there. :func:`places` finds those of 
 
 Left out is what no signal can end: CPython looks for signals where a function begins, where a
 loop goes back and after a call, so neither between ``__enter__`` and the block of a ``with``, nor
-between the block and ``__exit__``, nor where a generator yields, nor between an exception and the
-block that handles it. Python 3.14 and newer look behind an ``__enter__`` of C, too, of which no
-trace tells: :func:`at_signals` finds it, and ``tests/io/test_locks.py``.
+between the block and ``__exit__`` or ``finally``, nor where a generator yields, nor between an
+exception and the block that handles it. Python 3.14 and newer look behind an ``__enter__`` of C,
+too, of which no trace tells: :func:`at_signals` finds it, and ``tests/io/test_locks.py``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import llama_state
+from llama_state._io.locks import _ALL, Lock
 
 _PACKAGE = str(Path(llama_state.__file__).parent) + os.sep
 # Python itself reports and drops what a finalizer raises.
@@ -98,12 +100,14 @@ def at_places(
     fresh()
     found = places(call)
     fresh()
-    opened = open_files()
+    opened, settings = open_files(), copy_context()
     for place in found[sum(map(ord, name)) % STRIDE :: STRIDE]:
         fresh()
         said = said_of(interrupted(call, place))
         left = left_open(opened)
         assert not left, (place, left)
+        assert not left_taken(), place
+        assert not left_set(settings), place
         yield place, said
 
 
@@ -114,10 +118,13 @@ def at_signals(
     fresh()
     start = time.perf_counter()
     call()
-    took = time.perf_counter() - start
+    took, settings = time.perf_counter() - start, copy_context()
     for i in range(SIGNALS):
         fresh()
-        yield Place(f"signal {i}", ()), said_of(signalled(call, took * (i + 1) / SIGNALS))
+        said = said_of(signalled(call, took * (i + 1) / SIGNALS))
+        assert not left_taken(), i
+        assert not left_set(settings), i
+        yield Place(f"signal {i}", ()), said
 
 
 def signalled(call: Callable[[], object], after: float) -> BaseException | None:
@@ -195,11 +202,13 @@ def _can_end(frame: FrameType, event: str) -> bool:
     code, at = frame.f_code, frame.f_lasti
     if event == "return":
         own_enter = code.co_name == "__enter__" and code.co_filename.startswith(_PACKAGE)
-        return not own_enter and dis.opname[code.co_code[at]] not in ("YIELD_VALUE", "RESUME")
+        # Neither where a generator yields, nor where an exception is on its way out.
+        return not own_enter and dis.opname[code.co_code[at]].startswith("RETURN_")
     if code.co_filename == contextlib.__file__ and frame.f_lineno not in _lines_that_call(code):
         return False
     # An exception on its way to its handler meets no signal either.
-    return dis.opname[code.co_code[at]] != "PUSH_EXC_INFO" and not _leaves_with(code, at)
+    on_its_way = dis.opname[code.co_code[at]] in ("PUSH_EXC_INFO", "CLEANUP_THROW")
+    return not (on_its_way or _leaves_with(code, at) or _leaves_try(code, at))
 
 
 @functools.cache
@@ -218,12 +227,41 @@ def _leaves_with(code: CodeType, at: int) -> bool:
     return any(opcodes[i : i + 3] == [_LOAD_CONST] * 3 for i in (0, 1, 2))
 
 
+def _leaves_try(code: CodeType, at: int) -> bool:
+    """Tell whether a line event is that of the first line of ``finally``, or behind a ``try``.
+
+    A signal that comes after the last call of the block is its handlers': they are in force yet.
+    """
+    before, here = _handler(code, at - 2), _handler(code, at)
+    around = [before]  # the handlers around that one, from the inside out
+    while around[-1] is not None:
+        around.append(_handler(code, around[-1]))
+    return here in around[1:]
+
+
+@functools.cache
+def _handler(code: CodeType, at: int) -> int | None:
+    """Where an exception of an instruction goes in its function."""
+    table = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+    return next((each.target for each in table if each.start <= at < each.end), None)
+
+
 def is_free(ctx: llama_state.Context) -> bool:
     """Whether another thread can use the context."""
     thread = threading.Thread(target=ctx.n_past, daemon=True)
     thread.start()
     thread.join(20)
     return not thread.is_alive()
+
+
+def left_taken() -> list[Lock]:
+    """The locks of the library that this thread has."""
+    return [lock for lock in tuple(_ALL) if lock._is_owned()]  # type: ignore[attr-defined]
+
+
+def left_set(before: Context) -> list[str]:
+    """The names of the context variables that are not what they were."""
+    return [var.name for var, value in copy_context().items() if value is not before.get(var)]
 
 
 def left_open(before: Counter[str]) -> Counter[str]:

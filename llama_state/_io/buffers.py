@@ -105,14 +105,8 @@ class Pool:
         if limit is not None and nbytes > limit:
             raise MemoryError(f"a buffer of {nbytes} bytes; the limit is {limit}")
         with self._lock:
-            while large_enough := [memory for memory in self._idle if len(memory) >= nbytes]:
-                smallest = min(large_enough, key=len)
-                with suppress(ValueError):  # gone meanwhile
-                    self._idle.remove(smallest)
-                    return smallest
-            if self._idle:  # All are too small: the new one will be kept in place of the largest.
-                with suppress(ValueError):
-                    self._idle.remove(max(self._idle, key=len))
+            if (memory := self._take_idle(nbytes)) is not None:
+                return memory
         try:
             return anonymous(_with_growth(nbytes))
         except OSError:
@@ -122,12 +116,26 @@ class Pool:
         except OSError as error:
             raise MemoryError(f"a buffer of {nbytes} bytes: {error.strerror}") from error
 
+    def _take_idle(self, nbytes: int) -> mmap.mmap | None:
+        while large_enough := [memory for memory in self._idle if len(memory) >= nbytes]:
+            smallest = min(large_enough, key=len)
+            with suppress(ValueError):  # gone meanwhile
+                self._idle.remove(smallest)
+                return smallest
+        if self._idle:  # All are too small: the new one will be kept in place of the largest.
+            with suppress(ValueError):
+                self._idle.remove(max(self._idle, key=len))
+        return None
+
     def _give_back(self, memory: mmap.mmap) -> None:
         advise(memory, "MADV_FREE")
         with self._lock:
             self._idle.append(memory)
-            while self._idle and sum(map(len, self._idle)) > self._kept:
-                self._idle.pop(0)
+            self._free_oldest()
+
+    def _free_oldest(self) -> None:
+        while self._idle and sum(map(len, self._idle)) > self._kept:
+            self._idle.pop(0)
 
 
 POOL: Final = Pool(KEPT)

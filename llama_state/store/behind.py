@@ -103,9 +103,8 @@ class WriteBehind:
     def children(self, parent: bytes) -> Sequence[Name]:
         """Return the names of all objects that go on from *parent*, in the place or waiting."""
         with self._lock:
-            waiting = [
-                name for name in self._jobs if isinstance(name, Name) and name.parent == parent
-            ]
+            jobs = list(self._jobs)
+        waiting = [name for name in jobs if isinstance(name, Name) and name.parent == parent]
         return list(dict.fromkeys([*self._backend.children(parent), *waiting]))
 
     def head(self, name: Name, nbytes: int) -> bytes:
@@ -184,12 +183,15 @@ class WriteBehind:
                 return
             self._is_working = True
         try:
-            while (first := self._first()) is not None:
-                self._do(*first)
-                del first
+            self._do_all()
         except BaseException:  # no thread could be started, and this one was interrupted
             self._is_working = False
             raise
+
+    def _do_all(self) -> None:
+        while (first := self._first()) is not None:
+            self._do(*first)
+            del first
 
     def _do(self, key: object, job: _Job) -> None:
         try:

@@ -163,19 +163,27 @@ class Reader:
         Each is valid as long as *kept* is open; without it, until the next one is taken.
         """
         coming: deque[tuple[Wanted, Answer[_Open]]] = deque()
-        rest = iter(objects)
         try:
-            for each in islice(rest, self._most):
-                coming.append((each, threads.ask(partial(self._open, each))))
-            while coming:
-                yield from self._taken(*coming[0], kept)
-                coming.popleft()
-                for following in islice(rest, 1):
-                    coming.append((following, threads.ask(partial(self._open, following))))
+            yield from self._in_turn(threads, iter(objects), coming, kept)
         finally:
             for _, answer in coming:
                 if (opened := answer.give_up()) is not None:
                     opened.held.close()
+
+    def _in_turn(
+        self,
+        threads: Threads,
+        rest: Iterator[Wanted],
+        coming: deque[tuple[Wanted, Answer[_Open]]],
+        kept: ExitStack | None,
+    ) -> Iterator[Given]:
+        for each in islice(rest, self._most):
+            coming.append((each, threads.ask(partial(self._open, each))))
+        while coming:
+            yield from self._taken(*coming[0], kept)
+            coming.popleft()
+            for following in islice(rest, 1):
+                coming.append((following, threads.ask(partial(self._open, following))))
 
     def _taken(
         self, each: Wanted, answer: Answer[_Open], kept: ExitStack | None

@@ -229,20 +229,22 @@ class BackendTests:
             raise wrong[0]
 
     def _some(self, backend: Backend, n: int, wrong: list[BaseException]) -> None:
-        size = 100_000
         try:
             for step in range(25):
-                each = name(str((step + n) % 5))
-                backend.put(each, [payload(each.key.hex(), size)])
-                try:
-                    found = _opened(backend, each, size)
-                except FileNotFoundError:
-                    continue
-                assert found == payload(each.key.hex(), size), "another object, or a part of one"
-                if step % 7 == n:
-                    backend.remove(each)
+                self._one(backend, n, step)
         except BaseException as error:
             wrong.append(error)
+
+    def _one(self, backend: Backend, n: int, step: int) -> None:
+        each, size = name(str((step + n) % 5)), 100_000
+        backend.put(each, [payload(each.key.hex(), size)])
+        try:
+            found = _opened(backend, each, size)
+        except FileNotFoundError:
+            return
+        assert found == payload(each.key.hex(), size), "another object, or a part of one"
+        if step % 7 == n:
+            backend.remove(each)
 
     def test_names(self) -> None:
         """Names are the same after they were text."""
@@ -268,14 +270,17 @@ class BackendTests:
         }
         with failing:
             for what, call in calls.items():
-                began = time.monotonic()
-                error = _error(call)
-                assert isinstance(error, OSError), f"{what}: {error!r}"
-                assert not isinstance(error, FileNotFoundError), what
-                assert error.errno not in DAMAGE, f"{what}: a sound object would be removed"
-                assert time.monotonic() - began < 30, what
+                self._fails(what, call)
         assert _opened(backend, name("a"), 5) == b"there"
         assert {stored.name for stored in backend.entries()} >= {name("a")}
+
+    def _fails(self, what: str, call: Callable[[], object]) -> None:
+        began = time.monotonic()
+        error = _error(call)
+        assert isinstance(error, OSError), f"{what}: {error!r}"
+        assert not isinstance(error, FileNotFoundError), what
+        assert error.errno not in DAMAGE, f"{what}: a sound object would be removed"
+        assert time.monotonic() - began < 30, what
 
 
 def _opened(backend: Backend, each: Name, nbytes: int) -> bytes:

@@ -37,11 +37,12 @@ def one_call() -> Iterator[None]:
 
     By the clock, whatever else the block does: nothing may be decoded in it.
     """
-    token = _CALL_BEGAN.set(time.monotonic())
+    before = _CALL_BEGAN.get()
     try:
+        _CALL_BEGAN.set(time.monotonic())
         yield
     finally:
-        _CALL_BEGAN.reset(token)
+        _CALL_BEGAN.set(before)
 
 
 class RestingError(OSError):

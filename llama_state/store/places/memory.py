@@ -75,9 +75,7 @@ class MemoryBackend:
         """See :class:`Backend`."""
         now = time.time() if when is None else when
         with self._lock:
-            for name in names:
-                if name in self._objects:
-                    self._used[name] = now
+            self._used.update(dict.fromkeys(self._objects.keys() & names, now))
 
     def remove(self, name: Name) -> int:
         """See :class:`Backend`."""

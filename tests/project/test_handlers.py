@@ -1,0 +1,59 @@
+"""No signal skips what a block does at its end, on any Python."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import handlers
+
+SKIPS = sys.version_info[:2] in [(3, 12), (3, 13), (3, 14)]
+
+BAD = """
+def loop_of_a_condition(lock, names):
+    with lock:
+        for name in names:
+            if name:
+                lock.note(name)
+
+def comprehension(names):
+    try:
+        return [name for name in names if name]
+    finally:
+        names.close()
+"""
+
+GOOD = """
+def loop_elsewhere(lock, names):
+    with lock:
+        return loop(names)
+
+def loop(names):
+    for name in names:
+        if name:
+            return name
+
+def loop_in_a_generator_manager(names):
+    with generator(names):
+        for name in names:
+            if name:
+                names.note(name)
+"""
+
+
+def test_none_is_skipped() -> None:
+    found = [f"{path}:{line}" for path, line in handlers.skipped(handlers.PACKAGE)]
+    assert found == [], "give the loop a function of its own"
+
+
+def test_it_finds_them() -> None:
+    found = set(handlers.skipped_of(BAD, set()))
+    assert len(found) == (2 if SKIPS else 0)
+    assert not set(handlers.skipped_of(GOOD, {"generator"}))
+
+
+def test_it_runs_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert handlers.main() == 0
+    assert "0 loops" in capsys.readouterr().out
