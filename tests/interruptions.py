@@ -7,8 +7,8 @@ under it, together with the lines that led there. :func:`places` finds those of 
 Left out is what no signal can end: CPython looks for signals where a function begins, where a
 loop goes back and after a call, so neither between ``__enter__`` and the block of a ``with``, nor
 between the block and ``__exit__`` or ``finally``, nor where a generator yields, nor between an
-exception and the block that handles it. Python 3.14 and newer look behind an ``__enter__`` of C,
-too, of which no trace tells: :func:`at_signals` finds it, and ``tests/io/test_locks.py``.
+exception and the block that handles it. Python 3.14 looks behind an ``__enter__`` of C, too, of
+which no trace tells: :func:`at_signals` finds it, and ``tests/io/test_locks.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import dis
 import functools
 import gc
+import logging
 import os
 import signal
 import sys
@@ -151,7 +152,16 @@ def signalled(call: Callable[[], object], after: float) -> BaseException | None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        _release_loggings()
     return None
+
+
+def _release_loggings() -> None:
+    """Release the locks of ``logging``, which Python 3.14 can leave taken for ever."""
+    handlers = [ref() for ref in logging._handlerList]  # type: ignore[attr-defined]
+    for lock in [logging._lock, *(each.lock for each in handlers if each)]:  # type: ignore[attr-defined]
+        while lock is not None and lock._is_owned():
+            lock.release()
 
 
 def _traced(call: Callable[[], object], reached: Callable[[Place], bool]) -> None:

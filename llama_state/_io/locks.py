@@ -14,8 +14,8 @@ class Lock(RLock):  # type: ignore[misc]  # typeshed says that it is final; it i
 
     Where a signal handler raises (Ctrl-C), wherever that is, the lock is free after the block.
     That of ``threading`` stays taken where it is between ``__enter__`` and the block: Python 3.14
-    and newer look for signals behind each call of a C function, this one too. In a process made by
-    fork it is free, unless the thread that forked had it.
+    looks for signals behind that call, if it is one of C. In a process made by fork it is free,
+    unless the thread that forked had it.
     """
 
     __slots__ = ()
