@@ -41,12 +41,15 @@ NEWEST_PACKAGES = (
     *("ca-certificates", "gcc", "git", "iproute2", "libc6-dev", "openssl"),
     *("python3-all-dev", "python3-all-venv", "redis-server"),
 )
+# What differs most from one Python to the next: where they look for signals.
+SIGNALS = ("tests/io/test_locks.py", "tests/context/test_interruptions.py::test_signals")
+
 # With a libllama there: one kind of model of each memory, and what is not about kinds.
 QUICK = (
     *("tests/llama", "tests/cli", "tests/context/test_context.py", "tests/context/test_files.py"),
     *("tests/context/test_buffers.py", "tests/context/test_checkpoints.py"),
     *("tests/context/test_lifetime.py", "tests/context/test_prefix_store.py"),
-    *("tests/context/test_threads.py", "tests/context/test_interruptions.py::test_signals"),
+    *("tests/context/test_threads.py", *SIGNALS),
     *("-k", "not moe and not mamba2 and not qwen2vl and not lfm2"),
 )
 
@@ -145,7 +148,8 @@ def pythons(session: nox.Session) -> None:
 
     What needs no libllama is run where there is none, but for the slowest, and on the newest a
     quick part of the others too. Behind -- is what pytest is to run there instead of that part:
-    ``nox -s pythons -- tests`` is all of it.
+    ``nox -s pythons -- tests`` is all of it. What signals leave is tested on that Debian's other
+    Pythons, too.
     """
     version, oldest = interpreters(session)[0]
     with TemporaryDirectory() as folder:
@@ -162,8 +166,8 @@ def pythons(session: nox.Session) -> None:
         names = [path.name for path in (root / "usr" / "bin").glob("python3.[0-9][0-9]")]
         newest = max(names, key=lambda name: int(name.partition(".")[2]))
         session.log(f"newest: {newest} of {', '.join(sorted(names))} in Debian {NEWEST}")
-        for name in names:  # what each of them makes of the same lines differs
-            session.run(*inside, name, "tests/handlers.py")
+        for name in {*names} - {newest}:
+            look_at_signals(session, inside, name)
         session.run(*inside, newest, "-m", "venv", "/venv")
         python = [*inside, "/venv/bin/python"]
         on_python(session, python, root / "tmp", "/tmp")  # noqa: S108 - the one of that Debian
@@ -171,6 +175,15 @@ def pythons(session: nox.Session) -> None:
         session.run(
             *python, "-X", "dev", "-W", "error", "-m", "pytest", "-q", *(session.posargs or QUICK)
         )
+
+
+def look_at_signals(session: nox.Session, inside: list[str], name: str) -> None:
+    """Test what signals leave with a Python of another system."""
+    python = partial(session.run, *inside, f"/signals-{name}/bin/python")
+    session.run(*inside, name, "-m", "venv", f"/signals-{name}")
+    python("-m", "pip", "install", "-q", "-e", ".[test]")
+    python("tests/handlers.py")
+    python("-m", "pytest", "-q", *SIGNALS)
 
 
 @nox.session
