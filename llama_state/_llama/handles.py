@@ -83,10 +83,9 @@ class Pointer:
         self._of = of
         self._doomed = False
         self._calls = 0  # that are open, nested ones too; changed under the lock
-        self._dependents = 0  # that must be freed first; changed under the guard
+        self._dependents: set[Pointer] = set()  # that must be freed first
         if of is not None:
-            with _guard:
-                of._dependents += 1
+            of._dependents.add(self)
 
     @property
     def owned(self) -> bool:
@@ -170,16 +169,15 @@ class Pointer:
         try:
             self.freed = True
         finally:
-            if self._free is not None:
-                self._free(self.library.api, self.ptr)
-            if self._of is not None:
-                self._of._lose_dependent()
-
-    def _lose_dependent(self) -> None:
-        with _guard:
-            self._dependents -= 1
-        if self._doomed:
-            self._release()
+            try:
+                if self._free is not None:
+                    self._free(self.library.api, self.ptr)
+            finally:
+                if self._of is not None:
+                    self._of._dependents.discard(self)
+        _owned.pop(self, None)
+        if self._of is not None and self._of._doomed:
+            self._of._release()
 
 
 class Resource:
@@ -197,8 +195,24 @@ class Resource:
         self.pointer: Pointer = pointer
         self._keep = keep
         if owned:
+            _free_forgotten()
+            _owned[pointer] = weakref.ref(self)
             weakref.finalize(self, pointer.doom)
             _watch_exit()
+
+
+# What is ours to free, and what keeps it alive. Python drops what a signal raises in a finalizer:
+# what it has not freed then is found here.
+_owned: dict[Pointer, weakref.ref[Resource]] = {}
+
+
+def _free_forgotten() -> None:
+    """Free what nothing keeps alive any more and an interrupted finalizer did not free."""
+    for pointer, resource in list(_owned.items()):
+        if pointer.freed:
+            _owned.pop(pointer, None)
+        elif resource() is None and not _exiting.is_set():
+            pointer.doom()
 
 
 # One for each context, however many handles it has: (library, address) -> its pointer.
@@ -321,6 +335,7 @@ class Handle:
         else:
             with self.pointer.locked():
                 self._resource = None
+            _free_forgotten()
 
 
 class Owner:

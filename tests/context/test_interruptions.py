@@ -6,6 +6,7 @@ takes all places, the other profiles a part of them, another one for each call a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -30,8 +31,10 @@ from tests.interruptions import (
     at_signals,
     interrupted,
     is_free,
+    left_taken,
     places,
     said_of,
+    signalled,
 )
 from tests.libllama import MODELS
 
@@ -262,6 +265,26 @@ def test_signals(bench: Bench, name: str) -> None:
     after = bench.content()
     for place, said in at_signals(lambda: call(bench), bench.fresh):
         _is_sound(bench, name, place, before, after, said)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_signals_in_a_close() -> None:
+    """Python drops what a signal raises in a finalizer: a context is freed all the same."""
+
+    def opened() -> ls.Context:
+        return next(iter(MODELS.values())).context(n_ctx=128, n_batch=8, n_threads=1)
+
+    ctx = opened()
+    start = time.perf_counter()
+    ctx.close()
+    took = time.perf_counter() - start
+    for i in range(500):
+        ctx = opened()
+        pointer = ctx._handle.pointer
+        if signalled(ctx.close, took * (i + 1) / 500) is not None:
+            ctx.close()
+        assert pointer.freed, i
+        assert not left_taken(), i
 
 
 class Settling:

@@ -155,8 +155,8 @@ def test_contexts_need_no_collector(llama: ls.Model, tmp_path: Path) -> None:
             del ctx, attached
             if turn == 50:
                 before = resident()
-        # One context has 4 MiB of cells.
-        assert resident() - before < 4 << 20
+        # One context has 4 MiB of cells; the allocator takes some MiB once, at any time.
+        assert resident() - before < 32 << 20
     finally:
         gc.enable()
 
