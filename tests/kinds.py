@@ -12,7 +12,6 @@ from hypothesis import settings
 from hypothesis.strategies import SearchStrategy
 
 import llama_state as ls
-from llama_state.testing.conformance import nmse_limit
 
 Test: TypeAlias = Callable[..., None]
 
@@ -65,11 +64,6 @@ SHARE = 5
 
 SLOWEST_SHARE = 10
 """Of how many examples one is tried of any kind, in the slowest tests."""
-
-
-def limit(arch: str) -> float:
-    """The error below which the next logits after a restore count as equal."""
-    return nmse_limit(arch)
 
 
 def is_sampled(arch: str, *, slowest: bool = False) -> bool:

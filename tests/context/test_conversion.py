@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import llama_state as ls
 from llama_state import layout
-from llama_state.testing.conformance import nmse
+from llama_state.testing.conformance import nmse, nmse_limit
 from llama_state.testing.models import KINDS
 from tests import elsewhere
 from tests.elsewhere import FORMS, PROMPTS, fill, next_logits
-from tests.kinds import OWN_STREAMS, given, limit
+from tests.kinds import OWN_STREAMS, given
 from tests.layout.statefiles import GOLDEN
 from tests.libllama import LIBRARY, MODELS
 
@@ -121,7 +121,7 @@ def test_every_form_in_every_other(
         here, there_before = fresh(model, forms[1], cache_type), fresh(model, forms[0], cache_type)
         for saved, there in arrived.items():
             control = nmse(there_before[saved], here[saved])
-            bound = max(limit(model.arch), TOLERANCE * control)
+            bound = max(nmse_limit(model.arch), TOLERANCE * control)
             assert nmse(next_logits(ctx, there), here[saved]) < bound
         if seq_id is not None and begun:
             other = 1 - arrived[seq_id]
@@ -173,7 +173,7 @@ def restored_everywhere(
             for saved, there in arrived.items():
                 assert restored.sequences[there].n_past == len(PROMPTS[saved]), name
                 control = nmse(states.logits(saved), here[saved])
-                bound = max(limit(model.arch), TOLERANCE * control)
+                bound = max(nmse_limit(model.arch), TOLERANCE * control)
                 assert nmse(next_logits(ctx, there), here[saved]) < bound, name
 
         def blob(seq_id: int) -> bytes:
@@ -200,7 +200,7 @@ def test_golden_states(form: str, version: int) -> None:
             restored = load(GOLDEN / f"v{version}-lfm2.{kind}")
             assert restored.tokens == (1, 2, 3)
             assert ("version" in str(restored.converted)) == (version != SESSION)
-            assert nmse(next_logits(ctx, 0), expected) < limit(model.arch)
+            assert nmse(next_logits(ctx, 0), expected) < nmse_limit(model.arch)
 
 
 # -- what is more than form
@@ -334,7 +334,7 @@ def test_partial_states(model: ls.Model) -> None:
             ctx.decode([8, 9], 0)
             restored = ctx.seq_restore(of_version(partial, parsed, version), 0, partial=True)
             assert restored.sequences[0].n_past == len(PROMPTS[0])
-            assert nmse(next_logits(ctx, 0), expected) < limit(model.arch)
+            assert nmse(next_logits(ctx, 0), expected) < nmse_limit(model.arch)
 
 
 def test_without_validation(make: Callable[..., ls.Context], tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 import llama_state as ls
 from llama_state.testing import KINDS
-from llama_state.testing.conformance import CONFIGURATIONS, check_model
-from tests.kinds import ALL_WINDOWS, FIGURES, HOST_FIGURES, limit
+from llama_state.testing.conformance import CONFIGURATIONS, check_model, nmse_limit
+from tests.kinds import ALL_WINDOWS, FIGURES, HOST_FIGURES
 
 PAGE = Path(__file__).parents[2] / "docs" / "guarantees.md"
 ROW = re.compile(r"^\| `([a-z0-9-]+)` \| (\S+) \| (\S+) \|$", re.MULTILINE)
@@ -22,7 +22,7 @@ def test_the_page_has_the_figures() -> None:
     """Of every kind of model, and the bound that it is held to."""
     found = {kind: tuple(map(float, numbers)) for kind, *numbers in ROW.findall(PAGE.read_text())}
     archs = {kind: kind.rpartition("-")[0] for kind in KINDS}
-    assert found == {kind: (FIGURES[arch], limit(arch)) for kind, arch in archs.items()}
+    assert found == {kind: (FIGURES[arch], nmse_limit(arch)) for kind, arch in archs.items()}
 
 
 @pytest.mark.libllama
@@ -33,4 +33,4 @@ def test_the_figures_are_true(model: ls.Model) -> None:
     assert report.ok, report
     worst = max(row.nmse for row in report.rows)
     figure = max(FIGURES[model.arch], HOST_FIGURES.get(model.arch, 0))
-    assert worst <= min(SLACK * figure, limit(model.arch))
+    assert worst <= min(SLACK * figure, nmse_limit(model.arch))

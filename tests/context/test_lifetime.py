@@ -138,7 +138,7 @@ def test_nothing_leaks(llama: ls.Model, library: ls.Library, tmp_path: Path) -> 
 
 def test_contexts_need_no_collector(llama: ls.Model, tmp_path: Path) -> None:
     """300 contexts come and go in flat memory while the collector is off."""
-    blob = None
+    blob, sizes = None, []
     gc.collect()
     gc.disable()
     try:
@@ -153,10 +153,10 @@ def test_contexts_need_no_collector(llama: ls.Model, tmp_path: Path) -> None:
             attached.restore(blob)
             ctx.save_state(tmp_path / "state", durable=False)
             del ctx, attached
-            if turn == 50:
-                before = resident()
-        # One context has 4 MiB of cells; the allocator takes some MiB once, at any time.
-        assert resident() - before < 32 << 20
+            if turn in (50, 175, 299):
+                sizes.append(resident())
+        # One context has 4 MiB of cells. The allocator takes some MiB once, at any time.
+        assert min(sizes[1] - sizes[0], sizes[2] - sizes[1]) < 2 << 20
     finally:
         gc.enable()
 

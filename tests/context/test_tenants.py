@@ -17,9 +17,8 @@ from llama_state.store.objects import Kind, Name, pack
 from llama_state.store.places.backend import name_of
 from llama_state.store.places.folder import FolderBackend
 from llama_state.store.trust import Trust
-from llama_state.testing.conformance import nmse
+from llama_state.testing.conformance import nmse, nmse_limit
 from tests.context.oracle import LIMIT
-from tests.kinds import limit
 
 pytestmark = pytest.mark.libllama
 
@@ -111,7 +110,7 @@ def test_exactly_the_shared_part(
                 assert first == (N + 260 if tenant == ALICE else 260)
                 logits = memoryview(bytes(ctx.logits())).cast("f")
                 assert evaluated(store, ctx, [*public, *private]) <= 1
-                assert nmse(ctx.logits(), logits) <= max(LIMIT, limit(ctx.arch))
+                assert nmse(ctx.logits(), logits) <= max(LIMIT, nmse_limit(ctx.arch))
                 assert evaluated(store, ctx, [*public, *some(3, 9, ctx.n_vocab)]) == 9
                 n_tokens = sorted(entry.n_tokens for entry in store.entries())
                 assert n_tokens == [N + 9, N + 260]

@@ -16,8 +16,7 @@ import llama_state as ls
 from llama_state.context.form import StateForm
 from llama_state.layout import architectures
 from llama_state.layout.families import Family
-from llama_state.testing.conformance import nmse
-from tests.kinds import limit
+from llama_state.testing.conformance import nmse, nmse_limit
 
 pytestmark = pytest.mark.libllama
 
@@ -66,7 +65,7 @@ def test_every_way(model: ls.Model, filled: ls.Context, tmp_path: Path) -> None:
                 ctx.clear()
                 ctx.decode(begun)
                 assert way().sequences[0].n_past == len(PROMPT)
-                assert nmse(next_logits(ctx, 0), expected) < limit(model.arch)
+                assert nmse(next_logits(ctx, 0), expected) < nmse_limit(model.arch)
             assert ctx.resume(checkpoint, 1).sequences[1].n_past == 9
             with pytest.raises(ZeroDivisionError), ctx.savepoint():
                 ctx.decode([1])

@@ -24,9 +24,8 @@ from pathlib import Path
 
 import llama_state as ls
 from llama_state.store import PrefixStore
-from llama_state.testing.conformance import nmse
+from llama_state.testing.conformance import nmse, nmse_limit
 from llama_state.testing.models import write_model
-from tests.kinds import limit
 
 KINDS = ("llama-dense", "gemma3-dense", "jamba-dense")
 CHUNK = 16
@@ -110,7 +109,7 @@ class Judge:
         self.folder = folder
         self.rng = rng
         self.ctx, self.fresh = context(model), context(model)
-        self.limit = max(LIMIT, limit(self.ctx.arch))
+        self.limit = max(LIMIT, nmse_limit(self.ctx.arch))
         self.counts: Counter[str] = Counter()
 
     def look(self, *, alone: bool) -> None:

@@ -24,8 +24,7 @@ from xxhash import xxh3_128
 import llama_state as ls
 from llama_state.store import PrefixStore
 from llama_state.store.objects import HEADER
-from llama_state.testing.conformance import nmse
-from tests.kinds import limit
+from llama_state.testing.conformance import nmse, nmse_limit
 
 from .damage import KINDS
 
@@ -255,7 +254,7 @@ class Bench:
         self.other.clear()
         self.other.decode(PROMPT)
         self.logits = memoryview(bytes(self.other.logits())).cast("f")
-        self.limit = max(LIMIT, limit(self.ctx.arch))
+        self.limit = max(LIMIT, nmse_limit(self.ctx.arch))
 
     def open(self, how: str, folder: Path | None = None) -> PrefixStore:
         """Open a store, that of the cases or another one."""

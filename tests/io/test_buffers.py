@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from llama_state._io.buffers import Pool, flat
+from tests.many_threads import together
 
 MIB = 1 << 20
 
@@ -124,11 +125,7 @@ def test_many_threads() -> None:
                 if bytes(view) != bytes([n]) * size:
                     wrong.append(n)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(8, work)
     assert wrong == []
     assert pool.idle <= 4 * MIB
 

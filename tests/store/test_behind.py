@@ -20,6 +20,7 @@ from llama_state.store.places.memory import MemoryBackend
 from llama_state.store.prompt import Prompt
 from llama_state.store.troubles import Troubles
 from tests.interruptions import STRIDE, interrupted, places
+from tests.many_threads import together
 
 from .objects import as_one, chain, packed
 
@@ -150,16 +151,12 @@ def test_many_threads() -> None:
     to = behind(backend)
     prompts = [Prompt.of([n, *range(60)]) for n in range(8)]
 
-    def write(prompt: Prompt) -> None:
-        for name, words, end in chain(prompt):
+    def write(n: int) -> None:
+        for name, words, end in chain(prompts[n]):
             assert to.put(name, packed(name, words, end, bytes(10)))
             to.settle()
 
-    threads = [threading.Thread(target=write, args=[prompt]) for prompt in prompts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(len(prompts), write)
     assert to.flush(30)
     assert len(list(backend.entries())) == sum(len(chain(prompt)) for prompt in prompts)
     for thread in threading.enumerate():
